@@ -201,8 +201,9 @@ class Budget:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is not None and not (np.isfinite(value) and value > 0 or (f.name == "max_quality_loss_pct" and value == 0)):
-                raise ConfigError(f"budget {f.name} = {value}: needs a positive finite number; leave it out for no limit")
+            may_be_zero = f.name == "max_quality_loss_pct"
+            if value is not None and not (np.isfinite(value) and (value > 0 or (may_be_zero and value == 0))):
+                raise ConfigError(f"budget {f.name} = {value}: needs a positive finite number; None means no limit")
 
     def with_changes(self, **changes: float | None) -> "Budget":
         """A copy with some limits replaced; an unknown name is a `ConfigError`."""

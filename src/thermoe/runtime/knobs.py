@@ -26,9 +26,7 @@ class DeviceKnobs:
         width = len(_TABLES) * self.num_experts + len(_SCALARS) + 1
         self._device = torch.device(device)
         self._buffer = torch.zeros(self.num_layers, width, dtype=torch.float32, device=self._device)
-        self._staging = torch.zeros(
-            self.num_layers, width, dtype=torch.float32, pin_memory=self._device.type == "cuda"
-        )
+        self._staging = torch.zeros(self.num_layers, width, dtype=torch.float32, pin_memory=self._device.type == "cuda")
         self._copied = torch.cuda.Event() if self._device.type == "cuda" else None
         self.write(knobs)
 
@@ -52,13 +50,13 @@ class DeviceKnobs:
             self._copied.record()
         self.host = knobs
 
-    def layer(self, index: int) -> LayerKnobs:
-        """Views of one layer's knobs; they show later writes too."""
+    def layer(self, index: int, *, union: bool = True) -> LayerKnobs:
+        """Views of one layer's knobs; they show later writes too. `union=False` withholds union policies."""
         row, experts = self._buffer[index], self.num_experts
         tables = {name: row[i * experts : (i + 1) * experts] for i, name in enumerate(_TABLES)}
         start = len(_TABLES) * experts
         scalars = {name: row[start + i] for i, name in enumerate((*_SCALARS, "value_power"))}
-        return LayerKnobs(union=self.host.union, **tables, **scalars)
+        return LayerKnobs(union=union and self.host.union, **tables, **scalars)
 
 
 class DeviceCounters:

@@ -53,16 +53,16 @@ class Routing:
     loaded_CE: Tensor | None
 
 
-def batch_values(ids_TK: Tensor, gates_TK: Tensor, live_T: Tensor, num_experts: int, columns: int, power: Tensor) -> Tensor:
+def batch_values(
+    ids_TK: Tensor, gates_TK: Tensor, live_T: Tensor, num_experts: int, columns: int, power: Tensor
+) -> Tensor:
     """(C, E) value of each expert to each batch: the sum of normalised gates to the given power."""
     share_TK = gates_TK / gates_TK.sum(dim=-1, keepdim=True).clamp_min(1e-20)
     value_TK = share_TK.pow(power) * live_T.unsqueeze(-1)
     return _sum_by_column(ids_TK, value_TK, num_experts, columns)
 
 
-def loaded_experts(
-    own_ids_TK: Tensor, gates_TE: Tensor, live_T: Tensor, knobs: LayerKnobs, columns: int
-) -> Tensor:
+def loaded_experts(own_ids_TK: Tensor, gates_TE: Tensor, live_T: Tensor, knobs: LayerKnobs, columns: int) -> Tensor:
     """(C, E) the set S of experts that each batch loads; everything allowed where no token is live."""
     num_experts = gates_TE.shape[1]
     position_K = torch.arange(own_ids_TK.shape[1], device=own_ids_TK.device)
@@ -116,7 +116,7 @@ def route_reference(
         scores_TE = biased_TE.masked_fill(~loaded_TE, barred)
         ids_TK = scores_TE.topk(top_k, dim=-1).indices
 
-    kept_TK = _kept_slots(scores_TE.gather(1, ids_TK) > barred, gates_TE.gather(1, ids_TK), knobs)
+    kept_TK = kept_slots(scores_TE.gather(1, ids_TK) > barred, gates_TE.gather(1, ids_TK), knobs)
     weights_TK = gates_TE.gather(1, ids_TK) * kept_TK
     if renormalise:
         weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True).clamp_min(1e-20)
@@ -129,7 +129,7 @@ def route_reference(
     )
 
 
-def _kept_slots(available_TK: Tensor, gates_TK: Tensor, knobs: LayerKnobs) -> Tensor:
+def kept_slots(available_TK: Tensor, gates_TK: Tensor, knobs: LayerKnobs) -> Tensor:
     """(T, K) slots that are used: within `top_k`, not below the skip ratio, not beyond the gate mass."""
     position_K = torch.arange(gates_TK.shape[1], device=gates_TK.device)
     gates_TK = gates_TK * available_TK

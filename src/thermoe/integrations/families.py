@@ -1,0 +1,130 @@
+"""How each supported model family scores its experts, so that a choice can be changed and nothing else.
+
+T tokens, E experts, K experts per token. Every function here restates what the family's router in
+Transformers 5.17 to 5.23 computes; `tests/integrations` compares them with the routers themselves.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Scores = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One scoring rule.
+
+    Attributes:
+        scores: (router, logits_TE) -> (ranks_TE, gates_TE), float32: what experts are ranked by, -inf where the
+            family rules an expert out, and the unbiased positive gates.
+        renormalises: whether chosen gates are scaled to sum to one.
+        scale: factor on the weights.
+        picks_in_turn: the gates of later picks depend on earlier ones (sparsemixer): weights are
+            computed by `in_turn` from the restricted logits.
+    """
+
+    scores: Scores
+    renormalises: Callable[[nn.Module], bool]
+    scale: Callable[[nn.Module], float]
+    picks_in_turn: bool = False
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    """An attribute of a router class that the type checker knows nothing of."""
+    return getattr(module, name)
+
+
+def _softmax_scores(router: nn.Module, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+    logits_TE = logits_TE.float()
+    return logits_TE, logits_TE.softmax(dim=-1)
+
+
+def _keep_groups(ranks_TE: Tensor, group_scores_TG: Tensor, groups_kept: int) -> Tensor:
+    """Ranks with every expert outside the best groups at -inf."""
+    num_groups = group_scores_TG.shape[1]
+    best = group_scores_TG.topk(groups_kept, dim=-1).indices
+    kept_TG = torch.zeros_like(group_scores_TG, dtype=torch.bool).scatter_(1, best, value=True)
+    kept_TE = kept_TG.repeat_interleave(ranks_TE.shape[1] // num_groups, dim=1)
+    return ranks_TE.masked_fill(~kept_TE, float("-inf"))
+
+
+def _deepseek_v2_scores(router: nn.Module, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+    ranks_TE, gates_TE = _softmax_scores(router, logits_TE)
+    if _attribute(router, "topk_method") == "group_limited_greedy":
+        num_groups = int(_attribute(router, "num_group"))
+        group_scores_TG = gates_TE.unflatten(1, (num_groups, -1)).amax(dim=-1)
+        ranks_TE = _keep_groups(ranks_TE, group_scores_TG, int(_attribute(router, "topk_group")))
+    return ranks_TE, gates_TE
+
+
+def _corrected_sigmoid_scores(router: nn.Module, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+    gates_TE = logits_TE.float().sigmoid()
+    ranks_TE = gates_TE + _attribute(router, "e_score_correction_bias")
+    num_groups = int(_attribute(router, "num_group"))
+    group_scores_TG = ranks_TE.unflatten(1, (num_groups, -1)).topk(2, dim=-1).values.sum(dim=-1)
+    return _keep_groups(ranks_TE, group_scores_TG, int(_attribute(router, "topk_group"))), gates_TE
+
+
+def in_turn(router: nn.Module, logits_TE: Tensor, loaded_TE: Tensor | None, top_k: int) -> tuple[Tensor, Tensor]:
+    """Phi-MoE's sparsemixer (arXiv 2310.00811) at inference: one masked softmax for each pick.
+
+    Experts outside `loaded_TE` are at -inf. Returns ids (T, K) and weights (T, K) in float32.
+    """
+    jitter = 2.0 * float(_attribute(router, "router_jitter_noise"))
+    barred = torch.finfo(torch.float32).min
+    left_TE = logits_TE.float()
+    if loaded_TE is not None:
+        left_TE = left_TE.masked_fill(~loaded_TE, barred)
+    reference_TE = left_TE
+    ids, weights = [], []
+    for _ in range(top_k):
+        best_T1, pick_T1 = left_TE.max(dim=-1, keepdim=True)
+        distance_TE = (best_T1 - reference_TE) / reference_TE.abs().clamp(min=best_T1)
+        gates_TE = left_TE.masked_fill(distance_TE > jitter, float("-inf")).softmax(dim=-1)
+        ids.append(pick_T1)
+        weights.append(gates_TE.gather(1, pick_T1))
+        left_TE = left_TE.scatter(1, pick_T1, barred)
+    return torch.cat(ids, dim=1), torch.cat(weights, dim=1)
+
+
+def _always(router: nn.Module) -> bool:
+    return True
+
+
+def _norm_topk_prob(router: nn.Module) -> bool:
+    return bool(_attribute(router, "norm_topk_prob"))
+
+
+def _never(router: nn.Module) -> bool:
+    return False
+
+
+def _one(router: nn.Module) -> float:
+    return 1.0
+
+
+def _routed_scaling(router: nn.Module) -> float:
+    return float(_attribute(router, "routed_scaling_factor"))
+
+
+_SOFTMAX = Family(_softmax_scores, _always, _one)
+_SOFTMAX_OPTIONAL = Family(_softmax_scores, _norm_topk_prob, _one)
+_CORRECTED_SIGMOID = Family(_corrected_sigmoid_scores, _norm_topk_prob, _routed_scaling)
+
+FAMILIES: dict[str, tuple[str, Family]] = {
+    "mixtral": ("MixtralTopKRouter", _SOFTMAX),
+    "qwen2_moe": ("Qwen2MoeTopKRouter", _SOFTMAX_OPTIONAL),
+    "qwen3_moe": ("Qwen3MoeTopKRouter", _SOFTMAX_OPTIONAL),
+    "olmoe": ("OlmoeTopKRouter", _SOFTMAX_OPTIONAL),
+    "deepseek_v2": ("DeepseekV2TopkRouter", Family(_deepseek_v2_scores, _never, _routed_scaling)),
+    "deepseek_v3": ("DeepseekV3TopkRouter", _CORRECTED_SIGMOID),
+    "glm4_moe": ("Glm4MoeTopkRouter", _CORRECTED_SIGMOID),
+    "gpt_oss": ("GptOssTopKRouter", _SOFTMAX),
+    "phimoe": ("PhimoeTopKRouter", Family(_softmax_scores, _never, _one, picks_in_turn=True)),
+    "granitemoe": ("GraniteMoeTopKRouter", _SOFTMAX),
+}
+"""Supported `config.model_type` -> (class of its router, how it scores)."""

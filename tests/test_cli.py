@@ -31,7 +31,7 @@ class Fail:
         failures = {
             "config": ConfigError("k0 = 9: needs\n at most top_k = 8"),
             "interrupt": KeyboardInterrupt(),
-            "full": OSError(errno.ENOSPC, "No space left on device", "/somewhere/batches.parquet"),
+            "full": OSError(errno.ENOSPC, "No space left on device", "/far/x.parquet"),
             "missing": FileNotFoundError(errno.ENOENT, "No such file or directory", "text.txt"),
             "pipe": BrokenPipeError(),
             "bug": ZeroDivisionError("ours"),
@@ -58,8 +58,7 @@ def fail_command(monkeypatch):
         (
             "full",
             2,
-            "thermoe: error: No space left on device: /somewhere/batches.parquet; "
-            "free some space or choose another folder\n",
+            "thermoe: error: No space left on device: /far/x.parquet; free some space or choose another folder\n",
         ),
         ("missing", 2, "thermoe: error: No such file or directory: text.txt\n"),
         ("pipe", 141, ""),

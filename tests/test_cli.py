@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 import thermoe
+import thermoe.types
 from thermoe import cli, doctor
 from thermoe.errors import ConfigError, TelemetryError
 
@@ -168,3 +169,48 @@ def test_doctor_tells_a_silent_sensor_from_one_that_reads_zero(monkeypatch, caps
     rows = {line.split()[1]: line.split()[3] for line in capsys.readouterr().out.splitlines() if "│" in line}
     assert rows["gpu_util"] == "0"
     assert rows["fan_speed"] == "silent"
+
+
+@pytest.fixture
+def recorded_log(tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("time_s,power_w,fan_speed\n0.0,101.5,\n0.1,102.5,\n0.2,103.5,\n", encoding="utf-8")
+    return log
+
+
+def test_monitor_plays_a_log_to_its_end(recorded_log, capsys):
+    assert cli.main(["monitor", "--telemetry", f"replay:{recorded_log}", "--interval-s", "0.001"]) == 0
+    out = capsys.readouterr().out
+    assert "replayed" in out
+    assert "103.50" in out
+
+
+def test_monitor_once_shows_the_first_reading_and_silence_as_silence(recorded_log, capsys):
+    assert cli.main(["monitor", "--telemetry", f"replay:{recorded_log}", "--once"]) == 0
+    rows = {line.split()[1]: line.split()[3] for line in capsys.readouterr().out.splitlines() if line.startswith("│")}
+    assert rows["power_w"] == "101.50"
+    assert rows["fan_speed"] == "silent"
+
+
+def test_monitor_of_the_twin_says_simulated_and_stops_in_time(capsys):
+    start = time.perf_counter()
+    assert cli.main(["monitor", "--telemetry", "simulated", "--seconds", "0.3", "--interval-s", "0.1"]) == 0
+    assert 0.3 <= time.perf_counter() - start < 3.0
+    assert "(simulated)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--telemetry", "rubbish"],
+        ["--telemetry", "replay:/nowhere/log.csv"],
+        ["--seconds", "0"],
+        ["--interval-s", "nan"],
+        ["--interval-s", "inf"],
+    ],
+)
+def test_monitor_refuses_bad_options_in_one_line(options, capsys):
+    assert cli.main(["monitor", *options]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("thermoe: error: ")
+    assert err.count("\n") == 1

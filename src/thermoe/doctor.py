@@ -140,7 +140,8 @@ def _show(findings: dict[str, Any]) -> None:
     console.print(f"thermoe {findings['thermoe']}", highlight=False)
     versions = Table("package", "installed", "tested", "verdict", title="Versions", title_justify="left")
     for name, found in findings["versions"].items():
-        versions.add_row(name, found["installed"] or "-", found["tested"], found["verdict"])
+        note = " (needed on a GPU only)" if name == "triton" and found["verdict"] == "missing" else ""
+        versions.add_row(name, found["installed"] or "-", found["tested"], found["verdict"] + note)
     console.print(versions)
     _show_sensors(console, findings["nvml"])
     table = Table(show_header=False)
@@ -156,7 +157,7 @@ def _show(findings: dict[str, Any]) -> None:
 
 def _show_sensors(console: Console, nvml: dict[str, Any]) -> None:
     if nvml["why"] is not None:
-        console.print(f"NVML sensors: none ({nvml['why']}); the simulated GPU stands in", markup=False, highlight=False)
+        console.print(f"NVML sensors: none ({nvml['why']})", markup=False, highlight=False, soft_wrap=True)
         return
     sensors = Table("sensor", "reading", title="NVML sensors of GPU 0", title_justify="left")
     for name, value in nvml["sensors"].items():

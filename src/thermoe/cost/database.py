@@ -1,0 +1,201 @@
+"""The cost database: one versioned JSON file of `CostRow`s, keyed by device and software."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from thermoe.cost.rows import CostRow, DeviceKey
+from thermoe.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = "thermoe.costs"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A case that could not be measured, in the profiler's words."""
+
+    case: str
+    message: str
+
+
+@dataclass(slots=True)
+class CostDatabase:
+    """Rows of cost, at most one per `CostRow.key`, in the order they were added."""
+
+    rows: list[CostRow] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, row: CostRow) -> None:
+        """Add a row in place of any older row of the same key."""
+        self.rows = [r for r in self.rows if r.key != row.key]
+        self.rows.append(row)
+
+    def select(self, **wanted: Any) -> "CostDatabase":
+        """Rows whose named fields have the given values; a field may also be one of the device's.
+
+        Raises:
+            DataError: A name that no row has.
+        """
+        unknown = sorted(set(wanted) - _FIELDS)
+        if unknown:
+            raise DataError(f"cost rows have no {', '.join(unknown)}: choose from {', '.join(sorted(_FIELDS))}")
+        return CostDatabase([r for r in self.rows if all(_field(r, k) == v for k, v in wanted.items())])
+
+    def merge(self, other: "CostDatabase") -> "CostDatabase":
+        """Both databases' rows; where both hold a key with different figures, it is a `DataError`."""
+        merged = CostDatabase(list(self.rows), [*self.failures, *(f for f in other.failures if f not in self.failures)])
+        here = {r.key: r for r in self.rows}
+        for row in other.rows:
+            twin = here.get(row.key)
+            if twin is None:
+                merged.rows.append(row)
+            elif twin != row:
+                raise DataError(
+                    f"both databases hold {describe(row)} with different figures "
+                    f"({twin.latency_us:g} and {row.latency_us:g} us): remove it from one of them"
+                )
+        return merged
+
+    def diff(self, other: "CostDatabase") -> list[dict[str, Any]]:
+        """Change from this database to `other` for the cases both hold, whatever the device [%]."""
+        theirs = {r.case_key: r for r in other.rows}
+        pairs = ((r, theirs[r.case_key]) for r in self.rows if r.case_key in theirs)
+        return [
+            {
+                "case": describe(old),
+                "latency_us": old.latency_us,
+                "latency_change_pct": _change_pct(old.latency_us, new.latency_us),
+                "energy_mj": old.energy_mj,
+                "energy_change_pct": _change_pct(old.energy_mj, new.energy_mj),
+            }
+            for old, new in pairs
+        ]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One line per row, the device's fields as columns of their own."""
+        import pandas as pd  # only here: reading a database needs no pandas
+
+        lines = [asdict(r.device) | {k: v for k, v in asdict(r).items() if k != "device"} for r in self.rows]
+        return pd.DataFrame(lines).astype({"kind": str}) if lines else pd.DataFrame(columns=sorted(_FIELDS))
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all, one row per line."""
+        devices = list(dict.fromkeys(r.device for r in self.rows))
+        numbers = {device: i for i, device in enumerate(devices)}
+        row_lines = ",\n  ".join(json.dumps({"device": numbers[r.device]} | r.as_dict()) for r in self.rows)
+        text = (
+            f'{{"format": "{FORMAT}", "schema": {SCHEMA_VERSION},\n'
+            f' "devices": {json.dumps([asdict(d) for d in devices])},\n'
+            f' "failures": {json.dumps([asdict(f) for f in self.failures])},\n'
+            f' "rows": [\n  {row_lines}\n ]}}\n'
+        )
+        write_atomically(path, text)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and check a file.
+
+        Raises:
+            DataError: The file is missing, truncated, of another format, or holds a row that
+                cannot be right; the message is one line.
+        """
+        content = read_json_object(path, FORMAT, SCHEMA_VERSION)
+        devices = [DeviceKey.from_dict(d, str(path)) for d in _list(content, "devices", path)]
+        rows = [_read_row(r, i, devices, path) for i, r in enumerate(_list(content, "rows", path))]
+        if len({r.key for r in rows}) != len(rows):
+            raise DataError(f"{path}: holds the same case twice; keep one of each")
+        return cls(rows, [_read_failure(f, path) for f in _list(content, "failures", path)])
+
+    @classmethod
+    def merged(cls, databases: Iterable["CostDatabase"]) -> "CostDatabase":
+        """All databases as one."""
+        result: CostDatabase = cls()
+        for database in databases:
+            result = result.merge(database)
+        return result
+
+
+def describe(row: CostRow) -> str:
+    """A row's case in a few words, for messages and tables."""
+    sizes = f"D{row.hidden_size} I{row.inter_size} E{row.num_experts} k{row.top_k}"
+    return f"{row.op}/{row.impl} {row.dtype} {sizes}, {row.routed_rows} rows on {row.active_experts} experts"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text`, so that a reader or a crash sees the old file or the new one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+                Path(file.name).chmod(0o644)
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as err:
+        raise DataError(
+            f"{path}: cannot be written ({err.strerror}); choose a folder with room and permission"
+        ) from err
+
+
+def read_json_object(path: Path, expected_format: str, schema: int) -> dict[str, Any]:
+    """Read a JSON object that names its format and schema; anything else is a one-line `DataError`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror})") from err
+    except (ValueError, RecursionError) as err:
+        raise DataError(f"{path}: is not whole JSON ({' '.join(str(err).split())}); measure or fetch it again") from err
+    if not isinstance(content, dict) or content.get("format") != expected_format:
+        raise DataError(f'{path}: is no {expected_format} file (it lacks "format": "{expected_format}")')
+    if content.get("schema") != schema:
+        raise DataError(f"{path}: has schema {content.get('schema')!r}, this version reads {schema}")
+    return content
+
+
+_FIELDS = (set(CostRow.__dataclass_fields__) - {"device"}) | set(DeviceKey.__dataclass_fields__)
+
+
+def _field(row: CostRow, name: str) -> Any:
+    return getattr(row.device, name) if name in DeviceKey.__dataclass_fields__ else getattr(row, name)
+
+
+def _change_pct(old: float | None, new: float | None) -> float | None:
+    return None if old is None or new is None else 100.0 * (new / old - 1.0)
+
+
+def _list(content: dict[str, Any], name: str, path: Path) -> Sequence[Any]:
+    values = content.get(name)
+    if not isinstance(values, list):
+        raise DataError(f"{path}: {name} is {type(values).__name__}, needed a list")
+    return values
+
+
+def _read_row(values: Any, index: int, devices: Sequence[DeviceKey], path: Path) -> CostRow:
+    number = values.get("device") if isinstance(values, dict) else None
+    if not isinstance(number, int) or not 0 <= number < len(devices):
+        raise DataError(f"{path}: row {index} names device {number!r}, the file has {len(devices)}")
+    try:
+        return CostRow.from_dict(values, devices[number])
+    except DataError as err:
+        raise DataError(f"{path}: row {index}: {err}") from err
+
+
+def _read_failure(values: Any, path: Path) -> Failure:
+    if not isinstance(values, dict) or not all(isinstance(values.get(k), str) for k in ("case", "message")):
+        raise DataError(f"{path}: a failure needs a case and a message")
+    return Failure(values["case"], values["message"])

@@ -1,0 +1,195 @@
+"""One row of a cost database: what one operation cost on one device, and how that was found."""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from thermoe.errors import DataError
+from thermoe.types import Kind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceKey:
+    """What a cost belongs to: the same operation differs between releases of one framework.
+
+    Attributes:
+        gpu: Name the driver gives the device, or the processor's name.
+        driver: Driver release, empty on a CPU.
+        torch: torch release.
+        triton: Triton release, empty where there is none.
+        kernel_revision: Revision of Thermoe's own operations.
+    """
+
+    gpu: str
+    driver: str
+    torch: str
+    triton: str
+    kernel_revision: str
+
+    @classmethod
+    def from_dict(cls, values: Any, where: str) -> Self:
+        """Read a key; `DataError` names what is missing."""
+        if not isinstance(values, dict):
+            raise DataError(f"{where}: device is {type(values).__name__}, needed an object")
+        names = [f.name for f in fields(cls)]
+        wrong = [n for n in names if not isinstance(values.get(n), str)]
+        if wrong:
+            raise DataError(f"{where}: device lacks the text {', '.join(wrong)}")
+        return cls(**{n: values[n] for n in names})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostRow:
+    """Cost of one execution of one operation (one layer).
+
+    Attributes:
+        device: Where it ran.
+        op, impl, dtype: Operation, its implementation and the type of its weights.
+        hidden_size, inter_size, num_experts, top_k: Sizes D, I, E, k.
+        tokens: Tokens in the batch.
+        routed_rows: Token-expert pairs.
+        active_experts: Distinct experts touched.
+        skew: Load of the fullest expert over the mean load of the touched ones.
+        latency_us: Median latency over short rounds [us].
+        latency_low_us, latency_high_us: 5th and 95th percentile of the rounds [us].
+        latency_sustained_us: Mean latency while the energy window ran [us].
+        energy_mj: Energy by the counter [mJ]; None where it was not measured.
+        energy_integrated_mj: Energy by the integral of instant power [mJ].
+        power_w: Mean board power of the window [W].
+        power_limit_w: Enforced limit [W].
+        temp_c: Mean core temperature of the window [deg C].
+        sm_clock_mhz, memory_clock_mhz: Mean clocks of the window [MHz].
+        repeats: Executions timed.
+        spread_pct: (high - low) / median of the latency [%].
+        throttled: Whether the clocks were held back in the window; None where not known.
+        input_distribution: What the values were drawn from; power depends on it.
+        flops, bytes_moved: Operations and least memory traffic of one execution.
+        working_set_mb: Bytes that the timed rotation reads before it repeats [MB].
+        rel_error: Relative error against float64 on the same values.
+        kind: Measured, simulated or predicted.
+    """
+
+    device: DeviceKey
+    op: str
+    impl: str
+    dtype: str
+    hidden_size: int
+    inter_size: int
+    num_experts: int
+    top_k: int
+    tokens: int
+    routed_rows: int
+    active_experts: int
+    skew: float
+    latency_us: float
+    latency_low_us: float
+    latency_high_us: float
+    repeats: int
+    spread_pct: float
+    input_distribution: str
+    kind: Kind
+    latency_sustained_us: float | None = None
+    energy_mj: float | None = None
+    energy_integrated_mj: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    temp_c: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    throttled: bool | None = None
+    flops: float | None = None
+    bytes_moved: float | None = None
+    working_set_mb: float | None = None
+    rel_error: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in _TEXTS:
+            _check_text(name, getattr(self, name))
+        for name in _COUNTS:
+            _check_count(name, getattr(self, name))
+        for name in _FIGURES:
+            _check_positive(name, getattr(self, name))
+        for name in _OPTIONAL_FIGURES:
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name), zero_is_fine=name in _MAY_BE_ZERO)
+        if not isinstance(self.throttled, bool | None):
+            raise DataError(f"throttled = {self.throttled!r}: needs true, false or null")
+        if not self.latency_low_us <= self.latency_us <= self.latency_high_us:
+            raise DataError("latency_us lies outside latency_low_us .. latency_high_us")
+        if self.active_experts > min(self.num_experts, self.routed_rows):
+            raise DataError(
+                f"active_experts = {self.active_experts}: more than the experts or the routed rows there are"
+            )
+
+    @property
+    def key(self) -> tuple[DeviceKey, str, str, str, int, int, int, int, int, int, int]:
+        """What makes two rows the same measurement."""
+        return (self.device, *self.case_key)
+
+    @property
+    def case_key(self) -> tuple[str, str, str, int, int, int, int, int, int, int]:
+        """What was asked for, whatever the device."""
+        sizes = (self.hidden_size, self.inter_size, self.num_experts, self.top_k)
+        return (self.op, self.impl, self.dtype, *sizes, self.tokens, self.routed_rows, self.active_experts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as JSON has it, without its device."""
+        values = asdict(self) | {"kind": str(self.kind)}
+        del values["device"]
+        sizes = {letter: values.pop(name) for letter, name in _SHAPE.items()}
+        return {"op": values.pop("op"), "impl": values.pop("impl"), "shape": sizes, **values}
+
+    @classmethod
+    def from_dict(cls, values: Any, device: DeviceKey) -> Self:
+        """Inverse of `as_dict`; unknown keys are ignored, anything missing or wrong is a `DataError`."""
+        if not isinstance(values, dict) or not isinstance(values.get("shape"), dict):
+            raise DataError("a row needs to be an object with a shape")
+        sizes = {name: values["shape"].get(letter) for letter, name in _SHAPE.items()}
+        known = {f.name for f in fields(cls)} - {"device", *_SHAPE.values()}
+        flat: dict[str, Any] = {k: v for k, v in values.items() if k in known} | sizes
+        try:
+            flat["kind"] = Kind(str(flat.get("kind")))
+        except ValueError:
+            raise DataError(f"kind = {flat.get('kind')!r}: needs one of {', '.join(Kind)}") from None
+        missing = sorted(f.name for f in fields(cls) if f.name in _REQUIRED and f.name not in flat)
+        if missing:
+            raise DataError(f"lacks {', '.join(missing)}")
+        return cls(device=device, **flat)
+
+
+_SHAPE = {"D": "hidden_size", "I": "inter_size", "E": "num_experts", "k": "top_k"}
+_TEXTS = ("op", "impl", "dtype", "input_distribution")
+_COUNTS = (*_SHAPE.values(), "tokens", "routed_rows", "active_experts", "repeats")
+_FIGURES = ("skew", "latency_us", "latency_low_us", "latency_high_us")
+_MAY_BE_ZERO = ("rel_error", "temp_c", "flops")
+_OPTIONAL_FIGURES = (
+    "latency_sustained_us",
+    "energy_mj",
+    "energy_integrated_mj",
+    "power_w",
+    "power_limit_w",
+    "temp_c",
+    "sm_clock_mhz",
+    "memory_clock_mhz",
+    "flops",
+    "bytes_moved",
+    "working_set_mb",
+    "rel_error",
+)
+_REQUIRED = {*_TEXTS, *_COUNTS, *_FIGURES, "spread_pct", "kind"}
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{name} = {value!r}: needs a word")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DataError(f"{name} = {value!r}: needs a whole number of at least 1")
+
+
+def _check_positive(name: str, value: Any, *, zero_is_fine: bool = False) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value < 0 or (value == 0 and not zero_is_fine):
+        raise DataError(f"{name} = {value!r}: needs a positive finite number")

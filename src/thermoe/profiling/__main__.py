@@ -1,0 +1,30 @@
+"""`python -m thermoe.profiling`: the profiler where the command line's library is not installed."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from thermoe.errors import ThermoeError
+from thermoe.profiling.command import Profile
+
+
+def main() -> int:
+    """Parse, measure, and turn a user's error into one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m thermoe.profiling", description=Profile.__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ops", default="", help="comma list")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--window-s", type=float, default=2.0)
+    parser.add_argument("--plain", action="store_true")
+    options = vars(parser.parse_args())
+    options["ops"] = tuple(name for name in options["ops"].split(",") if name)
+    try:
+        return Profile(**options).execute()
+    except ThermoeError as err:
+        sys.stderr.write(f"thermoe: error: {err}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,6 +26,12 @@ class Interval(NamedTuple):
     high: float | None
 
 
+def reduction(change_pct: Interval) -> Interval:
+    """A change [%] told as a reduction: the sign turned, the ends swapped."""
+    value, low, high = change_pct
+    return Interval(0.0 - value, None if high is None else 0.0 - high, None if low is None else 0.0 - low)
+
+
 def resample_counts(num_units: int, num_resamples: int = NUM_RESAMPLES, seed: int = _SEED) -> IntArray:
     """(R, N) how often each unit is drawn in each resample of N units with replacement."""
     rng = np.random.default_rng(seed)

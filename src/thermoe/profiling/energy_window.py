@@ -4,9 +4,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from thermoe.telemetry.source import is_throttled
+from thermoe.telemetry.windows import WindowAccumulator
 from thermoe.types import SysState
 
 
@@ -42,20 +40,20 @@ def summarise_window(states: Sequence[SysState]) -> WindowFigures:
     """
     ticks = _counter_changes(states)
     inside = states[ticks[0] : ticks[-1] + 1] if len(ticks) >= 2 else states
-    first, last = inside[0], inside[-1]
-    power_counter_w = None
-    if len(ticks) >= 2 and first.energy_j is not None and last.energy_j is not None:
-        power_counter_w = (last.energy_j - first.energy_j) / (last.time_s - first.time_s)
-    throttled = [t for t in (is_throttled(s.throttle_reasons) for s in inside) if t is not None]
+    accumulator = WindowAccumulator(inside[0])
+    for state in inside[1:]:
+        accumulator.add(state)
+    window = accumulator.result()
+    counter_j = window.energy_counter_j if len(ticks) >= 2 else None
     return WindowFigures(
-        duration_s=last.time_s - first.time_s,
-        power_counter_w=power_counter_w,
-        power_integrated_w=_mean_power(inside),
-        temp_c=_mean(s.temp_c for s in inside),
+        duration_s=window.duration_s,
+        power_counter_w=_rate(counter_j, window.duration_s),
+        power_integrated_w=_rate(window.energy_integrated_j, window.duration_s),
+        temp_c=window.temp_mean_c,
         sm_clock_mhz=_mean(s.sm_clock_mhz for s in inside),
         memory_clock_mhz=_mean(s.memory_clock_mhz for s in inside),
         power_limit_w=_mean(s.power_limit_w for s in inside),
-        throttled=any(throttled) if throttled else None,
+        throttled=window.throttled,
     )
 
 
@@ -76,12 +74,8 @@ def _counter_changes(states: Sequence[SysState]) -> list[int]:
     return [i for i in range(1, len(energies)) if energies[i] is not None and energies[i] != energies[i - 1]]
 
 
-def _mean_power(states: Sequence[SysState]) -> float | None:
-    known = [(s.time_s, s.power_w) for s in states if s.power_w is not None]
-    if len(known) < 2:
-        return None
-    time_s, power_w = np.array(known).T
-    return float(np.trapezoid(power_w, time_s) / (time_s[-1] - time_s[0]))
+def _rate(energy_j: float | None, duration_s: float) -> float | None:
+    return None if energy_j is None or duration_s <= 0 else energy_j / duration_s
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

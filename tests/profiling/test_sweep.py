@@ -1,0 +1,123 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from thermoe.cost.database import CostDatabase
+from thermoe.cost.rows import DeviceKey
+from thermoe.errors import ConfigError, CostError
+from thermoe.profiling.command import Profile
+from thermoe.profiling.in_process import InProcess, Protocol
+from thermoe.profiling.plan import expert_case
+from thermoe.profiling.sweep import sweep
+from thermoe.types import Kind, SysState
+
+KEY = DeviceKey(gpu="cpu test", driver="", torch="2", triton="", kernel_revision="1")
+SIZES = (16, 8, 4, 2)
+QUICK = Protocol(window_s=0.05, warm_up_s=0.0, rounds=3, min_layers=2, max_layers=2)
+
+
+def cases(**changes):
+    return [
+        expert_case("expert_mlp", "loop", SIZES, rows, 2, **({"dtype": "float32", "energy": False} | changes))
+        for rows in (2, 4, 6)
+    ]
+
+
+def in_process(read_state=None) -> InProcess:
+    return InProcess(torch.device("cpu"), KEY, read_state, QUICK)
+
+
+def run_sweep(plan, measure, out, minutes=None):
+    return sweep(plan, measure, KEY, out, minutes=minutes, report=lambda done, line: None)
+
+
+def test_profiler_runs_on_a_cpu_and_the_file_reads_back(tmp_path):
+    out = tmp_path / "x.costs.json"
+    result = run_sweep(cases(), in_process().measure, out)
+    assert (result.measured, result.skipped, result.failed, result.left) == (3, 0, 0, 0)
+    rows = CostDatabase.load(out).rows
+    assert [r.routed_rows for r in rows] == [2, 4, 6]
+    assert all(r.kind is Kind.MEASURED and r.energy_mj is None and r.latency_us > 0 for r in rows)
+    assert all(r.repeats == 6 for r in rows)
+
+
+def test_a_failing_case_is_recorded_in_its_own_words_and_the_sweep_goes_on(tmp_path):
+    out, measure = tmp_path / "x.costs.json", in_process().measure
+
+    def sometimes(case):
+        if case.routed_rows == 4:
+            raise RuntimeError("out of memory")
+        return measure(case)
+
+    result = run_sweep(cases(), sometimes, out)
+    assert (result.measured, result.failed) == (2, 1)
+    (failure,) = CostDatabase.load(out).failures
+    assert failure.message == "RuntimeError: out of memory"
+    assert "4 rows" in failure.case
+
+
+def test_a_second_sweep_measures_only_what_is_missing(tmp_path):
+    out, measure, seen = tmp_path / "x.costs.json", in_process().measure, []
+    run_sweep(cases()[:2], measure, out)
+    before = CostDatabase.load(out).rows
+
+    def watched(case):
+        seen.append(case.routed_rows)
+        return measure(case)
+
+    result = run_sweep(cases(), watched, out)
+    assert (result.measured, result.skipped, seen) == (1, 2, [6])
+    assert CostDatabase.load(out).rows[:2] == before
+
+
+def test_time_budget_leaves_the_rest(tmp_path):
+    result = run_sweep(cases(), in_process().measure, tmp_path / "x.costs.json", minutes=1e-9)
+    assert (result.measured, result.left) == (0, 3)
+
+
+def test_a_wrong_result_is_never_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr("thermoe.profiling.operations.ExpertMlp.rel_error", lambda self: 0.5)
+    with pytest.raises(CostError, match=r"relative error 0\.5 over"):
+        in_process().measure(cases()[0])
+
+
+def test_energy_is_power_by_the_counter_times_latency():
+    clock = iter(range(10**7))
+
+    def read() -> SysState:
+        time_s = 0.1 * next(clock)
+        return SysState(
+            time_s=time_s, wall_time_s=time_s, source="t", kind=Kind.MEASURED, energy_j=250.0 * time_s, power_w=240.0
+        )
+
+    row = in_process(read).measure(cases(energy=True)[0])
+    assert row.power_w == pytest.approx(250.0, rel=1e-4)
+    assert row.energy_mj == pytest.approx(250.0 * row.latency_sustained_us * 1e-3, rel=1e-4)
+    assert row.energy_integrated_mj == pytest.approx(240.0 * row.latency_sustained_us * 1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"device": "tpu"}, {"minutes": 0.0}, {"window_s": 0.5}])
+def test_wrong_settings_are_refused(tmp_path, wrong):
+    with pytest.raises(ConfigError):
+        Profile(out=tmp_path / "x", **wrong)
+
+
+def test_command_measures_selected_operations(tmp_path):
+    out = tmp_path / "x.costs.json"
+    assert Profile(out=out, ops=("router_topk",), device="cpu").execute() == 0
+    assert {r.op for r in CostDatabase.load(out).rows} == {"router_topk"}
+    with pytest.raises(ConfigError, match="no operation sing"):
+        Profile(out=out, ops=("sing",), device="cpu").execute()
+
+
+def test_module_ends_with_2_on_a_foreign_file(tmp_path: Path):
+    out = tmp_path / "x.costs.json"
+    out.write_text('{"rows": []}')
+    command = [sys.executable, "-m", "thermoe.profiling", "--out", str(out), "--device", "cpu", "--plain"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "is no thermoe.costs file" in ended.stderr

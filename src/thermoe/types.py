@@ -310,7 +310,7 @@ class RoutingStatistics:
     @property
     def distinct_experts(self) -> FloatArray:
         """(L,) mean number of distinct experts a batch touched."""
-        return self.loads_per_expert.sum(axis=1) / max(self.num_groups, 1)
+        return np.asarray(self.loads_per_expert.sum(axis=1) / max(self.num_groups, 1), dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

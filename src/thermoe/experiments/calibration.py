@@ -1,0 +1,73 @@
+"""Calibration of a run: from a file, from the run folder of an interrupted run, or made anew and kept there."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from thermoe.demo import calibration_text_path
+from thermoe.errors import DataError
+from thermoe.experiments.choices import CALIBRATED_STRATEGIES
+from thermoe.experiments.config import RunConfig
+from thermoe.experiments.models import load_model
+from thermoe.experiments.store import RunStore
+from thermoe.integrations.calibrate import calibrate
+from thermoe.routing.calibration import Calibration
+from thermoe.workloads import TextBatch, TextBlocks
+
+CALIBRATION_FILE = "calibration.json"
+
+
+def obtain(config: RunConfig, model: Any, tokenizer: Any, store: RunStore, console: Console) -> Calibration | None:
+    """The calibration of a run; None where no strategy of it needs one.
+
+    Raises:
+        DataError: A file that holds no calibration, or calibration text that is too short.
+    """
+    if not CALIBRATED_STRATEGIES & set(config.strategies) or model is None:
+        return None
+    kept = store.path / CALIBRATION_FILE
+    if not kept.is_file():
+        made = read(Path(config.calibration)) if config.calibration else make(config, model, tokenizer, console)
+        store.write_text(CALIBRATION_FILE, json.dumps(made.to_dict()))
+    return read(kept)  # what a resumed run will read, so that both go on from the same numbers
+
+
+def calibrate_to_file(config: RunConfig, out: Path, console: Console) -> None:
+    """Calibrate the configured model on its calibration text and write one file."""
+    assert config.model is not None
+    model, tokenizer = load_model(config.model, config.device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(make(config, model, tokenizer, console).to_dict()))
+
+
+def make(config: RunConfig, model: Any, tokenizer: Any, console: Console) -> Calibration:
+    """Calibrate on the calibration text."""
+    texts = config.calibration_text or (str(calibration_text_path()),)
+    blocks = TextBlocks(
+        texts,
+        tokenizer,
+        batch_size=config.batch_size,
+        block_size=config.block_size,
+        max_tokens=config.calibration_tokens,
+    )
+    console.print(
+        f"calibrating on {', '.join(texts)}: {blocks.num_predictions} tokens", highlight=False, soft_wrap=True
+    )
+    return calibrate(model, list(_batches(blocks)))
+
+
+def read(path: Path) -> Calibration:
+    """A calibration from its file."""
+    try:
+        return Calibration.from_dict(json.loads(path.read_text()))
+    except OSError as err:
+        raise DataError(f"calibration {path} cannot be read: {err.strerror}") from err
+    except (ValueError, KeyError, TypeError) as err:
+        raise DataError(f"{path} holds no calibration ({err}): make one with thermoe calibrate") from err
+
+
+def _batches(blocks: TextBlocks) -> Iterator[TextBatch]:
+    return (blocks.batch(index) for index in range(len(blocks)))

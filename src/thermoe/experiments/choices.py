@@ -1,0 +1,51 @@
+"""What a run can be asked for by name."""
+
+from enum import StrEnum
+
+from thermoe.types import NAMED_SHAPES, RoutingStrategy
+
+
+class TextWorkload(StrEnum):
+    """What is done with a text.
+
+    TEACHER_FORCED: B sequences in step; every position is one batch of B tokens, scored.
+    PREFILL: whole prompts in one forward each, scored.
+    GENERATION: prompts from the text, new tokens by greedy `generate()`; nothing to score.
+    """
+
+    TEACHER_FORCED = "teacher_forced"
+    PREFILL = "prefill"
+    GENERATION = "generation"
+
+
+class TensorWorkload(StrEnum):
+    """Synthetic activations for the self-contained MoE block."""
+
+    STANDARD = "standard"
+    HIGH_COMPLEXITY = "high_complexity"
+    SMALL_BATCH = "small_batch"
+    LARGE_BATCH = "large_batch"
+
+
+TEXT_WORKLOADS = tuple(str(w) for w in TextWorkload)
+TENSOR_WORKLOADS = tuple(str(w) for w in TensorWorkload)
+STRATEGY_NAMES = tuple(str(s) for s in RoutingStrategy)
+OWN_SHAPE = "model"
+PRICE_NAMES = (*NAMED_SHAPES, OWN_SHAPE)
+DEVICES = ("cpu", "cuda")
+EXPERT_TYPES = ("simple", "quantized", "mixed")
+#: Strategies whose knobs never change while a run goes on.
+FIXED_STRATEGIES = frozenset(
+    {
+        RoutingStrategy.BASELINE,
+        RoutingStrategy.STATIC_OPTIMAL,
+        RoutingStrategy.OPPORTUNISTIC,
+        RoutingStrategy.GATE_MASS,
+        RoutingStrategy.EXPERT_SKIPPING,
+        RoutingStrategy.TOP_P,
+    }
+)
+#: Strategies that need the sensitivities measured on calibration text.
+CALIBRATED_STRATEGIES = frozenset(
+    {RoutingStrategy.STATIC_OPTIMAL, RoutingStrategy.KERNEL_AWARE, RoutingStrategy.KERNEL_AWARE_TTHA}
+)

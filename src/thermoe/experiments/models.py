@@ -1,0 +1,51 @@
+"""Loading a Hugging Face model and its tokenizer, with one line for everything a user can get wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from thermoe.errors import ConfigError
+
+
+def load_model(name: str, device: str) -> tuple[nn.Module, Any]:
+    """A causal language model in eval mode and its tokenizer.
+
+    float32 on the CPU, so that figures do not depend on the machine; bfloat16 on a GPU.
+
+    Args:
+        name: Folder, or id on the hub.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: Nothing there, or it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    check_device(device)
+    path = Path(name)
+    if path.exists() and not (path / "config.json").is_file():
+        raise ConfigError(f"model {name} holds no config.json: give the folder of a Hugging Face model")
+    if not path.exists() and (path.is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise ConfigError(f"model folder {name} does not exist: give an existing folder or a hub id such as owner/name")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    except (OSError, ValueError, KeyError, ImportError) as err:
+        reason = " ".join(str(err).split())[:300]
+        raise ConfigError(f"model {name} cannot be loaded: {reason}") from err
+    tokenizer.model_max_length = 1 << 40  # a whole text is encoded at once and cut into blocks afterwards
+    return model.eval().to(device), tokenizer
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU that is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "no GPU: --device cuda was asked for and torch sees none; use --device cpu, or see thermoe doctor"
+        )

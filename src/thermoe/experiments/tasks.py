@@ -1,0 +1,99 @@
+"""Workloads and runners of a run: what is computed, and on which model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thermoe.errors import ConfigError
+from thermoe.experiments.block_runner import BlockRunner
+from thermoe.experiments.config import RunConfig
+from thermoe.experiments.forwards import Runner
+from thermoe.experiments.models import check_device, load_model
+from thermoe.experiments.text_runner import TextRunner
+from thermoe.types import MoEShape
+from thermoe.workloads import TextBlocks, TextMode, Workload, WorkloadGenerator, read_text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """What a run computes.
+
+    Attributes:
+        shape: Sizes of the model's MoE layers.
+        workloads: Names in order, with what builds each for a seed.
+        runner: What computes the batches of one seed.
+        model, tokenizer: The Hugging Face model, for calibration; None for the block.
+    """
+
+    shape: MoEShape
+    workloads: dict[str, Callable[[int], Workload]]
+    runner: Callable[[int], Runner]
+    model: Any = None
+    tokenizer: Any = None
+
+
+def build_task(config: RunConfig) -> Task:
+    """The task of a run.
+
+    Raises:
+        ThermoeError: A model or text that cannot be used.
+    """
+    check_device(config.device)
+    return _text_task(config) if config.is_text else _tensor_task(config)
+
+
+def check_texts(paths: tuple[str, ...]) -> None:
+    """Refuse texts that cannot be read, before a model is loaded."""
+    for path in paths:
+        read_text(Path(path))
+
+
+def _text_task(config: RunConfig) -> Task:
+    check_texts(config.text)
+    assert config.model is not None
+    model, tokenizer = load_model(config.model, config.device)
+    runner = TextRunner(model)
+    workloads: dict[str, Callable[[int], Workload]] = {}
+    for mode in config.resolved_workloads:
+        for path in config.text:
+            name = f"{mode}:{Path(path).stem}"
+            if name in workloads:
+                raise ConfigError(f"two texts are called {Path(path).stem}: rename one, workloads are named after them")
+            blocks = TextBlocks(
+                [path],
+                tokenizer,
+                batch_size=config.batch_size,
+                block_size=config.block_size,
+                max_tokens=config.max_tokens,
+                mode=TextMode(mode),
+                new_tokens=config.new_tokens if mode == TextMode.GENERATION else 0,
+            )
+            workloads[name] = _same_for_all_seeds(blocks)
+    return Task(shape=runner.shape, workloads=workloads, runner=lambda seed: runner, model=model, tokenizer=tokenizer)
+
+
+def _same_for_all_seeds(blocks: TextBlocks) -> Callable[[int], Workload]:
+    return lambda seed: blocks
+
+
+def _tensor_task(config: RunConfig) -> Task:
+    shape = MoEShape(
+        num_layers=config.num_layers,
+        hidden_size=config.d_model,
+        inter_size=config.inter_size,
+        num_experts=config.num_experts,
+        top_k=config.top_k,
+    )
+
+    def generator(name: str) -> Callable[[int], Workload]:
+        return lambda seed: WorkloadGenerator(name, config.d_model, num_batches=config.samples_per_workload, seed=seed)
+
+    runners: dict[int, Runner] = {}
+
+    def runner(seed: int) -> Runner:
+        if seed not in runners:
+            runners[seed] = BlockRunner(shape, seed=seed, device=config.device)
+        return runners[seed]
+
+    return Task(shape=shape, workloads={name: generator(name) for name in config.resolved_workloads}, runner=runner)

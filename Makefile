@@ -33,7 +33,7 @@ check: .venv/.stamp ## formatting, lint, types, layers and documentation
 	@echo "== lint-imports: layers"
 	$(BIN)/lint-imports
 	@echo "== mkdocs: documentation"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 families: families-newest families-oldest ## model-family tests at both ends of the Transformers range
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from thermoe.kernels.route import LayerKnobs, Routing
+
 Scores = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -23,8 +25,8 @@ class Family:
             family rules an expert out, and the unbiased positive gates.
         renormalises: whether chosen gates are scaled to sum to one.
         scale: factor on the weights.
-        picks_in_turn: the gates of later picks depend on earlier ones (sparsemixer): weights are
-            computed by `in_turn` from the restricted logits.
+        picks_in_turn: the gates of later picks depend on earlier ones (sparsemixer): the weights
+            come from `weighed_in_turn`.
     """
 
     scores: Scores
@@ -69,26 +71,48 @@ def _corrected_sigmoid_scores(router: nn.Module, logits_TE: Tensor) -> tuple[Ten
     return _keep_groups(ranks_TE, group_scores_TG, int(_attribute(router, "topk_group"))), gates_TE
 
 
-def in_turn(router: nn.Module, logits_TE: Tensor, loaded_TE: Tensor | None, top_k: int) -> tuple[Tensor, Tensor]:
-    """Phi-MoE's sparsemixer (arXiv 2310.00811) at inference: one masked softmax for each pick.
+def sparsemixer(router: nn.Module, logits_TE: Tensor, usable_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Phi-MoE's sparsemixer (arXiv 2409.12136) at inference: one masked softmax for each pick.
 
-    Experts outside `loaded_TE` are at -inf. Returns ids (T, K) and weights (T, K) in float32.
+    Experts outside `usable_TE` count as -inf. Returns ids (T, K), in order of logits, and weights
+    (T, K) in the logits' dtype, in which the jitter's threshold has to be compared to agree with
+    the model; a pick beyond the usable experts has weight 0.
     """
     jitter = 2.0 * float(_attribute(router, "router_jitter_noise"))
-    barred = torch.finfo(torch.float32).min
-    left_TE = logits_TE.float()
-    if loaded_TE is not None:
-        left_TE = left_TE.masked_fill(~loaded_TE, barred)
-    reference_TE = left_TE
+    barred = torch.finfo(logits_TE.dtype).min
+    left_TE = reference_TE = logits_TE.masked_fill(~usable_TE, barred)
     ids, weights = [], []
     for _ in range(top_k):
         best_T1, pick_T1 = left_TE.max(dim=-1, keepdim=True)
         distance_TE = (best_T1 - reference_TE) / reference_TE.abs().clamp(min=best_T1)
         gates_TE = left_TE.masked_fill(distance_TE > jitter, float("-inf")).softmax(dim=-1)
         ids.append(pick_T1)
-        weights.append(gates_TE.gather(1, pick_T1))
+        weights.append(gates_TE.gather(1, pick_T1).masked_fill(best_T1 <= barred, 0.0))
         left_TE = left_TE.scatter(1, pick_T1, barred)
     return torch.cat(ids, dim=1), torch.cat(weights, dim=1)
+
+
+def weighed_in_turn(router: nn.Module, logits_TE: Tensor, routing: Routing, knobs: LayerKnobs, columns: int) -> Routing:
+    """The same chosen experts as in `routing`, weighed by the sparsemixer over what the token could have had.
+
+    Experts outside the batch's set count as -inf, and so do those that rank above a chosen one by
+    the model's own logits but were not chosen: a bias moves the choice, never a weight.
+    """
+    top_k = routing.ids_TK.shape[1]
+    chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool).scatter_(1, routing.ids_TK, value=True)
+    lowest_T1 = logits_TE.masked_fill(~chosen_TE, float("inf")).amin(dim=-1, keepdim=True)
+    offered_CE = knobs.allowed > 0 if routing.loaded_CE is None else routing.loaded_CE
+    offered_RCE = (logits_TE <= lowest_T1).reshape(-1, columns, logits_TE.shape[1]) & offered_CE
+    ids_TK, weights_TK = sparsemixer(router, logits_TE, chosen_TE | offered_RCE.reshape_as(chosen_TE), top_k)
+    # The sparsemixer picks in order of logits, so the chosen experts come first and the dropped slots last.
+    kept_TK = torch.arange(top_k, device=ids_TK.device) < routing.kept_TK.sum(dim=-1, keepdim=True)
+    return Routing(
+        ids_TK=torch.where(kept_TK, ids_TK, ids_TK[:, :1]),
+        weights_TK=weights_TK.masked_fill(~kept_TK, 0.0),
+        kept_TK=kept_TK,
+        own_ids_TK=routing.own_ids_TK,
+        loaded_CE=routing.loaded_CE,
+    )
 
 
 def _always(router: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Finds the routers of a Transformers model, or says why it cannot be attached to."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ def find_routers(model: nn.Module) -> Routers:
                 f"model type '{model_type}' has no experts to route; needed a Mixture-of-Experts model of: {supported}"
             )
         raise UnsupportedModelError(f"model family '{model_type}' is not supported; supported are: {supported}")
+    _refuse_bypasses(model, config)
     class_name, family = FAMILIES[model_type]
     modules = [m for m in model.modules() if type(m).__name__ == class_name]
     if not modules:
@@ -39,7 +41,6 @@ def find_routers(model: nn.Module) -> Routers:
             f"model type '{model_type}' was built without a {class_name}: its MoE layers were replaced or it has "
             "none; load it without use_kernels and with at least one MoE layer"
         )
-    _refuse_bypasses(model, config)
     num_experts = {int(m.num_experts) for m in modules}  # type: ignore[arg-type]
     top_k = {int(m.top_k) for m in modules}  # type: ignore[arg-type]
     if len(num_experts) > 1 or len(top_k) > 1:
@@ -55,7 +56,7 @@ def find_routers(model: nn.Module) -> Routers:
         num_experts=num_experts.pop(),
         top_k=top_k.pop(),
     )
-    return Routers(model_type, family, modules, _decoder(model), shape)
+    return Routers(model_type, family, modules, _decoder(model, modules), shape)
 
 
 def routers_bypassed(fired: int, needed: int) -> UnsupportedModelError:
@@ -75,9 +76,18 @@ def unknown_router_output(output: Any, num_experts: int) -> UnsupportedModelErro
     )
 
 
-def _decoder(model: nn.Module) -> nn.Module:
-    base = getattr(model, "base_model", model)
-    return base if isinstance(base, nn.Module) else model
+def _decoder(model: nn.Module, routers: list[nn.Module]) -> nn.Module:
+    """The innermost module that takes tokens and runs all routers, whatever wraps it."""
+    found = model
+    for module in model.modules():  # outer modules come first
+        if "inputs_embeds" in inspect.signature(module.forward).parameters and _contains(module, routers):
+            found = module
+    return found
+
+
+def _contains(module: nn.Module, wanted: list[nn.Module]) -> bool:
+    inside = {id(m) for m in module.modules()}
+    return all(id(m) in inside for m in wanted)
 
 
 def _has_experts(model: nn.Module) -> bool:
@@ -87,24 +97,30 @@ def _has_experts(model: nn.Module) -> bool:
 def _refuse_bypasses(model: nn.Module, config: Any) -> None:
     """Refuse models whose MoE layers do not go through router and experts as the hooks need."""
     quantisation = getattr(config, "quantization_config", None)
-    if quantisation is not None:
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
+    if quantisation is not None or getattr(model, "is_quantized", False):
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+        method = method or getattr(quantisation, "quant_method", None) or "unknown method"
         raise UnsupportedModelError(
-            f"the model is quantised ({method}); its MoE layers may bypass the router's hooks. "
-            "Load it dequantised (for MXFP4: quantization_config=Mxfp4Config(dequantize=True))"
+            f"the model is quantised ({getattr(method, 'value', method)}): its MoE layers may bypass their routers; "
+            "load it dequantised (MXFP4: quantization_config=Mxfp4Config(dequantize=True))"
         )
-    if getattr(model, "use_kernels", False):
+    if _any_has(model, "_use_kernels"):
         raise UnsupportedModelError(
-            "the model was loaded with use_kernels=True, which replaces MoE blocks; load it without"
+            "the model was loaded with use_kernels=True, which may replace MoE layers; load it without"
         )
-    parallel = getattr(model, "_device_mesh", None) is not None or (getattr(model, "_tp_size", None) or 1) > 1
-    if parallel or any(getattr(m, "_is_expert_parallel", False) for m in model.modules()):
+    sharded = _any_has(model, "_device_mesh") or any((getattr(m, "_tp_size", None) or 1) > 1 for m in model.modules())
+    if sharded or _any_has(model, "_is_expert_parallel") or _any_has(model, "_is_hooked"):
         raise UnsupportedModelError(
             "the model is loaded with tensor or expert parallelism, which rewrites expert ids after the router; "
-            "load it on one device"
+            "load it on one device, without a distributed_config"
         )
-    devices = {p.device for p in model.parameters()}
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) > 1:
-        raise UnsupportedModelError(
-            f"the model is spread over {', '.join(sorted(str(d) for d in devices))}; load it on one device"
-        )
+        raise UnsupportedModelError(f"the model is spread over {', '.join(devices)}; load it on one device")
+    if devices == ["meta"]:
+        raise UnsupportedModelError("the model has no weights (device 'meta'); load them before attaching")
+
+
+def _any_has(model: nn.Module, flag: str) -> bool:
+    """Whether a module of the model carries this mark of Transformers, set to something."""
+    return any(getattr(module, flag, None) not in (None, False) for module in model.modules())

@@ -1,18 +1,24 @@
-"""Device copies of the knobs and the counters: the only two things control and data plane share.
+"""Device copy of the knobs: what the control plane writes and the data plane reads.
 
-Shapes: L layers, E experts, C batches (columns) of one forward.
+Shapes: L layers, E experts.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoe.errors import ConfigError
-from thermoe.kernels.route import LayerKnobs, Routing
-from thermoe.types import RoutingKnobs, RoutingStatistics
+from thermoe.kernels.route import LayerKnobs
+from thermoe.runtime.counters import DeviceCounters
+from thermoe.types import RoutingKnobs
 
-_SCALARS = ("price", "top_k", "protected_k0", "max_experts", "gate_mass", "skip_ratio")
-_TABLES = ("cost", "bias", "allowed")
+__all__ = ["DeviceCounters", "DeviceKnobs"]
+
+_NUM_TABLES = 3  # cost, bias, allowed
+_NUM_SCALARS = 7  # price, top_k, protected_k0, max_experts, gate_mass, skip_ratio, value_power
 
 
 class DeviceKnobs:
@@ -23,102 +29,89 @@ class DeviceKnobs:
 
     def __init__(self, knobs: RoutingKnobs, device: torch.device | str) -> None:
         self.num_layers, self.num_experts = knobs.cost.shape
-        width = len(_TABLES) * self.num_experts + len(_SCALARS) + 1
+        width = _NUM_TABLES * self.num_experts + _NUM_SCALARS
         self._device = torch.device(device)
-        self._buffer = torch.zeros(self.num_layers, width, dtype=torch.float32, device=self._device)
-        self._staging = torch.zeros(self.num_layers, width, dtype=torch.float32, pin_memory=self._device.type == "cuda")
+        shape, pin_memory = (self.num_layers, width), self._device.type == "cuda"
+        with torch.inference_mode(mode=False):  # else nothing outside inference mode could write to them
+            self._buffer = torch.zeros(shape, dtype=torch.float32, device=self._device)
+            self._staging = torch.zeros(shape, dtype=torch.float32, pin_memory=pin_memory)
         self._copied = torch.cuda.Event() if self._device.type == "cuda" else None
+        self._views = [self._view(row) for row in self._buffer]
+        self._layers: dict[tuple[int, bool], LayerKnobs] = {}
         self.write(knobs)
 
     def write(self, knobs: RoutingKnobs) -> None:
-        """Send new host values; returns without waiting for the device."""
-        if knobs.cost.shape != (self.num_layers, self.num_experts):
-            raise ConfigError(
-                f"knobs for {knobs.cost.shape} (layers, experts), the model has {(self.num_layers, self.num_experts)}"
-            )
-        packed = np.concatenate(
-            [np.asarray(getattr(knobs, name), dtype=np.float32) for name in _TABLES]
-            + [np.asarray(getattr(knobs, name), dtype=np.float32)[:, None] for name in _SCALARS]
-            + [np.full((self.num_layers, 1), knobs.value_power, dtype=np.float32)],
-            axis=1,
-        )
+        """Send new host values; waits for the copy of the write before, not for this one."""
+        self._check(knobs)
+        packed = torch.from_numpy(_packed(knobs))
         if self._copied is not None:
             self._copied.synchronize()  # the staging buffer may still be on its way from the last write
-        self._staging.copy_(torch.from_numpy(packed))
+        self._staging.copy_(packed)
         self._buffer.copy_(self._staging, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
         self.host = knobs
+        self._layers = {}
 
     def layer(self, index: int, *, union: bool = True) -> LayerKnobs:
-        """Views of one layer's knobs; they show later writes too. `union=False` withholds union policies."""
-        row, experts = self._buffer[index], self.num_experts
-        tables = {name: row[i * experts : (i + 1) * experts] for i, name in enumerate(_TABLES)}
-        start = len(_TABLES) * experts
-        scalars = {name: row[start + i] for i, name in enumerate((*_SCALARS, "value_power"))}
-        return LayerKnobs(union=union and self.host.union, **tables, **scalars)
+        """Views of one layer's knobs; they show later writes too. `union=False` withholds union policies.
 
+        Which operations run is decided here, from the values of now. A CUDA graph that is being
+        captured gets all of them, since it has to serve the values of later writes as well.
+        """
+        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return replace(self._views[index], union=union)
+        known = self._layers.get((index, union))
+        if known is None:
+            known = self._layers[index, union] = self._specialised(index, union=union and self.host.union)
+        return known
 
-class DeviceCounters:
-    """Counters the data plane adds to and the control plane drains.
-
-    Beside the running sums, the last forward's distinct experts, routed rows and gate mass are
-    kept per layer and column for the experiments.
-    """
-
-    def __init__(self, num_layers: int, num_experts: int, device: torch.device | str) -> None:
-        self.num_layers, self.num_experts = num_layers, num_experts
-        shape = (num_layers, num_experts)
-        self.tokens_per_expert = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.loads_per_expert = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.sums = torch.zeros(num_layers, 4, dtype=torch.float64, device=device)  # groups, tokens, mass, changed
-        self.last: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-
-    def add(
-        self, layer: int, routing: Routing, gates_TE: Tensor, live_T: Tensor | None, columns: int, own_ids_TK: Tensor
-    ) -> None:
-        """Count one layer of one forward; `own_ids_TK` is the model's own choice."""
-        ids_TK, kept_TK = routing.ids_TK, routing.kept_TK
-        num_tokens, top_k = ids_TK.shape
-        rows = num_tokens // columns
-        live = torch.ones(num_tokens, device=ids_TK.device) if live_T is None else live_T.float()
-        used_TK = kept_TK.float() * live.unsqueeze(-1)
-        # Dropped slots repeat the first expert: they add zero to what is already there.
-        used_TE = torch.zeros(num_tokens, self.num_experts, device=ids_TK.device).scatter_add_(1, ids_TK, used_TK)
-        tokens_CE = used_TE.view(rows, columns, self.num_experts).sum(0)
-        own_mass_T = gates_TE.gather(1, own_ids_TK).sum(-1).clamp_min(1e-20)
-        mass_T = (gates_TE.gather(1, ids_TK) * kept_TK).sum(-1) / own_mass_T * live
-        own_TE = torch.zeros_like(used_TE).scatter_(1, own_ids_TK, 1.0)
-        changed_T = (top_k - (own_TE.gather(1, ids_TK) * kept_TK).sum(-1)) / top_k * live
-        live_C = live.view(rows, columns).sum(0)
-
-        self.tokens_per_expert[layer] += tokens_CE.sum(0)
-        self.loads_per_expert[layer] += (tokens_CE > 0).sum(0)
-        self.sums[layer] += torch.stack([(live_C > 0).sum().float(), live_C.sum(), mass_T.sum(), changed_T.sum()])
-        self.last[layer] = (
-            (tokens_CE > 0).sum(-1).float(),
-            tokens_CE.sum(-1),
-            mass_T.view(rows, columns).sum(0) / live_C.clamp_min(1.0),
+    def _specialised(self, index: int, *, union: bool) -> LayerKnobs:
+        host = self.host
+        keeps_all = host.gate_mass[index] >= 1 and host.skip_ratio[index] <= 0
+        return replace(
+            self._views[index],
+            union=union,
+            biased=bool(host.bias[index].any() or not host.allowed[index].all()),
+            priced=bool(np.isfinite(host.price[index])),
+            ranked=bool(host.max_experts[index] > 0),
+            slots_kept=int(host.top_k[index]) if keeps_all else 0,
         )
 
-    def last_forward(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(L, C) distinct experts, routed rows and gate mass kept of the last forward (waits for the device)."""
-        ordered = [self.last[layer] for layer in range(self.num_layers)]
-        stacked = torch.stack([torch.stack(parts) for parts in ordered]).cpu().double().numpy()
-        return stacked[:, 0], stacked[:, 1], stacked[:, 2]
-
-    def drain(self) -> RoutingStatistics:
-        """Read all counters and set them to zero (waits for the device: control plane only)."""
-        sums = self.sums.cpu().numpy().copy()
-        tokens = np.maximum(sums[:, 1], 1.0)
-        statistics = RoutingStatistics(
-            num_groups=int(sums[0, 0]),
-            num_tokens=int(sums[0, 1]),
-            tokens_per_expert=self.tokens_per_expert.cpu().numpy().copy(),
-            loads_per_expert=self.loads_per_expert.cpu().numpy().copy(),
-            gate_mass_kept=sums[:, 2] / tokens,
-            changed_slots=sums[:, 3] / tokens,
+    def _view(self, row: Tensor) -> LayerKnobs:
+        experts, start = self.num_experts, _NUM_TABLES * self.num_experts
+        cost, bias, allowed = (row[i * experts : (i + 1) * experts] for i in range(_NUM_TABLES))
+        price, top_k, protected_k0, max_experts, gate_mass, skip_ratio, value_power = row[start:]
+        return LayerKnobs(
+            price=price,
+            cost=cost,
+            bias=bias,
+            allowed=allowed,
+            top_k=top_k,
+            protected_k0=protected_k0,
+            max_experts=max_experts,
+            gate_mass=gate_mass,
+            skip_ratio=skip_ratio,
+            value_power=value_power,
+            union=True,
         )
-        for counter in (self.sums, self.tokens_per_expert, self.loads_per_expert):
-            counter.zero_()
-        return statistics
+
+    def _check(self, knobs: RoutingKnobs) -> None:
+        if knobs.cost.shape != (self.num_layers, self.num_experts):
+            raise ConfigError(
+                f"knobs for {knobs.cost.shape} (layers, experts), the model has {(self.num_layers, self.num_experts)}: "
+                "make them with the model's own shape"
+            )
+        barren = np.flatnonzero(~knobs.allowed.any(axis=1))
+        if barren.size:
+            raise ConfigError(f"knobs allow no expert in layer {barren[0]}: allow at least one in every layer")
+
+
+def _packed(knobs: RoutingKnobs) -> NDArray[np.float32]:
+    """(L, 3 * E + 7) float32 rows; without a union policy every own choice counts as protected."""
+    num_layers, num_experts = knobs.cost.shape
+    protected = knobs.protected_k0 if knobs.union else np.full(num_layers, num_experts)
+    value_power = np.full(num_layers, knobs.value_power)
+    scalars = (knobs.price, knobs.top_k, protected, knobs.max_experts, knobs.gate_mass, knobs.skip_ratio, value_power)
+    columns = [knobs.cost, knobs.bias, knobs.allowed, *(scalar[:, None] for scalar in scalars)]
+    return np.concatenate([np.asarray(column, dtype=np.float32) for column in columns], axis=1)

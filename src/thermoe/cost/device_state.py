@@ -1,0 +1,43 @@
+"""What heat and the power limit do to a cost, in a first form."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from thermoe.cost.prediction import CostArrays
+from thermoe.cost.roofline import DeviceLimits
+from thermoe.types import FloatArray, SysState
+
+# Assumption, not measured: leakage grows by this share of idle power per degree.
+LEAKAGE_PER_C = 0.004
+# Measured on one H200: 0.038 degC from board power to core temperature.
+THERMAL_RESISTANCE_C_PER_W = 0.038
+# A limit close to idle power would stop the clock in the model; boards keep a lowest clock instead.
+LEAST_DYNAMIC_POWER_W = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Power that a state leaves to work.
+
+    Attributes:
+        static_power_w: Idle power with leakage at the state's temperature [W].
+        power_limit_w: Enforced limit [W].
+    """
+
+    static_power_w: float
+    power_limit_w: float
+
+    def apply(self, latency_s: FloatArray, dynamic_energy_j: FloatArray) -> CostArrays:
+        """Latency stretched until mean power fits the limit, and energy with idle power over that time."""
+        dynamic_w = max(self.power_limit_w - self.static_power_w, LEAST_DYNAMIC_POWER_W)
+        stretched_s = np.maximum(latency_s, dynamic_energy_j / dynamic_w)
+        return CostArrays(stretched_s, dynamic_energy_j + self.static_power_w * stretched_s)
+
+
+def conditions(limits: DeviceLimits, reference_temp_c: float, state: SysState | None) -> Conditions:
+    """Conditions of a state; whatever it does not tell is as it was when the costs were measured."""
+    temp_c = reference_temp_c if state is None or state.temp_c is None else state.temp_c
+    limit_w = limits.power_limit_w if state is None or state.power_limit_w is None else state.power_limit_w
+    leakage = max(0.0, 1.0 + LEAKAGE_PER_C * (temp_c - reference_temp_c))
+    return Conditions(limits.idle_power_w * leakage, limit_w)

@@ -1,0 +1,72 @@
+"""Makes the convex view that routing uses out of the accurate prediction, and reports how far apart the two are."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from thermoe.cost.device_state import Conditions
+from thermoe.cost.law import Law
+from thermoe.cost.prediction import CostArrays, Hinges, RoutingCost
+from thermoe.cost.work import expected_distinct_experts, work_of
+from thermoe.types import FloatArray, MoEShape
+
+Predict = Callable[[FloatArray, FloatArray], CostArrays]
+
+
+def routing_view(law: Law, at: Conditions, shape: MoEShape, num_tokens: int, bits: float, source: str) -> RoutingCost:
+    """The convex view of an expert MLP around `num_tokens`.
+
+    c is the secant of the prediction between the fewest and the most experts that the tokens can touch. phi is
+    the larger of two lines: activations read and written beside the weights, and arithmetic once it takes longer
+    than touching the expert. The fixed part makes the view agree with the prediction in the middle of the range.
+    """
+
+    def predict(rows: FloatArray, distinct: FloatArray) -> CostArrays:
+        work = work_of("expert_mlp", shape, rows, distinct, bits)
+        return at.apply(law.latency_s(work), law.dynamic_energy_j(work))
+
+    rows = float(num_tokens * shape.top_k)
+    fewest, most = float(shape.top_k), float(min(shape.num_experts, rows))
+    most = max(most, fewest + 1.0)  # one token, or as many choices as experts: look one expert further
+    ends = predict(np.array([rows, rows]), np.array([fewest, most]))
+    touch_s, touch_j = (float(max(0.0, e[1] - e[0]) / (most - fewest)) for e in (ends.latency_s, ends.energy_j))
+    phi_s, phi_j = _load_parts(law, at, shape, bits, touch_s, touch_j)
+    grid = np.unique(np.round(np.linspace(fewest, most, 9)))
+    accurate = predict(np.full_like(grid, rows), grid)
+    additive = CostArrays(grid * (touch_s + phi_s(rows / grid)), grid * (touch_j + phi_j(rows / grid)))
+    typical = float(expected_distinct_experts(shape.num_experts, shape.top_k, num_tokens))
+    fixed_s = max(0.0, float(np.interp(typical, grid, accurate.latency_s - additive.latency_s)))
+    fixed_j = max(0.0, float(np.interp(typical, grid, accurate.energy_j - additive.energy_j)))
+    return RoutingCost(
+        shape=shape,
+        num_tokens=num_tokens,
+        fixed_latency_s=fixed_s,
+        fixed_energy_j=fixed_j,
+        latency_s=touch_s,
+        energy_j=touch_j,
+        load_latency_s=phi_s,
+        load_energy_j=phi_j,
+        latency_distance=_distance(fixed_s + additive.latency_s, accurate.latency_s),
+        energy_distance=_distance(fixed_j + additive.energy_j, accurate.energy_j),
+        source=source,
+    )
+
+
+def _load_parts(
+    law: Law, at: Conditions, shape: MoEShape, bits: float, touch_s: float, touch_j: float
+) -> tuple[Hinges, Hinges]:
+    """phi for latency and energy: slopes of one row beside the weights, and of one row of arithmetic."""
+    row = work_of("expert_mlp", shape, 1.0, 0.0, bits)
+    _, _, row_bytes, rows, flops = (float(v) for v in row.table()[0])
+    beside_s = law.latency_coef[3] * row_bytes + law.latency_coef[4] * rows
+    arithmetic_s = law.latency_coef[5] * flops
+    row_j = law.energy_coef[3] * row_bytes + law.energy_coef[4] * flops
+    per_second_w = law.energy_coef[1] + at.static_power_w
+    lines_j = np.array([row_j + per_second_w * beside_s, row_j + per_second_w * arithmetic_s])
+    latency = Hinges(np.array([beside_s, arithmetic_s]), np.array([0.0, touch_s]))
+    energy = Hinges(lines_j, np.array([0.0, min(touch_j, per_second_w * touch_s)]))
+    return latency, energy
+
+
+def _distance(view: FloatArray, accurate: FloatArray) -> float:
+    return float(np.mean(np.abs(view / accurate - 1.0)))

@@ -1,6 +1,6 @@
 """Trains the demo model: a Qwen3-MoE language model of at most 8 MB, from scratch, on public-domain texts.
 
-    python scripts/train_demo_model.py --text DIR --out DIR --minutes 4
+    python scripts/train_demo_model.py --text DIR --out DIR
 
 writes `DIR/model` (Hugging Face format with `training.json`) and `DIR/text` (held-out and calibration slices).
 """
@@ -45,14 +45,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder of training texts (*.txt)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write model/ and text/ into")
-    parser.add_argument("--minutes", type=float, default=4.0, help="training never takes longer than this")
-    parser.add_argument("--epochs", type=float, default=20.0, help="passes over the texts, unless minutes end first")
+    parser.add_argument("--minutes", type=float, default=5.0, help="training never takes longer than this")
+    parser.add_argument("--epochs", type=float, default=30.0, help="passes over the texts, unless minutes end first")
     parser.add_argument("--max-steps", type=int, default=None, help="stop after this many steps (for a smoke test)")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--block-size", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--dropout", type=float, default=0.1, help="on what each attention and MoE block adds")
+    parser.add_argument("--dropout", type=float, default=0.15, help="on what each attention and MoE block adds")
     parser.add_argument("--balance", type=float, default=0.01, help="weight of the load-balance loss")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocab-size", type=int, default=4096)

@@ -73,6 +73,11 @@ def _limits(view: RunView, place: str) -> list[str]:
             f"{place}The run has not come to its end: this report shows its finished batches, {units.min()} to "
             f"{units.max()} per strategy and workload; changes are taken over the batches that both sides have."
         )
+    if not view.is_even:
+        result.append(
+            f"{place}Strategies have unequal numbers of batches: energies, perplexities and latencies stand on those "
+            "that all strategies of a workload share."
+        )
     throttled = int(batches["throttled"].fillna(0).astype(bool).sum())
     if throttled:
         result.append(f"{place}{throttled} of {len(batches)} batches ran while the GPU was throttled.")

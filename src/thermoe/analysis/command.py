@@ -16,8 +16,6 @@ from thermoe.analysis.load import load_runs
 from thermoe.analysis.report import page_path, write_views
 from thermoe.analysis.view import RunView
 
-_WIDEST_CELL = 20
-
 
 @dataclass(frozen=True)
 class Report:
@@ -53,9 +51,8 @@ def rich_table(table: tables.Table, caption: str) -> RichTable:
     result = RichTable(title=Text(table.title), caption=Text(caption), box=SIMPLE_HEAD, pad_edge=False, padding=0)
     columns = [replace(column, ends=False) for column in table.columns]  # intervals would not fit 80 characters
     for column in columns:
-        widest = max((len(column.cell(row)) for row in table.rows), default=0)
         justify: JustifyMethod = "left" if column.form == "{}" else "right"
-        result.add_column(Text(column.heading), justify=justify, min_width=min(widest, _WIDEST_CELL))
+        result.add_column(Text(column.heading.replace(" ", "\n")), justify=justify)
     for row, following in zip_longest(table.rows, table.rows[1:]):
         ends_block = following is not None and following["workload"] != row["workload"]
         result.add_row(*(Text(column.cell(row)) for column in columns), end_section=ends_block)

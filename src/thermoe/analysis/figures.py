@@ -35,7 +35,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A drawn figure and one sentence on what it shows; no figure where the runs lack the data."""
+    """A drawn figure and one sentence on what it shows; without the data, no figure and what it needs."""
 
     name: str
     title: str
@@ -67,5 +67,5 @@ def draw(plot: Plot, views: Sequence[RunView]) -> Drawing:
     with rc_context(RC):
         drawn = plot.draw(views)
     if drawn is None:
-        return Drawing(plot.name, plot.title, f"Not drawn: it needs {plot.needs}, which were not recorded.", None)
+        return Drawing(plot.name, plot.title, f"needs {plot.needs}", None)
     return Drawing(plot.name, plot.title, drawn[1], drawn[0])

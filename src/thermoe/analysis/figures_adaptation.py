@@ -35,7 +35,7 @@ def adaptation_losses(views: Sequence[RunView]) -> tuple[Figure, str] | None:
     stamp(figure, f"losses as logged by the control plane; {HARDWARE}: {view.basis}")
     shared_legend(figure, axes, columns=2)
     return figure, (
-        f"The {len(found)} logged terms of the adaptation loss (each in its own dimensionless unit) over the steps of "
+        f"The {len(found)} logged terms of the adaptation loss (as the adapter logs them) over the steps of "
         f"the arm, first seed, means over bins{_fall(found)}."
     )
 

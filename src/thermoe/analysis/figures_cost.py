@@ -1,11 +1,13 @@
 """Figures of what strategies cost and save: energy per token, Pareto fronts, overhead."""
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from thermoe.analysis.statistics import Interval, pareto_front, reduction
 from thermoe.analysis.style import INK, label_outer, look_of, panels, shared_legend, shorten, significant, stamp
@@ -63,7 +65,7 @@ def energy_saved(views: Sequence[RunView]) -> tuple[Figure, str] | None:
         found = arm.view.comparison(arm.workload, arm.strategy)
         if found is not None and found.energy is not None:
             rows.append((arm, reduction(found.energy.change_pct)))
-    drawn = _bars(rows, views, "energy per token saved against baseline [%]", "{:.1f}".format)
+    drawn = _bars(rows, views, "energy per token saved [%]", "{:.1f}".format)
     if drawn is None:
         return None
     best, saved = max(rows, key=lambda row: row[1].value)
@@ -135,12 +137,18 @@ def _bars(
     if not titles:
         return None
     most = max(sum(arm.panel == title for arm, _ in rows) for title in titles)
-    figure, axes = panels(len(titles), height_in=0.55 + 0.19 * most)
-    for ax, title in zip(axes, titles, strict=True):
+    is_wide = len(views) > 1 or max(len(arm.strategy) for arm, _ in rows) > 22
+    columns = 1 if is_wide else 2
+    counts = [sum(arm.panel == title for arm, _ in rows) if is_wide else most for title in titles]
+    heights = {"height_ratios": [1.5 + count for count in counts]} if is_wide else {}
+    height_in = 0.55 + 0.19 * sum(counts) / len(counts)
+    figure, axes = panels(len(titles), height_in=height_in, columns=columns, **heights)
+    for ax, title, count in zip(axes, titles, counts, strict=True):
         inside = [(arm, value) for arm, value in rows if arm.panel == title]
         _bar_panel(ax, inside, views, form)
-        ax.set_title(_panel_title(title, titles), loc="left")
-    label_outer(axes, label)
+        ax.set_ylim(count - 0.4, -0.6)
+        ax.set_title(_panel_title(title, titles, width=46 * (3 - columns)), loc="left")
+    label_outer(axes, label, columns=columns)
     stamp(figure, f"{kind}{_stamp_text(titles)}")
     return figure
 
@@ -158,7 +166,6 @@ def _bar_panel(
             tip = max(tip, value.high)
         ax.annotate(form(value.value), (tip, y), (3, 0), textcoords="offset points", va="center", fontsize=7)
     ax.set_yticks(range(len(names)), [shorten(name, 40) for name in names])
-    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.margins(x=0.16)
     ax.grid(visible=False, axis="y")
     ax.axvline(0.0, color=INK, linewidth=0.7)
@@ -182,6 +189,7 @@ def _fronts(views: Sequence[RunView], quantity: Callable[[Arm], float | None], l
         ax.step(line[:, 0], line[:, 1], where="post", color=INK, linewidth=0.8, zorder=1.5, label="Pareto front")
         ax.margins(0.12)
         ax.ticklabel_format(useOffset=False)
+        ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.set_title(_panel_title(title, titles), loc="left")
     label_outer(axes, "energy per token [J]", label)
     stamp(figure, _stamp_text(titles))
@@ -202,11 +210,11 @@ def _point(ax: Axes, arm: Arm, energy: Interval, y: float, num_runs: int) -> Non
     )  # fmt: skip
 
 
-def _panel_title(panel: tuple[str, str], panels_: Sequence[tuple[str, str]]) -> str:
+def _panel_title(panel: tuple[str, str], panels_: Sequence[tuple[str, str]], width: int = 46) -> str:
     """The workload; where panels differ in kind, pricing or model, that too."""
     several = len({basis for _, basis in panels_}) > 1
     workload = shorten(panel[0], 40)
-    return f"{workload}\n{shorten(panel[1], 60)}" if several else workload
+    return "\n".join([workload, *textwrap.wrap(panel[1], width)]) if several else workload
 
 
 def _stamp_text(titles: Sequence[tuple[str, str]]) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A figure as the page needs it; `svg` is empty where it could not be drawn."""
+    """A figure as the page needs it; without data `svg` is empty and `caption` says what is needed."""
 
     name: str
     title: str

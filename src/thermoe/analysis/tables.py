@@ -105,9 +105,12 @@ def headline(views: Sequence[RunView]) -> Table:
         Column("energy_saved_pct", "energy saved [%]", "{:.2f}", ends=True),
         Column("perplexity", "perplexity", "{:#.4g}"),
         Column("perplexity_change_pct", "perplexity change [%]", "{:+.2f}", ends=True),
-        Column("kind", "kind of energy"),
+        Column("kind", "kind"),
     ]
-    note = "Changes are against baseline, paired by batch; brackets hold 90 % bootstrap intervals. "
+    note = (
+        "Kind is that of the energy. Changes are against baseline, paired by batch; "
+        "brackets hold 90 % bootstrap intervals. "
+    )
     return Table("strategies", "Strategies", note + bases(views), columns, _rows(views, _headline_row))
 
 
@@ -117,14 +120,14 @@ def details(views: Sequence[RunView]) -> Table:
         *_names(views),
         Column("distinct_experts_mean", "distinct experts", "{:.2f}"),
         Column("gate_mass_mean", "gate mass kept", "{:.3f}"),
-        Column("bits_mean", "bits", "{:.3g}"),
+        Column("bits_mean", "bits", "{:.1f}"),
         Column("power_w_mean", "mean power [W]", "{:.0f}"),
         Column("temp_c_peak", "peak [°C]", "{:.1f}"),
-        Column("latency_ms_mean", "step mean [ms]", "{:.3g}"),
-        Column("latency_ms_p90", "p90 [ms]", "{:.3g}"),
-        Column("latency_ms_p99", "p99 [ms]", "{:.3g}"),
+        Column("latency_ms_mean", "step mean [ms]", "{:#.3g}"),
+        Column("latency_ms_p90", "p90 [ms]", "{:#.3g}"),
+        Column("latency_ms_p99", "p99 [ms]", "{:#.3g}"),
         Column("tokens_per_s", "tokens/s", "{:.0f}"),
-        Column("routing_overhead_pct", "routing overhead [%]", "{:.2g}"),
+        Column("routing_overhead_pct", "routing overhead [%]", "{:.2f}"),
         Column("kind", "kind"),
     ]
     note = "Kind says where power, temperature, latency and throughput come from. "

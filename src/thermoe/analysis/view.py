@@ -9,7 +9,7 @@ import pandas as pd
 
 from thermoe.analysis.comparison import Comparison, compare_with_baseline
 from thermoe.analysis.load import RunFolder
-from thermoe.analysis.schema import in_order
+from thermoe.analysis.schema import KEY, in_order
 from thermoe.analysis.summary import summarise
 from thermoe.types import Kind
 
@@ -22,7 +22,9 @@ class RunView:
 
     Attributes:
         run: The folder's content.
-        summary: As in summary.json.
+        summary: As in summary.json, over the batches that all strategies of a workload share: those of
+            an unfinished run could not be compared otherwise.
+        is_even: Whether that is all of the run's batches.
         comparisons: Every strategy against baseline.
         workloads: In order of appearance.
         strategies: In order of appearance, baseline first.
@@ -30,6 +32,7 @@ class RunView:
 
     run: RunFolder
     summary: Mapping[str, Any]
+    is_even: bool
     comparisons: Sequence[Comparison]
     workloads: Sequence[str]
     strategies: Sequence[str]
@@ -39,9 +42,13 @@ class RunView:
     def of(cls, run: RunFolder) -> "RunView":
         """Compute everything that figures and tables share."""
         batches = run.tables["batches"]
+        shared = shared_batches(batches)
+        is_even = len(shared) == len(batches)
+        tables = run.tables if is_even else {name: _only(table, shared) for name, table in run.tables.items()}
         return cls(
             run=run,
-            summary=summarise(run.tables, run.config, run.env),
+            summary=summarise(tables, run.config, run.env),
+            is_even=is_even,
             comparisons=compare_with_baseline(run.tables),
             workloads=[str(name) for name in batches["workload"].unique()],
             strategies=in_order(batches["strategy"]),
@@ -100,3 +107,18 @@ class RunView:
             groups = self.run.tables[table].groupby(["workload", "strategy"], sort=False)
             self._split[table] = {(str(w), str(s)): rows for (w, s), rows in groups}
         return self._split[table].get((workload, strategy), self.run.tables[table].iloc[:0])
+
+
+def shared_batches(batches: pd.DataFrame) -> pd.DataFrame:
+    """The batches that every strategy of their workload has; all of a workload's where they share none."""
+    num_strategies = batches.groupby("workload")["strategy"].transform("nunique")
+    holders = batches.groupby(["workload", "seed", "batch_index"])["strategy"].transform("nunique")
+    is_shared = holders == num_strategies
+    some = is_shared.groupby(batches["workload"]).transform("any")
+    return batches[is_shared | ~some]
+
+
+def _only(table: pd.DataFrame, batches: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table that belong to the given batches."""
+    keys = list(KEY)
+    return table.merge(batches[keys], on=keys) if len(table) else table

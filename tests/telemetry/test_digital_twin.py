@@ -267,3 +267,11 @@ def test_a_realtime_source_lets_the_twin_idle_along():
         pass
     assert twin.time_s > 0.0
     assert source.read().power_w == pytest.approx(117.0, abs=1.0)
+
+
+def test_external_load_takes_its_share_of_the_power_limit():
+    load = ThermalScenario(name=ScenarioName.EXTERNAL_LOAD, windows=((0.0, math.inf),), external_power_w=200.0)
+    outcome = DigitalTwin(scenario=load, noise=0.0).run_step(decode(82))
+
+    total_j = outcome.energy_j + outcome.extra["external_j"]
+    assert total_j / outcome.latency_s == pytest.approx(700.0, rel=1e-9)

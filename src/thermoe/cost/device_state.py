@@ -12,6 +12,9 @@ from thermoe.types import FloatArray, SysState
 LEAKAGE_PER_C = 0.004
 # Measured on one H200: 0.038 degC from board power to core temperature.
 THERMAL_RESISTANCE_C_PER_W = 0.038
+# Assumption, not measured: work that a lower clock stretches by x takes x ** -CLOCK_SAVING of its energy above idle,
+# because voltage falls with the clock.
+CLOCK_SAVING = 1.0
 # A limit close to idle power would stop the clock in the model; boards keep a lowest clock instead.
 LEAST_DYNAMIC_POWER_W = 20.0
 
@@ -29,10 +32,17 @@ class Conditions:
     power_limit_w: float
 
     def apply(self, latency_s: FloatArray, dynamic_energy_j: FloatArray) -> CostArrays:
-        """Latency stretched until mean power fits the limit, and energy with idle power over that time."""
+        """Latency stretched until mean power fits the limit, and energy with idle power over that time (B,)."""
         dynamic_w = max(self.power_limit_w - self.static_power_w, LEAST_DYNAMIC_POWER_W)
-        stretched_s = np.maximum(latency_s, dynamic_energy_j / dynamic_w)
-        return CostArrays(stretched_s, dynamic_energy_j + self.static_power_w * stretched_s)
+        excess = np.maximum(dynamic_energy_j / (dynamic_w * latency_s), 1.0)
+        stretch = excess ** (1.0 / (1.0 + CLOCK_SAVING))
+        stretched_s = latency_s * stretch
+        return CostArrays(stretched_s, dynamic_energy_j * stretch**-CLOCK_SAVING + self.static_power_w * stretched_s)
+
+
+def energy_at_full_clock_j(dynamic_energy_j: FloatArray, stretch: FloatArray) -> FloatArray:
+    """Energy above idle [J] that work would have taken had the power limit not stretched it, (B,)."""
+    return np.asarray(dynamic_energy_j * np.maximum(stretch, 1.0) ** CLOCK_SAVING, dtype=np.float64)
 
 
 def conditions(limits: DeviceLimits, reference_temp_c: float, state: SysState | None) -> Conditions:

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from thermoe.cost.device_state import conditions
+from thermoe.cost.device_state import conditions, energy_at_full_clock_j
 from thermoe.cost.law import Law, fit_law
 from thermoe.cost.observations import Observations
 from thermoe.cost.roofline import DeviceLimits, is_positive
@@ -112,8 +112,9 @@ def work_from_table(table: FloatArray) -> Work:
 
 
 def dynamic_energy_j(data: Observations, limits: DeviceLimits) -> FloatArray:
-    """Measured energy above idle [J], (B,); at least a tenth of the whole, should idle be misjudged."""
-    return np.maximum(data.energy_j - limits.idle_power_w * data.window_s, 0.1 * data.energy_j)
+    """Measured energy above idle, at full clock [J], (B,); at least a tenth of the whole, should idle be misjudged."""
+    above_idle = np.maximum(data.energy_j - limits.idle_power_w * data.window_s, 0.1 * data.energy_j)
+    return energy_at_full_clock_j(above_idle, np.where(data.throttled, data.window_s / data.latency_s, 1.0))
 
 
 def _fit(work: Work, data: Observations, limits: DeviceLimits, bits: int, smoothness: float | None = None) -> Law:

@@ -1,5 +1,6 @@
 """What a kernel costs in time and energy: physics corrected by measurements, physics alone where there are none."""
 
+import copy
 import json
 from functools import lru_cache
 from importlib import resources
@@ -53,10 +54,10 @@ class KernelCostModel:
         self.fitted_on_ = ""
         self.reference_temp_c_ = _DEFAULT_REFERENCE_TEMP_C
 
-    @classmethod
-    def shipped(cls) -> Self:
-        """The model of the database that comes with the package; roofline only where it has none."""
-        return _shipped(cls)
+    @staticmethod
+    def shipped() -> "KernelCostModel":
+        """The model of the database that comes with the package, fitted on first use; roofline only if it has none."""
+        return copy.copy(_shipped())
 
     def fit(self, data: "CostDatabase | pd.DataFrame") -> Self:
         """Learn from a cost database of one GPU, or from a plain table of MoE layers.
@@ -251,13 +252,13 @@ class KernelCostModel:
         return f"fitted: {self.fitted_on_}" if fitted else f"roofline: {self.limits.name}"
 
 
-@lru_cache(maxsize=4)
-def _shipped(cls: type[KernelCostModel]) -> KernelCostModel:
+@lru_cache(maxsize=1)
+def _shipped() -> KernelCostModel:
     file = resources.files("thermoe.cost.data") / SHIPPED
     if not file.is_file():
-        return cls()
+        return KernelCostModel()
     with resources.as_file(file) as path:
-        return cls().fit(CostDatabase.load(path))
+        return KernelCostModel().fit(CostDatabase.load(path))
 
 
 def _estimate(value: float, log_error: float | None, highest: float | None = None) -> Estimate:

@@ -23,7 +23,7 @@ NUM_LATENCY, NUM_ENERGY = 6, 6
 SMOOTHNESS = (1.5, 2.0, 3.0, 6.0)
 # Pull towards the prior in units of relative error: keeps what the data cannot tell where physics says it is, and
 # moves what it can tell by less than a per cent.
-PRIOR_WEIGHT = 3e-3
+PRIOR_WEIGHT = 1e-3
 # A coefficient may leave its prior by this factor; downwards it may vanish.
 MAX_FACTOR = 1e6
 
@@ -73,7 +73,7 @@ class Law:
             ):
                 raise DataError(f"{where}: a law needs {length} coefficients that are finite and not negative")
         smoothness = values.get("smoothness")
-        if not is_positive(smoothness) or float(smoothness) < 1:
+        if smoothness is None or not is_positive(smoothness) or float(smoothness) < 1:
             raise DataError(f"{where}: smoothness {smoothness!r} must be at least 1, or the law is not convex")
         return cls(np.array(lists[0], float), np.array(lists[1], float), float(smoothness))
 

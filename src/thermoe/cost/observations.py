@@ -9,7 +9,7 @@ import numpy as np
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.work import expected_distinct_experts
 from thermoe.errors import DataError
-from thermoe.types import FloatArray, IntArray, Kind, MoEShape
+from thermoe.types import BoolArray, FloatArray, IntArray, Kind, MoEShape
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +38,7 @@ class Observations:
         window_s: Latency while energy was measured [s], (B,).
         energy_j: Energy with idle power in it [J], (B,); NaN where not measured.
         temp_c: Core temperature of the window [deg C], (B,); NaN where not measured.
+        throttled: Whether clocks were held back in the window (B,).
     """
 
     sizes: IntArray
@@ -47,6 +48,7 @@ class Observations:
     window_s: FloatArray
     energy_j: FloatArray
     temp_c: FloatArray
+    throttled: BoolArray
 
     def __len__(self) -> int:
         return len(self.latency_s)
@@ -86,6 +88,7 @@ def group_database(database: CostDatabase, ops: tuple[str, ...]) -> dict[LawKey,
             "window_s": window_us * 1e-6,
             "energy_j": np.nan if row.energy_mj is None else row.energy_mj * 1e-3,
             "temp_c": np.nan if row.temp_c is None else row.temp_c,
+            "throttled": bool(row.throttled),
         }
         by_key.setdefault((row.op, row.impl, bits), []).append(line)
     return {key: _from_lines(lines) for key, lines in by_key.items()}
@@ -127,14 +130,16 @@ def group_table(table: "pd.DataFrame") -> dict[LawKey, Observations]:
         window_s=latency_s,
         energy_j=energy_j,
         temp_c=np.full(len(table), np.nan),
+        throttled=np.zeros(len(table), dtype=np.bool_),
     )
     keys = _table_keys(table)
     return {key: everything.take([i for i, k in enumerate(keys) if k == key]) for key in dict.fromkeys(keys)}
 
 
 def _from_lines(lines: list[dict[str, Any]]) -> Observations:
-    columns = {f.name: np.array([line[f.name] for line in lines]) for f in fields(Observations)}
-    return Observations(**{name: c if name == "sizes" else c.astype(np.float64) for name, c in columns.items()})
+    columns: dict[str, Any] = {f.name: np.array([line[f.name] for line in lines], float) for f in fields(Observations)}
+    exact = {"sizes": columns["sizes"].astype(np.int64), "throttled": columns["throttled"].astype(np.bool_)}
+    return Observations(**columns | exact)
 
 
 def _table_energy(table: "pd.DataFrame", latency_s: FloatArray) -> FloatArray:

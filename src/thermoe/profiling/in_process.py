@@ -99,6 +99,7 @@ class InProcess:
             "rel_error": rel_error,
             **_window_figures(sustained_s, window),
         }
+        figures = {name: _rounded(value) for name, value in figures.items()}
         return CostRow(
             device=self.device_key,
             op=case.op,
@@ -115,7 +116,7 @@ class InProcess:
             input_distribution=INPUT_DISTRIBUTION,
             kind=Kind.MEASURED,
             throttled=window.throttled if window else None,
-            **{name: _rounded(value) for name, value in figures.items()},
+            **figures,
         )
 
     def _rotation(self, layer_bytes: float, resident_bytes: float) -> int:

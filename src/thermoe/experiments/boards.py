@@ -6,7 +6,7 @@ from thermoe.errors import ConfigError
 from thermoe.experiments.board import Board, SensorBoard, SimulatedBoard
 from thermoe.experiments.choices import OWN_SHAPE
 from thermoe.experiments.config import RunConfig
-from thermoe.telemetry import DigitalTwin, GpuSystemMonitor, ThermalSignalGenerator, open_source
+from thermoe.telemetry import DigitalTwin, GpuSystemMonitor, ThermalScenario, ThermalSignalGenerator, open_source
 from thermoe.types import NAMED_SHAPES, FloatArray, Kind, MoEShape
 from thermoe.workloads import ArrivalProcess, Arrivals
 
@@ -28,6 +28,7 @@ class Boards:
 
     def __init__(self, config: RunConfig, own: MoEShape) -> None:
         self._config = config
+        self._scenario(seed=0)  # an unknown name is told before anything is written
         self._source: Any = None
         self._monitor: GpuSystemMonitor | None = None
         if config.telemetry == "nvml" and config.device != "cuda":
@@ -50,10 +51,8 @@ class Boards:
         arrivals_s = self._arrivals_s(num_steps, tokens_per_step)
         if self._monitor is not None:
             return SensorBoard(self._monitor, self.kind, arrival_times_s=arrivals_s)
-        scenario = None
-        if self._config.scenario is not None:
-            scenario = ThermalSignalGenerator(seed).scenario(self._config.scenario)
-        return SimulatedBoard(DigitalTwin(self.priced_as, scenario, seed=seed), arrival_times_s=arrivals_s)
+        twin = DigitalTwin(self.priced_as, self._scenario(seed), seed=seed)
+        return SimulatedBoard(twin, arrival_times_s=arrivals_s)
 
     def close(self) -> None:
         """Stop watching and release the sensors."""
@@ -61,6 +60,10 @@ class Boards:
             self._monitor.stop()
         if self._source is not None:
             self._source.close()
+
+    def _scenario(self, seed: int) -> ThermalScenario | None:
+        name = self._config.scenario
+        return None if name is None else ThermalSignalGenerator(seed).scenario(name)
 
     def _arrivals_s(self, num_steps: int, tokens_per_step: int) -> FloatArray | None:
         """When all tokens of each step are there: evenly spaced, so that a power target means one thing."""

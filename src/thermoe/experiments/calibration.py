@@ -12,7 +12,6 @@ from thermoe.errors import DataError
 from thermoe.experiments.choices import CALIBRATED_STRATEGIES
 from thermoe.experiments.config import RunConfig
 from thermoe.experiments.models import load_model
-from thermoe.experiments.store import RunStore
 from thermoe.integrations.calibrate import calibrate
 from thermoe.routing.calibration import Calibration
 from thermoe.workloads import TextBatch, TextBlocks
@@ -20,19 +19,18 @@ from thermoe.workloads import TextBatch, TextBlocks
 CALIBRATION_FILE = "calibration.json"
 
 
-def obtain(config: RunConfig, model: Any, tokenizer: Any, store: RunStore, console: Console) -> Calibration | None:
-    """The calibration of a run; None where no strategy of it needs one.
+def obtain(config: RunConfig, model: Any, tokenizer: Any, console: Console) -> Calibration | None:
+    """The calibration of a new run; None where no strategy needs one, or there is no text to calibrate on.
 
     Raises:
         DataError: A file that holds no calibration, or calibration text that is too short.
     """
     if not CALIBRATED_STRATEGIES & set(config.strategies) or model is None:
         return None
-    kept = store.path / CALIBRATION_FILE
-    if not kept.is_file():
-        made = read(Path(config.calibration)) if config.calibration else make(config, model, tokenizer, console)
-        store.write_text(CALIBRATION_FILE, json.dumps(made.to_dict()))
-    return read(kept)  # what a resumed run will read, so that both go on from the same numbers
+    if config.calibration:
+        return read(Path(config.calibration))
+    # By way of the file's form, so that a resumed run goes on from the same numbers.
+    return Calibration.from_dict(json.loads(json.dumps(make(config, model, tokenizer, console).to_dict())))
 
 
 def calibrate_to_file(config: RunConfig, out: Path, console: Console) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from thermoe.errors import ThermoeError
 from thermoe.experiments.store import CONFIG_FILE, ENV_FILE, TABLES, RunStore
 
 _ANALYSIS = "thermoe.analysis"
@@ -72,8 +73,8 @@ def _shown(value: float | None, form: str, factor: float = 1.0) -> str:
 
 def _write_report(path: Path, console: Console) -> None:
     try:
-        write_report = import_module(f"{_ANALYSIS}.report").write_report
-    except ModuleNotFoundError as err:
-        console.print(f"no report: {err.name} is missing, install thermoe\\[report]", highlight=False)
+        report = import_module(f"{_ANALYSIS}.report").write_report([path], path / "report.html")
+    except ThermoeError as err:
+        console.print(f"no report: {err}", highlight=False, markup=False, soft_wrap=True)
         return
-    console.print(f"report: {write_report([path], path / 'report.html')}", highlight=False, soft_wrap=True)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)

@@ -90,7 +90,7 @@ class BatchRecorder:
 
     def _expert_times_s(self, tally: Tally) -> FloatArray | None:
         """(L, E) predicted time [s]: that of all MoE layers, shared among experts by how often each was loaded."""
-        parts = [r.predicted.extra.get("experts_latency_s") for r in self._records]
+        parts = [r.predicted.extra.get("moe_latency_s") for r in self._records]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts) or not tally.loads_LE.any():
             return None

@@ -1,17 +1,18 @@
 """Runs an experiment: strategies x workloads x seeds, interleaved, recorded batch by batch, resumable."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from thermoe.cost import KernelCostModel
+from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.experiments import calibration, environment
 from thermoe.experiments.arms import Arm, interleaved
 from thermoe.experiments.boards import Boards
+from thermoe.experiments.calibration import CALIBRATION_FILE
 from thermoe.experiments.conclude import conclude
 from thermoe.experiments.config import RunConfig
 from thermoe.experiments.progress import RunProgress
@@ -19,6 +20,7 @@ from thermoe.experiments.session import BatchSession
 from thermoe.experiments.store import CONFIG_FILE, RunStore
 from thermoe.experiments.tasks import Task, build_task
 from thermoe.experiments.tracing import maybe_traced
+from thermoe.routing.calibration import Calibration
 from thermoe.runtime.control_plane import ControlPlane
 from thermoe.types import RoutingStrategy
 
@@ -27,14 +29,18 @@ def run_experiment(config: RunConfig, out: Path, console: Console, *, report: bo
     """Run from the start into a new folder.
 
     Raises:
-        ThermoeError: Anything the user can mend; nothing is written before models and texts are read.
+        ThermoeError: Anything the user can mend; the folder is made only when all of the input has been read.
     """
     config = with_baseline(config, console)
     RunStore.refuse_taken(out)
-    with _prepared(config) as (task, boards):
-        env = environment.describe(config, boards.kind, boards.priced_name, config.model or "moe_stack")
+    with _prepared(config) as run:
+        calibrated = calibration.obtain(config, run.task.model, run.task.tokenizer, console)
+        arms = run.arms(calibrated)
+        env = environment.describe(config, run.boards.kind, run.boards.priced_name, config.model or "moe_stack")
         store = RunStore.create(out, config.to_toml(), env)
-        _go_on(config, store, task, boards, console)
+        if calibrated is not None:
+            store.write_text(CALIBRATION_FILE, json.dumps(calibrated.to_dict()))
+        run.batches(arms, store, console)
     conclude(store, csv=config.csv, report=report, console=console)
     return out
 
@@ -44,8 +50,10 @@ def resume_experiment(folder: Path, console: Console, *, report: bool = True) ->
     store = RunStore.open(folder)
     config = RunConfig.from_toml(folder / CONFIG_FILE)
     if not store.is_joined:
-        with _prepared(config) as (task, boards):
-            _go_on(config, store, task, boards, console)
+        with _prepared(config) as run:
+            kept = folder / CALIBRATION_FILE
+            calibrated = calibration.read(kept) if kept.is_file() else None
+            run.batches(run.arms(calibrated), store, console)
     conclude(store, csv=config.csv, report=report, console=console)
     return folder
 
@@ -59,69 +67,80 @@ def with_baseline(config: RunConfig, console: Console) -> RunConfig:
 
 
 @contextmanager
-def _prepared(config: RunConfig) -> Iterator[tuple[Task, Boards]]:
+def _prepared(config: RunConfig) -> Iterator["_Prepared"]:
+    cost_model = KernelCostModel.load(Path(config.cost_model)) if config.cost_model else KernelCostModel.shipped()
     task = build_task(config)
     boards = Boards(config, task.shape)
     try:
-        yield task, boards
+        yield _Prepared(config, task, boards, cost_model)
     finally:
         boards.close()
         for seed in config.seeds:
             task.runner(seed).close()
 
 
-def _go_on(config: RunConfig, store: RunStore, task: Task, boards: Boards, console: Console) -> None:
-    cost_model = KernelCostModel.load(config.cost_model) if config.cost_model else KernelCostModel.shipped()
-    calibrated = calibration.obtain(config, task.model, task.tokenizer, store, console)
-    arms = _build_arms(config, task, boards, cost_model, calibrated)
-    for arm in arms:
-        if arm.name in store.arm_states:
-            arm.load_state(store.arm_states[arm.name])
-    total = sum(arm.num_batches for arm in arms)
-    with RunProgress(console, total, len(store.finished)) as progress:
-        for arm, index in interleaved(arms, store.finished):
-            progress.begin(*arm.name, index)
-            session = BatchSession(
-                arm,
-                task.runner(arm.seed),
-                cost_model,
-                boards.priced_as,
-                control_steps=config.control_steps,
-                window_s=config.window_s,
-            )
-            with maybe_traced(config.trace and index == 0, store.path, arm):
-                tables = session.run(arm.workload.batch(index % len(arm.workload)), index)
-            store.append(arm.key(index), tables)
-            progress.finish(tables["batches"][0]["num_tokens"])
-    store.join()
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A run whose model, texts, sensors and cost model have been opened."""
 
+    config: RunConfig
+    task: Task
+    boards: Boards
+    cost_model: KernelCostModel
 
-def _build_arms(config: RunConfig, task: Task, boards: Boards, cost_model: Any, calibrated: Any) -> list[Arm]:
-    arms = []
-    for name, build in task.workloads.items():
-        for seed in config.seeds:
-            workload, runner = build(seed), task.runner(seed)
-            sizes = [runner.steps_of(workload.batch(i)) for i in range(len(workload))]
-            num_steps, tokens = config.passes * sum(steps for steps, _ in sizes), max(tokens for _, tokens in sizes)
-            for strategy in config.strategies:
-                plane = ControlPlane(
-                    strategy=RoutingStrategy(strategy),
-                    shape=task.shape,
-                    cost_model=cost_model,
-                    priced_as=boards.priced_as,
-                    budget=config.budget(),
-                    settings=config.settings_of(strategy),
-                    calibration=calibrated,
-                )
-                arms.append(
-                    Arm(
-                        workload_name=name,
-                        workload=workload,
-                        seed=seed,
-                        strategy=strategy,
-                        board=boards.board(seed, num_steps, tokens),
-                        plane=plane,
-                        passes=config.passes,
-                    )
-                )
-    return arms
+    def arms(self, calibrated: Calibration | None) -> list[Arm]:
+        """All arms at their beginning."""
+        return [
+            self._arm(name, seed, strategy, calibrated)
+            for name in self.task.workloads
+            for seed in self.config.seeds
+            for strategy in self.config.strategies
+        ]
+
+    def batches(self, arms: list[Arm], store: RunStore, console: Console) -> None:
+        """Run every batch that is not finished yet, put each on disk, and join them all."""
+        for arm in arms:
+            if arm.name in store.arm_states:
+                arm.load_state(store.arm_states[arm.name])
+        total = sum(arm.num_batches for arm in arms)
+        with RunProgress(console, total, len(store.finished)) as progress:
+            for arm, index in interleaved(arms, store.finished):
+                progress.begin(*arm.name, index)
+                with maybe_traced(self.config.trace and index == 0, store.path, arm):
+                    tables = self._session(arm).run(arm.workload.batch(index % len(arm.workload)), index)
+                store.append(arm.key(index), tables)
+                progress.finish(tables["batches"][0]["num_tokens"])
+        store.join()
+
+    def _session(self, arm: Arm) -> BatchSession:
+        return BatchSession(
+            arm,
+            self.task.runner(arm.seed),
+            self.cost_model,
+            self.boards.priced_as,
+            control_steps=self.config.control_steps,
+            window_s=self.config.window_s,
+        )
+
+    def _arm(self, name: str, seed: int, strategy: str, calibrated: Calibration | None) -> Arm:
+        workload, runner = self.task.workloads[name](seed), self.task.runner(seed)
+        sizes = [runner.steps_of(workload.batch(i)) for i in range(len(workload))]
+        num_steps, tokens = self.config.passes * sum(steps for steps, _ in sizes), max(tokens for _, tokens in sizes)
+        plane = ControlPlane(
+            strategy=RoutingStrategy(strategy),
+            shape=self.task.shape,
+            cost_model=self.cost_model,
+            priced_as=self.boards.priced_as,
+            budget=self.config.budget(),
+            settings=self.config.settings_of(strategy),
+            calibration=calibrated,
+        )
+        return Arm(
+            workload_name=name,
+            workload=workload,
+            seed=seed,
+            strategy=strategy,
+            board=self.boards.board(seed, num_steps, tokens),
+            plane=plane,
+            passes=self.config.passes,
+        )

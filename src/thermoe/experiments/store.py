@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from thermoe.errors import ConfigError, DataError, ThermoeError
+from thermoe.experiments.columns import SCHEMAS
 
 TABLES = ("steps", "experts", "telemetry", "batches")  # in the order in which they are joined
 CONFIG_FILE, ENV_FILE = "config.toml", "env.json"
@@ -185,9 +186,10 @@ class one_line_when_full:  # noqa: N801 - reads as a clause
 
 def table_of(name: str, rows: Rows) -> Any:
     """An Arrow table with the columns and types of `thermoe.experiments.columns`."""
-    from thermoe.experiments.columns import SCHEMAS
-
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMAS[name])
+    schema = SCHEMAS[name]
+    unknown = {column for row in rows for column in row} - set(schema.names)
+    assert not unknown, f"table {name} has no column {', '.join(sorted(unknown))}"
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
 
 
 def _parquet_bytes(table: Any) -> bytes:

@@ -131,7 +131,8 @@ def loaded_experts(
 ) -> Tensor:
     """(C, E) the set S of experts that each batch loads; everything allowed where nothing was asked for.
 
-    `usable_TK` tells which of a token's own slots hold an expert that it may use.
+    `usable_TK` tells which of a token's own slots hold an expert that it may use: none where a
+    mask bars it, the model rules it out, or the token's gates are NaN.
     """
     shape_TE, position_K = gates_TE.shape, torch.arange(own_ids_TK.shape[1], device=own_ids_TK.device)
     if live_T is not None:
@@ -145,19 +146,17 @@ def loaded_experts(
         if knobs.ranked:
             place_CE = value_CE.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
             loaded_CE = loaded_CE | ((place_CE < knobs.max_experts) & (value_CE > 0))
-    allowed_E = knobs.allowed > 0
-    loaded_CE = loaded_CE & allowed_E
-    return torch.where(loaded_CE.any(dim=-1, keepdim=True), loaded_CE, allowed_E)
+    return torch.where(loaded_CE.any(dim=-1, keepdim=True), loaded_CE, knobs.allowed > 0)
 
 
 def _batch_values(ids_TK: Tensor, usable_TK: Tensor, gates_TE: Tensor, knobs: LayerKnobs, columns: int) -> Tensor:
-    """(C, E) value of each allowed expert to each batch: normalised gates to a power, summed; times exp(bias)."""
+    """(C, E) value of each expert to each batch: normalised gates to a power, summed; times exp(bias)."""
     gates_TK = gates_TE.gather(1, ids_TK).masked_fill(~usable_TK, 0.0)
     share_TK = gates_TK / gates_TK.sum(dim=-1, keepdim=True).clamp_min(_TINY)
-    # A token with NaN gates asks for nothing, so that it cannot take an expert from the others.
-    value_TK = share_TK.pow(knobs.value_power).nan_to_num(nan=0.0).masked_fill(~usable_TK, 0.0)
+    value_TK = share_TK.pow(knobs.value_power).masked_fill(~usable_TK, 0.0)
     value_CE = _by_batch(ids_TK, value_TK, gates_TE.shape, columns).sum(dim=0)
-    return (value_CE * knobs.bias.exp()).nan_to_num(nan=0.0) * knobs.allowed if knobs.biased else value_CE
+    # No value times an infinite factor is still no value.
+    return (value_CE * knobs.bias.exp()).nan_to_num(nan=0.0) if knobs.biased else value_CE
 
 
 def _by_batch(ids_TK: Tensor, values_TK: Tensor, shape_TE: torch.Size, columns: int) -> Tensor:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.cost.prediction import Hinges
 from thermoe.errors import CostError
 from thermoe.types import Kind, SysState
 
@@ -115,3 +116,8 @@ def test_a_lower_power_limit_makes_experts_dearer_in_time():
     capped = SysState(time_s=0, wall_time_s=0, source="t", kind=Kind.SIMULATED, power_limit_w=300.0)
     model = MODELS["table"]
     assert model.routing_cost(QWEN3, 16, capped).latency_s > 1.5 * model.routing_cost(QWEN3, 16).latency_s
+
+
+def test_hinges_are_zero_below_their_offset():
+    hinges = Hinges(np.array([2.0, 5.0]), np.array([3.0, 20.0]))
+    assert hinges([0.0, 1.0, 2.0, 4.0, 10.0]).tolist() == [0.0, 0.0, 1.0, 5.0, 30.0]

@@ -68,8 +68,10 @@ def tables_of_batch(plan: Plan, workload: str, seed: int, strategy: str, batch: 
         | {"price": 0.04 * (1.0 - decay) if adaptive else (0.03 if strategy == "kernel_aware" else 0.0)}
         | {"power_w": power_w, "temp_c": temp_c, "thermal_headroom_c": 89.0 - temp_c}
         | {"target": 0.3 if adaptive else np.nan}
-        | {name: (0.2 * (i + 1) * decay + 0.01 * rng.random(plan.num_steps)) if adaptive else np.nan
-           for i, name in enumerate(LOSSES)}
+        | {
+            name: (0.2 * (i + 1) * decay + 0.01 * rng.random(plan.num_steps)) if adaptive else np.nan
+            for i, name in enumerate(LOSSES)
+        }
         | {"loss_throughput": np.nan, "loss_task": np.nan, "loss_aux": 0.02 if adaptive else np.nan}
     )
     usage = rng.gamma(1.5, 1.0, (plan.num_layers, plan.num_experts))

@@ -226,13 +226,14 @@ def test_poisoned_logits_stay_with_their_token(poison: float, whole_row: bool, u
 
 
 def test_extreme_biases_leave_no_nan() -> None:
-    ranks_TE, gates_TE = random_scores(8, 7, 8)
-    bias = np.array([np.inf, -np.inf, 500.0, -500.0, 0.0, 0.0, 0.0, 0.0])
-    knobs = layer_knobs(neutral(8, 3, union=True, price=0.1, protected_k0=1, max_experts=2, bias=bias))
+    ranks_TE, _ = random_scores(8, 7, 8)
+    gates_TE = ranks_TE.softmax(-1)
+    ranks_TE[:, 2] = -torch.inf  # nobody may use it, however it is favoured
+    bias = np.array([300.0, -300.0, 500.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    knobs = layer_knobs(neutral(8, 3, union=True, price=np.inf, protected_k0=0, max_experts=1, bias=bias))
     routing = route(ranks_TE, gates_TE, knobs, top_k=3)
-    assert routing.weights_TK.isfinite().all()
-    assert (routing.ids_TK[:, 0] == 0).all()
-    assert not (routing.ids_TK == 1).any()
+    assert routing.loaded_CE.nonzero().tolist() == [[0, 0]]
+    assert routing.weights_TK[:, 0].tolist() == [1.0] * 7
 
 
 def test_ties_give_distinct_experts_and_equal_weights() -> None:

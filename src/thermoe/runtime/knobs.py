@@ -102,6 +102,8 @@ class DeviceKnobs:
                 f"knobs for {knobs.cost.shape} (layers, experts), the model has {(self.num_layers, self.num_experts)}: "
                 "make them with the model's own shape"
             )
+        if not np.isfinite(knobs.bias).all():
+            raise ConfigError("knob bias holds an infinite entry: needed finite numbers; bar an expert by `allowed`")
         barren = np.flatnonzero(~knobs.allowed.any(axis=1))
         if barren.size:
             raise ConfigError(f"knobs allow no expert in layer {barren[0]}: allow at least one in every layer")

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -54,14 +55,17 @@ class RunStore:
 
     @classmethod
     def create(cls, path: Path, config_toml: str, env: Mapping[str, Any]) -> Self:
-        """A new run folder; a folder that holds anything already is refused."""
+        """A new run folder, made beside its place and renamed; a path that is taken is refused."""
         cls.refuse_taken(path)
-        store = cls(path)
-        with one_line_when_full(path):
-            store.parts.mkdir(parents=True)
+        unfinished = path.with_name(f"{path.name}.tmp")
+        with one_line_when_full(path, unfinished):
+            store = cls(unfinished)
+            store.parts.mkdir(parents=True, exist_ok=True)
             store.write_text(ENV_FILE, json.dumps(env, indent=2))
             store.write_text(CONFIG_FILE, config_toml)
-        return store
+            unfinished.rename(path)
+            _sync_folder(path.parent)
+        return cls(path)
 
     @staticmethod
     def refuse_taken(path: Path) -> None:
@@ -175,7 +179,8 @@ class one_line_when_full:  # noqa: N801 - reads as a clause
             if self.unfinished.is_dir():
                 shutil.rmtree(self.unfinished, ignore_errors=True)
             else:
-                self.unfinished.unlink(missing_ok=True)
+                with suppress(OSError):
+                    self.unfinished.unlink()
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ThermoeError(
                 f"no space left for {self.folder}: free some, then go on with --resume {self.folder}; "

@@ -42,6 +42,7 @@ def make_order_of_first(count):
 def test_parts_are_joined_in_numeric_order_beyond_six_digits(tmp_path):
     folder = write_killed_run(tmp_path / "killed", SMALL, num_parts=3)
     (folder / "parts" / "000000").rename(folder / "parts" / "1000000")
+    (folder / "parts" / "000002").rename(folder / "parts" / "999999")
     batches = RunFolder(folder).tables["batches"]
     assert list(batches["batch_index"]) == [0, 1, 0]
     assert batches["strategy"].iloc[-1] == "baseline"

@@ -44,6 +44,7 @@ def test_the_change_stands_on_the_batches_both_have():
             batch("baseline", 0, nll_sum=20.0, num_predictions=10),
             batch("baseline", 1, nll_sum=90.0, num_predictions=10),  # a hard text that the other has not reached
             batch("cheap", 0, nll_sum=21.0, num_predictions=10),
+            batch("cheap", 2, nll_sum=3.0, num_predictions=10),  # an easy one that baseline has not reached
         ]
     )
     assert found["cheap"]["perplexity_change_pct"] == pytest.approx(100 * (math.exp(0.1) - 1))

@@ -1,0 +1,7 @@
+"""Routing that adapts while it serves: feedback on power, heat, latency and energy."""
+
+from thermoe.adaptation.adaptation import TestTimeAdaptation
+from thermoe.adaptation.objectives import Observed, Targets
+from thermoe.adaptation.ttha import TTHAAdapter
+
+__all__ = ["Observed", "TTHAAdapter", "Targets", "TestTimeAdaptation"]

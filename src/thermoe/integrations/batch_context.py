@@ -82,9 +82,8 @@ def _sees_self(mask: Any, rows: int, positions: int, past: int | Tensor, slides:
     `past`, not at the end: a mask made for a static cache is longer than what is written.
     """
     if isinstance(mask, Mapping):  # one mask for each kind of layer
-        mask, slides = (
-            (mask["full_attention"], False) if "full_attention" in mask else (next(iter(mask.values())), True)
-        )
+        slides = "full_attention" not in mask
+        mask = next(iter(mask.values()), None) if slides else mask["full_attention"]
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4) or mask.shape[0] not in (1, rows):
         return None
     if mask.dim() == 4 and (slides or mask.shape[2] != positions):

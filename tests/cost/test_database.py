@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from thermoe.cost.command import CostsDiff, CostsMerge, CostsShow
-from thermoe.cost.database import CostDatabase, Failure
+from thermoe.cost.database import CostDatabase, Failure, describe
 from thermoe.errors import DataError
 
 FULL = {"energy_mj": 75.2, "energy_integrated_mj": 74.0, "power_w": 592.0, "temp_c": 41.5, "throttled": False}
@@ -49,6 +49,16 @@ def test_adding_a_case_again_replaces_it():
     database = two_rows()
     database.add(make_row(130.0))
     assert [r.latency_us for r in database.rows] == [99.0, 130.0]
+
+
+def test_a_row_forgets_the_failure_of_its_own_case_only():
+    row = make_row(130.0)
+    database = CostDatabase([], [Failure(describe(row), "out of memory"), Failure("another case", "wrong result")])
+    database.add(row)
+    assert [f.case for f in database.failures] == ["another case"]
+    database.forget_failures()
+    assert database.failures == []
+    assert database.rows == [row]
 
 
 def test_select_by_row_and_by_device():

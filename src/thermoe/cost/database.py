@@ -37,9 +37,15 @@ class CostDatabase:
         return len(self.rows)
 
     def add(self, row: CostRow) -> None:
-        """Add a row in place of any older row of the same key."""
+        """Add a row in place of any older row of the same key; a failure of its case is forgotten."""
         self.rows = [r for r in self.rows if r.key != row.key]
         self.rows.append(row)
+        self.forget_failures([describe(row)])
+
+    def forget_failures(self, cases: Iterable[str] | None = None) -> None:
+        """Drop the failures of these cases (as `describe` writes them), all of them without an argument."""
+        forgotten = {f.case for f in self.failures} if cases is None else set(cases)
+        self.failures = [f for f in self.failures if f.case not in forgotten]
 
     def select(self, **wanted: Any) -> "CostDatabase":
         """Rows whose named fields have the given values; a field may also be one of the device's.

@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--window-s", type=float, default=2.0)
+    parser.add_argument("--skip-failed", action="store_true")
     parser.add_argument("--plain", action="store_true")
     options = vars(parser.parse_args())
     options["ops"] = tuple(name for name in options["ops"].split(",") if name)

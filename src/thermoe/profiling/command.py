@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import platform
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ from thermoe.types import SysState
 if TYPE_CHECKING:
     import torch
 
+EXIT_SPOILT = 75
+"""A failure spoilt the process: run again with `skip_failed` to measure the rest."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
@@ -28,6 +33,7 @@ class Profile:
         ops: Only these operations; all of the plan if empty.
         minutes: Stop before this long; the plan is ordered by importance.
         device: Where to run: "auto", "cpu" or "cuda".
+        skip_failed: Leave out cases that OUT records as failed.
         window_s: Length of an energy window; 5 s for figures that are published [s].
         plain: Write lines instead of a progress bar.
     """
@@ -36,6 +42,7 @@ class Profile:
     ops: tuple[str, ...] = ()
     minutes: float | None = None
     device: str = "auto"
+    skip_failed: bool = False
     window_s: float = 2.0
     plain: bool = False
 
@@ -48,15 +55,36 @@ class Profile:
             raise ConfigError(f"window_s = {self.window_s}: needs at least 2, sensors change every 100 ms only")
 
     def execute(self) -> int:
-        """Run the sweep; 1 if every case that was tried failed, else 0."""
+        """Run the sweep; 1 if every case that was tried failed, else 0.
+
+        A failure that spoils the process (a broken graph capture) ends the sweep in it; a fresh process
+        measures the rest. Where `skip_failed` is set the caller does that, told by `EXIT_SPOILT`.
+        """
+        started_s = time.monotonic()
         device = _find_device(self.device)
         cases = self._plan(device.type)
-        result = self._measure(device, cases)
+        result, spoilt = self._measure(device, cases)
         sys.stderr.write(
-            f"{self.out}: {result.measured} measured, {result.skipped} there already, {result.failed} failed, "
+            f"{self.out}: {result.measured} measured, {result.skipped} skipped, {result.failed} failed, "
             f"{result.left} left\n"
         )
+        if spoilt and result.left:
+            return EXIT_SPOILT if self.skip_failed else self._go_on_elsewhere(started_s)
         return 1 if result.failed and not result.measured and not result.skipped else 0
+
+    def _go_on_elsewhere(self, started_s: float) -> int:
+        """Measure the rest in processes of their own, a new one after each failure that spoils it."""
+        code = EXIT_SPOILT
+        while code == EXIT_SPOILT:
+            command = [sys.executable, "-m", "thermoe.profiling", "--out", str(self.out), "--skip-failed", "--plain"]
+            command += ["--device", self.device, "--window-s", str(self.window_s), "--ops", ",".join(self.ops)]
+            if self.minutes is not None:
+                left = self.minutes - (time.monotonic() - started_s) / 60.0
+                if left <= 0:
+                    return 0
+                command += ["--minutes", str(left)]
+            code = subprocess.run(command, check=False).returncode
+        return code
 
     def _plan(self, device_type: str) -> list[Case]:
         plan = h200_plan() if device_type == "cuda" else cpu_plan()
@@ -66,7 +94,7 @@ class Profile:
             raise ConfigError(f"the plan has no operation {', '.join(unknown)}: choose from {', '.join(known)}")
         return [c for c in plan if not self.ops or c.op in self.ops]
 
-    def _measure(self, device: "torch.device", cases: list[Case]) -> SweepResult:
+    def _measure(self, device: "torch.device", cases: list[Case]) -> tuple[SweepResult, bool]:
         from thermoe.profiling.in_process import CPU_PROTOCOL, InProcess, Protocol
 
         read_state = _open_sensors(device)
@@ -80,11 +108,22 @@ class Profile:
         )
 
         def run(report: Callable[[int, str], None]) -> SweepResult:
-            return sweep(cases, profiler.measure, key, self.out, minutes=self.minutes, report=report)
+            return sweep(
+                cases,
+                profiler.measure,
+                key,
+                self.out,
+                minutes=self.minutes,
+                skip_failed=self.skip_failed,
+                usable=lambda: not profiler.spoilt,
+                report=report,
+            )
 
         if self.plain:
-            return run(lambda done, line: _write_line(f"[{done}/{len(cases)}] {line}"))
-        return _with_progress_bar(len(cases), run)
+            result = run(lambda done, line: _write_line(f"[{done}/{len(cases)}] {line}"))
+        else:
+            result = _with_progress_bar(len(cases), run)
+        return result, profiler.spoilt
 
 
 def device_key(device: "torch.device") -> DeviceKey:

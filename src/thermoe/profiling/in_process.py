@@ -1,5 +1,6 @@
 """Measure one case in this process: correctness, latency by events, energy by the counter and by instant power."""
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 
 from thermoe.cost.rows import CostRow, DeviceKey
 from thermoe.errors import CostError
+from thermoe.profiling.capture import CaptureError
 from thermoe.profiling.case import Case
 from thermoe.profiling.energy_window import WindowFigures, summarise_window, wait_until_cool
 from thermoe.profiling.operations import INPUT_DISTRIBUTION, find_operation
@@ -59,6 +61,7 @@ class InProcess:
         read_state: Reads the device's sensors; None where there are none, then no energy is measured.
         protocol: How to measure.
         start_temp_c: Temperature when the sweep started [deg C].
+        spoilt: Whether a failure left this process unable to measure any further.
     """
 
     device: torch.device
@@ -66,18 +69,36 @@ class InProcess:
     read_state: Callable[[], SysState] | None
     protocol: Protocol
     start_temp_c: float | None = None
+    spoilt: bool = False
 
     def measure(self, case: Case) -> CostRow:
         """One row.
 
         Raises:
-            CostError: The operation's result is wrong, so that its cost would mean nothing.
+            CostError: The operation's result is wrong, so that its cost would mean nothing, or its
+                graph was not captured.
             RuntimeError: Whatever the device says, out of memory for one.
         """
+        try:
+            return self._measure(case)
+        except (CaptureError, RuntimeError) as err:
+            self.spoilt = isinstance(err, CaptureError) or not self._device_answers()
+            raise
+
+    def _device_answers(self) -> bool:
+        """Whether the device still computes; after an illegal access, for one, nothing in this process does."""
+        if self.device.type != "cuda":
+            return True
+        try:
+            return float(torch.ones(1, device=self.device).sum()) == 1.0
+        except RuntimeError:
+            return False
+
+    def _measure(self, case: Case) -> CostRow:
         operation = find_operation(case)
         num_layers = self._rotation(operation.layer_bytes(case), operation.resident_bytes(case))
-        torch.manual_seed(0)
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()  # the last case's weights are of other sizes
         with torch.inference_mode():
             bench = operation.build(case, self.device, num_layers)

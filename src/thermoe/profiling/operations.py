@@ -15,6 +15,7 @@ from torch.nn import functional as nn_functional
 
 from thermoe.errors import ConfigError
 from thermoe.profiling.case import Case, draw_expert_ids, load_skew
+from thermoe.profiling.draw import Draw
 
 KERNEL_REVISION = "1"
 INPUT_DISTRIBUTION = "normal(0,1); weights normal(0,1/fan_in)"
@@ -63,13 +64,14 @@ class ExpertMlp:
         ids_NR = [np.sort(draw_expert_ids(case, seed=layer)) for layer in range(num_layers)]
         self.skew = float(np.mean([load_skew(ids) for ids in ids_NR]))
         self._run = _EXPERT_MLPS[case.impl]
-        self._x_RD = torch.randn(case.routed_rows, D, device=device, dtype=dtype)
+        draw = Draw(device, dtype)
+        self._x_RD = draw.normal(case.routed_rows, D)
         self._ids = [torch.as_tensor(ids, device=device) for ids in ids_NR]
         self._offsets = [
             torch.as_tensor(np.bincount(ids, minlength=E).cumsum(), device=device, dtype=torch.int32) for ids in ids_NR
         ]
-        self._gate_up = [_weights((E, 2 * I, D), device, dtype) for _ in range(num_layers)]
-        self._down = [_weights((E, D, I), device, dtype) for _ in range(num_layers)]
+        self._gate_up = [draw.weights(E, 2 * I, D) for _ in range(num_layers)]
+        self._down = [draw.weights(E, D, I) for _ in range(num_layers)]
 
     def run(self, layer: int) -> Tensor:
         """Execute one layer."""
@@ -143,8 +145,9 @@ class DispatchCombine:
         self.skew = float(np.mean([load_skew(ids) for ids in ids_NR]))
         self._top_k, self._experts_E = case.top_k, torch.arange(case.num_experts, device=device)
         self._ids = [torch.as_tensor(ids, device=device) for ids in ids_NR]
-        self._x_TD = torch.randn(case.tokens, case.hidden_size, device=device, dtype=_dtype(case))
-        self._gate_TK = torch.rand(case.tokens, case.top_k, device=device, dtype=_dtype(case)) / case.top_k
+        draw = Draw(device, _dtype(case))
+        self._x_TD = draw.normal(case.tokens, case.hidden_size)
+        self._gate_TK = draw.normal(case.tokens, case.top_k).sigmoid() / case.top_k
 
     def run(self, layer: int) -> Tensor:
         """Dispatch and combine with experts that return their input."""
@@ -177,8 +180,8 @@ class RouterTopk:
     def __init__(self, case: Case, device: torch.device, num_layers: int) -> None:
         self.skew = 1.0
         self._top_k = case.top_k
-        shape_TE = case.tokens, case.num_experts
-        self._logits = [torch.randn(shape_TE, device=device, dtype=_dtype(case)) for _ in range(num_layers)]
+        draw = Draw(device, _dtype(case))
+        self._logits = [draw.normal(case.tokens, case.num_experts) for _ in range(num_layers)]
 
     def run(self, layer: int) -> Tensor:
         """The renormalised weights (T, k); the ids are computed with them."""
@@ -197,7 +200,7 @@ class Copy:
 
     def __init__(self, case: Case, device: torch.device, num_layers: int) -> None:
         self.skew = 1.0
-        self._source = torch.randn(case.tokens, case.hidden_size, device=device, dtype=_dtype(case))
+        self._source = Draw(device, _dtype(case)).normal(case.tokens, case.hidden_size)
         self._target = torch.empty_like(self._source)
 
     def run(self, layer: int) -> Tensor:
@@ -214,8 +217,9 @@ class Matmul:
 
     def __init__(self, case: Case, device: torch.device, num_layers: int) -> None:
         self.skew = 1.0
-        self._x = torch.randn(case.tokens, case.hidden_size, device=device, dtype=_dtype(case))
-        self._w = _weights((case.hidden_size, case.inter_size), device, _dtype(case))
+        draw = Draw(device, _dtype(case))
+        self._x = draw.normal(case.tokens, case.hidden_size)
+        self._w = draw.weights(case.hidden_size, case.inter_size)
 
     def run(self, layer: int) -> Tensor:
         """Multiply once."""
@@ -295,7 +299,3 @@ def find_operation(case: Case) -> Operation:
 def _dtype(case: Case) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, case.dtype)
     return dtype
-
-
-def _weights(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, device=device, dtype=dtype).mul_(shape[-1] ** -0.5)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from thermoe.profiling.capture import capture_graph
 from thermoe.profiling.operations import Workbench
 
 ROUND_S = 1e-3
@@ -59,16 +60,12 @@ class CudaRunner:
 
     def __init__(self, bench: Workbench, num_layers: int) -> None:
         self._num_layers = num_layers
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # work before a capture belongs on a side stream
-            for _ in range(2):
-                self._outputs = [bench.run(layer) for layer in range(num_layers)]
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        self._outputs: list[torch.Tensor] = []
+
+        def run_all() -> None:
             self._outputs = [bench.run(layer) for layer in range(num_layers)]
+
+        self._graph = capture_graph(run_all)
         self._pass_s = self._time(3) / 3
 
     def time_rounds(self, rounds: int) -> tuple[list[float], int]:

@@ -12,7 +12,7 @@ from thermoe.profiling.case import Case
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """How a sweep ended: cases measured now, found already measured, failed, and left for want of time."""
+    """How a sweep ended: cases measured now, skipped, failed, and left for want of time or of a usable process."""
 
     measured: int
     skipped: int
@@ -27,6 +27,8 @@ def sweep(
     out: Path,
     *,
     minutes: float | None,
+    skip_failed: bool = False,
+    usable: Callable[[], bool] = lambda: True,
     report: Callable[[int, str], None],
 ) -> SweepResult:
     """Measure what `out` does not hold yet for this device, writing the file after every case.
@@ -37,13 +39,18 @@ def sweep(
         device_key: What the rows belong to.
         out: The cost database, read first where it exists.
         minutes: Stop before a case that would probably end later than this; None for no limit [min].
+        skip_failed: Leave out the cases that `out` records as failed, too.
+        usable: Asked after a failure whether this process can measure any further; if not, the sweep ends.
         report: Told the cases dealt with so far and a line about the last one.
     """
     database = CostDatabase.load(out) if out.exists() else CostDatabase()
     measured = {r.key for r in database.rows}
+    if not skip_failed:  # they are tried again; what is left in the end then failed in this sweep
+        database.forget_failures(str(case) for case in cases)
+    failed_before = {f.case for f in database.failures}
     start_s, longest_s, counts = time.monotonic(), 0.0, {"measured": 0, "skipped": 0, "failed": 0}
     for index, case in enumerate(cases):
-        if (device_key, *_case_key(case)) in measured:
+        if (device_key, *_case_key(case)) in measured or str(case) in failed_before:
             counts["skipped"] += 1
             continue
         begun_s = time.monotonic()
@@ -54,11 +61,12 @@ def sweep(
         database.save(out)
         longest_s = max(longest_s, time.monotonic() - begun_s)
         report(index + 1, f"{case}: {line}")
+        if line.startswith("failed") and not usable():
+            break
     return SweepResult(**counts, left=len(cases) - sum(counts.values()))
 
 
 def _attempt(case: Case, measure: Callable[[Case], CostRow], database: CostDatabase) -> str:
-    database.failures = [f for f in database.failures if f.case != str(case)]
     try:
         row = measure(case)
     except Exception as err:  # noqa: BLE001 - one failing case must not end the sweep; its words are kept

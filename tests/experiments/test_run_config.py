@@ -151,7 +151,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, said, capsys, tmp_pa
         ("text = [1]", "text"),
         ("[opportunistic]\nk0 = true", "opportunistic.k0"),
         ("[nonsense]\nk0 = 1", "nonsense"),
-        ("strategies = []", "strategy"),
+        ("[top_p]\nmass = 1.5", "top_p.mass"),
         ("batch_size = ", "TOML"),
     ],
 )

@@ -12,7 +12,7 @@ from thermoe.experiments.config import RunConfig
 from thermoe.experiments.run import run_experiment
 
 ROWS, BLOCK = 3, 7
-ADAPTIVE = "kernel_aware_ttha"
+THRIFTY = {"opportunistic": {"k0": 2.0}}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,9 @@ def test_step_by_step_with_a_cache_gives_the_figures_of_one_forward(
 
 
 def test_energy_and_time_of_a_batch_are_the_sums_of_its_steps(tmp_path, tiny_model, tiny_text, quiet):
-    tables = run(tmp_path, tiny_model, tiny_text, quiet, strategies=("baseline", "opportunistic")).tables
+    tables = run(
+        tmp_path, tiny_model, tiny_text, quiet, strategies=("baseline", "opportunistic"), settings=THRIFTY
+    ).tables
     by_batch = tables["steps"].groupby(["strategy", "batch_index"])
     batches = tables["batches"].set_index(["strategy", "batch_index"]).sort_index()
     for column in ("energy_j", "latency_s", "nll_sum", "num_tokens"):
@@ -107,7 +109,13 @@ def test_prefill_is_one_step_that_touches_the_union_of_all_positions(
     tmp_path, tiny_model, tiny_text, quiet, model, blocks
 ):
     tables = run(
-        tmp_path, tiny_model, tiny_text, quiet, workloads=("prefill",), strategies=("baseline", "opportunistic")
+        tmp_path,
+        tiny_model,
+        tiny_text,
+        quiet,
+        workloads=("prefill",),
+        strategies=("baseline", "opportunistic"),
+        settings=THRIFTY,
     ).tables
     assert set(tables["batches"]["num_steps"]) == {1}
     expected = [bare_nll(model, *block).sum().item() for block in blocks]

@@ -2,48 +2,13 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from thermoe.experiments.board import Board
 from thermoe.experiments.choices import FIXED_STRATEGIES
 from thermoe.experiments.store import BatchKey
-from thermoe.types import RoutingKnobs, RoutingStatistics, StepWork, SysState
+from thermoe.runtime.control_plane import ControlPlane
 from thermoe.workloads import Workload
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Period:
-    """What was seen since the control plane last acted."""
-
-    state: SysState | None
-    statistics: RoutingStatistics
-    works: list[StepWork]
-    num_tokens: int
-    latency_s: float
-    energy_j: float | None
-    period_s: float
-    predicted_energy_j: float
-    predicted_latency_s: float
-
-
-class Plane(Protocol):
-    """The control plane as an experiment sees it."""
-
-    knobs: RoutingKnobs | None
-    overhead_s: float
-
-    @property
-    def terms(self) -> dict[str, float]:
-        """The last logged terms: price, target, losses."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON-able state."""
-        ...
-
-    def load_state_dict(self, values: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        ...
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,7 +20,7 @@ class Arm:
     seed: int
     strategy: str
     board: Board
-    plane: Any
+    plane: ControlPlane
     passes: int = 1
     next_step: int = 0
 

@@ -1,7 +1,7 @@
 """Calibration of a run: from a file, from the run folder of an interrupted run, or made anew and kept there."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from thermoe.experiments.choices import CALIBRATED_STRATEGIES
 from thermoe.experiments.config import RunConfig
 from thermoe.experiments.models import load_model
 from thermoe.integrations.calibrate import calibrate
+from thermoe.integrations.inspect import find_routers
 from thermoe.routing.calibration import Calibration
+from thermoe.types import MoEShape
 from thermoe.workloads import TextBatch, TextBlocks
 
 CALIBRATION_FILE = "calibration.json"
@@ -25,10 +27,10 @@ def obtain(config: RunConfig, model: Any, tokenizer: Any, console: Console) -> C
     Raises:
         DataError: A file that holds no calibration, or calibration text that is too short.
     """
-    if not CALIBRATED_STRATEGIES & set(config.strategies) or model is None:
+    if not CALIBRATED_STRATEGIES & set(config.resolved_strategies) or model is None:
         return None
     if config.calibration:
-        return read(Path(config.calibration))
+        return _fitting(read(Path(config.calibration)), config.calibration, find_routers(model).shape)
     # By way of the file's form, so that a resumed run goes on from the same numbers.
     return Calibration.from_dict(json.loads(json.dumps(make(config, model, tokenizer, console).to_dict())))
 
@@ -44,17 +46,11 @@ def calibrate_to_file(config: RunConfig, out: Path, console: Console) -> None:
 def make(config: RunConfig, model: Any, tokenizer: Any, console: Console) -> Calibration:
     """Calibrate on the calibration text."""
     texts = config.calibration_text or (str(calibration_text_path()),)
-    blocks = TextBlocks(
-        texts,
-        tokenizer,
-        batch_size=config.batch_size,
-        block_size=config.block_size,
-        max_tokens=config.calibration_tokens,
-    )
-    console.print(
-        f"calibrating on {', '.join(texts)}: {blocks.num_predictions} tokens", highlight=False, soft_wrap=True
-    )
-    return calibrate(model, list(_batches(blocks)))
+    batches = _batches(config, texts, tokenizer)
+    num_tokens = sum(batch.input_ids.numel() for batch in batches)
+    console.print(f"calibrating on {num_tokens} tokens of {', '.join(texts)}", highlight=False, soft_wrap=True)
+    with console.status("calibrating") as status:
+        return calibrate(model, batches, progress=lambda what: status.update(f"calibrating: {what}"))
 
 
 def read(path: Path) -> Calibration:
@@ -63,9 +59,29 @@ def read(path: Path) -> Calibration:
         return Calibration.from_dict(json.loads(path.read_text()))
     except OSError as err:
         raise DataError(f"calibration {path} cannot be read: {err.strerror}") from err
-    except (ValueError, KeyError, TypeError) as err:
+    except ValueError as err:
         raise DataError(f"{path} holds no calibration ({err}): make one with thermoe calibrate") from err
 
 
-def _batches(blocks: TextBlocks) -> Iterator[TextBatch]:
-    return (blocks.batch(index) for index in range(len(blocks)))
+def _fitting(calibration: Calibration, name: str, shape: MoEShape) -> Calibration:
+    """The calibration, if it is of a model of this shape."""
+    needed = (shape.num_layers, shape.num_experts)
+    if calibration.sensitivity.shape != needed:
+        raise DataError(
+            f"calibration {name} is for {calibration.sensitivity.shape} (layers, experts), the model has {needed}: "
+            "make one with thermoe calibrate"
+        )
+    return calibration
+
+
+def _batches(config: RunConfig, texts: Sequence[str], tokenizer: Any) -> list[TextBatch]:
+    """Whole blocks of the calibration text; one more token a row than is scored, the last target."""
+    blocks = TextBlocks(
+        texts,
+        tokenizer,
+        batch_size=config.batch_size,
+        block_size=config.block_size,
+        max_tokens=config.calibration_tokens + config.batch_size,
+    )
+    batches = [blocks.batch(index) for index in range(len(blocks))]
+    return [batch for batch in batches if batch.input_ids.shape == batches[0].input_ids.shape]

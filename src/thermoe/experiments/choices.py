@@ -30,6 +30,8 @@ class TensorWorkload(StrEnum):
 TEXT_WORKLOADS = tuple(str(w) for w in TextWorkload)
 TENSOR_WORKLOADS = tuple(str(w) for w in TensorWorkload)
 STRATEGY_NAMES = tuple(str(s) for s in RoutingStrategy)
+TEXT_STRATEGIES = ("baseline", "opportunistic", "kernel_aware")
+TENSOR_STRATEGIES = ("baseline", "opportunistic", "gate_mass", "top_p")
 OWN_SHAPE = "model"
 PRICE_NAMES = (*NAMED_SHAPES, OWN_SHAPE)
 DEVICES = ("cpu", "cuda")

@@ -34,7 +34,7 @@ class RunConfig:
     Attributes:
         model: Folder or hub id of a Hugging Face MoE model; None runs the self-contained block.
         text: Text files; each is a workload of its own.
-        strategies: Routing strategies to compare.
+        strategies: Routing strategies to compare; none given takes a usual few.
         workloads: `teacher_forced`, `prefill`, `generation` for texts; the four tensor workloads for the block.
         seeds: Seeds of the twin, of arrivals and of synthetic tensors.
         batch_size: Sequences in step (B).
@@ -65,7 +65,7 @@ class RunConfig:
 
     model: str | None = None
     text: tuple[str, ...] = ()
-    strategies: tuple[str, ...] = ("baseline", "opportunistic", "kernel_aware")
+    strategies: tuple[str, ...] = ()
     workloads: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     batch_size: int = 16
@@ -121,6 +121,13 @@ class RunConfig:
             return self.workloads
         return (choices.TextWorkload.TEACHER_FORCED,) if self.is_text else choices.TENSOR_WORKLOADS
 
+    @property
+    def resolved_strategies(self) -> tuple[str, ...]:
+        """The strategies asked for, or some that need no settings: the block has no text to calibrate on."""
+        if self.strategies:
+            return self.strategies
+        return choices.TEXT_STRATEGIES if self.is_text else choices.TENSOR_STRATEGIES
+
     def budget(self) -> Budget:
         """The limits, in SI units."""
         values: dict[str, float | None] = {ours: getattr(self, flag) for flag, ours in BUDGET_FIELDS.items()}
@@ -159,7 +166,7 @@ class RunConfig:
     def as_mapping(self) -> dict[str, Any]:
         """The inverse of `from_mapping`: every default written out, keys without a value left out."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
-        plain["workloads"] = self.resolved_workloads
+        plain |= {"workloads": self.resolved_workloads, "strategies": self.resolved_strategies}
         listed = {k: [_plain(x) for x in v] if isinstance(v, tuple) else _plain(v) for k, v in plain.items()}
         return {k: v for k, v in listed.items() if v is not None} | {k: dict(v) for k, v in self.settings.items() if v}
 
@@ -214,8 +221,6 @@ class RunConfig:
                     raise ConfigError(f"unknown {label} {name!r}: choose from {', '.join(known)}")
             if len(set(got)) < len(got):
                 raise ConfigError(f"{label} named twice in {', '.join(got)}: name each once")
-        if not self.strategies:
-            raise ConfigError(f"no strategy given: choose from {', '.join(choices.STRATEGY_NAMES)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seed named twice in {list(self.seeds)}: name each once")
         if self.telemetry not in ("auto", "nvml", "simulated") and not self.telemetry.startswith("replay:"):

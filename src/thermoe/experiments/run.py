@@ -60,7 +60,7 @@ def resume_experiment(folder: Path, console: Console, *, report: bool = True) ->
 
 def with_baseline(config: RunConfig, console: Console) -> RunConfig:
     """The run with `baseline` in it, which every change is measured against."""
-    if RoutingStrategy.BASELINE in config.strategies:
+    if RoutingStrategy.BASELINE in config.resolved_strategies:
         return config
     console.print("notice: baseline is added, changes are measured against it", highlight=False)
     return replace(config, strategies=(str(RoutingStrategy.BASELINE), *config.strategies))
@@ -75,8 +75,7 @@ def _prepared(config: RunConfig) -> Iterator["_Prepared"]:
         yield _Prepared(config, task, boards, cost_model)
     finally:
         boards.close()
-        for seed in config.seeds:
-            task.runner(seed).close()
+        task.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ class _Prepared:
             self._arm(name, seed, strategy, calibrated)
             for name in self.task.workloads
             for seed in self.config.seeds
-            for strategy in self.config.strategies
+            for strategy in self.config.resolved_strategies
         ]
 
     def batches(self, arms: list[Arm], store: RunStore, console: Console) -> None:

@@ -3,21 +3,9 @@
 from collections.abc import Iterable, Mapping
 
 from thermoe.errors import ConfigError
+from thermoe.routing.settings import SETTINGS, resolve_settings
 from thermoe.types import RoutingStrategy
 
-_AWARE = ("k0", "price", "max_quality_loss_pct", "alpha", "beta", "value_power")
-_TARGETS = ("target_power_w", "target_energy_j_per_token", "target_temp_c", "target_latency_ms")
-#: Settings of every strategy.
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "baseline": (),
-    "static_optimal": ("k0", "max_quality_loss_pct"),
-    "kernel_aware": _AWARE,
-    "kernel_aware_ttha": (*_AWARE, *_TARGETS),
-    "opportunistic": ("k0",),
-    "gate_mass": ("gate_mass",),
-    "expert_skipping": ("skip_ratio",),
-    "top_p": ("top_p",),
-}
 #: Shorter names that people may type.
 ALIASES = {"ttha": str(RoutingStrategy.KERNEL_AWARE_TTHA)}
 
@@ -48,17 +36,14 @@ def merge_settings(*layers: Mapping[str, Mapping[str, float]]) -> dict[str, dict
 
 
 def check_settings(tables: Mapping[str, Mapping[str, float]]) -> None:
-    """Refuse unknown strategies and keys, and values that are no numbers, with the choices there are."""
+    """Refuse unknown strategies and keys, naming the choices, and values that are no numbers or out of range."""
     for name, table in tables.items():
         if name not in SETTINGS:
             raise ConfigError(f"unknown strategy {name!r} in settings: choose from {', '.join(SETTINGS)}")
-        known = SETTINGS[name]
         for key, value in table.items():
-            if key not in known:
-                choose = f"choose from {', '.join(known)}" if known else "it has none"
-                raise ConfigError(f"unknown setting {name}.{key}: {choose}")
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"setting {name}.{key} = {value!r}: needs a number")
+        resolve_settings(RoutingStrategy(name), table)
 
 
 def _number(text: str, value: str) -> float:

@@ -11,6 +11,7 @@ from thermoe.experiments.config import RunConfig
 from thermoe.experiments.forwards import Runner
 from thermoe.experiments.models import check_device, load_model
 from thermoe.experiments.text_runner import TextRunner
+from thermoe.integrations.inspect import find_routers
 from thermoe.types import MoEShape
 from thermoe.workloads import TextBlocks, TextMode, Workload, WorkloadGenerator, read_text
 
@@ -22,15 +23,22 @@ class Task:
     Attributes:
         shape: Sizes of the model's MoE layers.
         workloads: Names in order, with what builds each for a seed.
-        runner: What computes the batches of one seed.
+        runner: What computes the batches of one seed; made, and attached to the model, when first asked for.
+        made: Runners made so far.
         model, tokenizer: The Hugging Face model, for calibration; None for the block.
     """
 
     shape: MoEShape
     workloads: dict[str, Callable[[int], Workload]]
     runner: Callable[[int], Runner]
+    made: dict[int, Runner]
     model: Any = None
     tokenizer: Any = None
+
+    def close(self) -> None:
+        """Leave the model as it was found."""
+        for runner in self.made.values():
+            runner.close()
 
 
 def build_task(config: RunConfig) -> Task:
@@ -53,7 +61,7 @@ def _text_task(config: RunConfig) -> Task:
     check_texts(config.text)
     assert config.model is not None
     model, tokenizer = load_model(config.model, config.device)
-    runner = TextRunner(model)
+    shape = find_routers(model).shape
     workloads: dict[str, Callable[[int], Workload]] = {}
     for mode in config.resolved_workloads:
         for path in config.text:
@@ -70,7 +78,14 @@ def _text_task(config: RunConfig) -> Task:
                 new_tokens=config.new_tokens if mode == TextMode.GENERATION else 0,
             )
             workloads[name] = _same_for_all_seeds(blocks)
-    return Task(shape=runner.shape, workloads=workloads, runner=lambda seed: runner, model=model, tokenizer=tokenizer)
+    made: dict[int, Runner] = {}
+
+    def runner(seed: int) -> Runner:
+        if 0 not in made:  # one model serves all seeds
+            made[0] = TextRunner(model)
+        return made[0]
+
+    return Task(shape=shape, workloads=workloads, runner=runner, made=made, model=model, tokenizer=tokenizer)
 
 
 def _same_for_all_seeds(blocks: TextBlocks) -> Callable[[int], Workload]:
@@ -89,11 +104,12 @@ def _tensor_task(config: RunConfig) -> Task:
     def generator(name: str) -> Callable[[int], Workload]:
         return lambda seed: WorkloadGenerator(name, config.d_model, num_batches=config.samples_per_workload, seed=seed)
 
-    runners: dict[int, Runner] = {}
+    made: dict[int, Runner] = {}
 
     def runner(seed: int) -> Runner:
-        if seed not in runners:
-            runners[seed] = BlockRunner(shape, seed=seed, device=config.device)
-        return runners[seed]
+        if seed not in made:
+            made[seed] = BlockRunner(shape, seed=seed, device=config.device)
+        return made[seed]
 
-    return Task(shape=shape, workloads={name: generator(name) for name in config.resolved_workloads}, runner=runner)
+    workloads = {name: generator(name) for name in config.resolved_workloads}
+    return Task(shape=shape, workloads=workloads, runner=runner, made=made)

@@ -48,9 +48,7 @@ class TestTimeAdaptation:
     ) -> None:
         self.shape, self.targets, self.adapter_weight = shape, targets, adapter_weight
         self._start = (start_price, *price_bounds, gain)
-        self.adapter = TTHAAdapter(
-            shape.num_layers, shape.num_experts, max_bias=max_bias, learning_rate=learning_rate
-        )
+        self.adapter = TTHAAdapter(shape.num_layers, shape.num_experts, max_bias=max_bias, learning_rate=learning_rate)
         self.reset()
 
     def reset(self) -> None:

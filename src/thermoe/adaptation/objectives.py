@@ -49,7 +49,7 @@ class Targets:
 
 
 def log_errors(observed: Observed, targets: Targets) -> dict[str, float]:
-    """log(observed / target) of each term that has both; throughput's is turned, so that above 0 always means "save"."""
+    """log(observed / target) of each term that has both; throughput's is inverted: above 0 always means too much."""
     pairs = {
         "power": (observed.power_w, targets.power_w),
         "temp": (observed.temp_c, targets.temp_c),

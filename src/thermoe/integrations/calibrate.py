@@ -29,9 +29,13 @@ class ScoredBatch(Protocol):
     """A block of text: `input_ids` (B, S) and `target_ids` (B, S)."""
 
     @property
-    def input_ids(self) -> Tensor: ...
+    def input_ids(self) -> Tensor:
+        """(B, S) tokens."""
+        ...
     @property
-    def target_ids(self) -> Tensor: ...
+    def target_ids(self) -> Tensor:
+        """(B, S) the token that follows each."""
+        ...
 
 
 def calibrate(

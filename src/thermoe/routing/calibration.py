@@ -142,7 +142,9 @@ class Calibration:
         losses = np.maximum.accumulate([max(p.loss_pct, 0.0) for p in points])
         counts = np.minimum.accumulate([p.mean_distinct for p in points])
         strict = np.arange(len(points)) * 1e-9  # np.interp needs rising abscissae
-        return [(p.value, float(v + s), float(c - s)) for p, v, c, s in zip(points, losses, counts, strict, strict=True)]
+        return [
+            (p.value, float(v + s), float(c - s)) for p, v, c, s in zip(points, losses, counts, strict, strict=True)
+        ]
 
 
 def best_within(points: Sequence[FrontierPoint], max_loss_pct: float, energy_j: Sequence[float]) -> FrontierPoint:

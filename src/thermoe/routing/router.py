@@ -87,7 +87,9 @@ class AdaptiveRouter:
             step_energy_j=self._step_energy_j,
         )
 
-    def _cool_enough(self, excess_c: float, statistics: RoutingStatistics | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _cool_enough(
+        self, excess_c: float, statistics: RoutingStatistics | None
+    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """(L, E) experts still allowed when the core is `excess_c` above the masking temperature.
 
         The least used go first; never so many that a token could not fill its top-k.

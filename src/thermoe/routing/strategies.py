@@ -199,7 +199,10 @@ def pressure(state: SysState | None) -> float:
 
 def _union(inputs: StrategyInputs, protected_k0: FloatArray) -> RoutingKnobs:
     return replace(
-        inputs.neutral(), union=True, price=inputs.per_layer(np.inf), protected_k0=np.round(protected_k0).astype(np.int64)
+        inputs.neutral(),
+        union=True,
+        price=inputs.per_layer(np.inf),
+        protected_k0=np.round(protected_k0).astype(np.int64),
     )
 
 

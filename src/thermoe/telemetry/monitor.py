@@ -158,6 +158,18 @@ class GpuSystemMonitor:
         with self._lock:
             return self._windows.pop(name).result()
 
+    def peek_window(self, name: str = "window") -> EnergyWindow:
+        """What an open energy window holds so far; it stays open.
+
+        Raises:
+            ConfigError: If no window of that name is open.
+        """
+        if name not in self._windows:
+            raise ConfigError(f"no energy window {name!r} is open: call begin_window({name!r}) first")
+        self.sample()
+        with self._lock:
+            return self._windows[name].result()
+
     def predict_thermal_trajectory(self, horizon_s: float) -> Any:
         """The predictor's forecast of the next `horizon_s` from the samples so far.
 

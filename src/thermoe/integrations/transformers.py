@@ -1,0 +1,215 @@
+"""`thermoe.attach`: one call that makes a Transformers MoE model energy-proportional, and takes it back."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+
+from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.errors import ConfigError, DataError
+from thermoe.integrations.batch_context import UnionScope
+from thermoe.integrations.hooks import RouterHooks
+from thermoe.integrations.inspect import find_routers
+from thermoe.integrations.serving import Driver, ThreadDriver, TwinDriver, summary_of
+from thermoe.routing.calibration import Calibration
+from thermoe.runtime.control_plane import ControlPlane
+from thermoe.telemetry import DigitalTwin, EnergyWindow, GpuSystemMonitor, SimulatedSource, open_source
+from thermoe.types import NAMED_SHAPES, Budget, MoEShape, RoutingStrategy
+
+_log = logging.getLogger(__name__)
+
+
+class Handle:
+    """An attachment: budgets may be set while it serves; `detach` leaves the model as it was.
+
+    Attributes:
+        hooks: The data plane in the model.
+        plane: The control plane beside it.
+    """
+
+    def __init__(self, hooks: RouterHooks, plane: ControlPlane, driver: Driver, priced_as: str) -> None:
+        self.hooks, self.plane, self._driver, self._priced_as = hooks, plane, driver, priced_as
+        self._window: EnergyWindow | None = None
+        self._attached = True
+        driver.monitor.begin_window("handle")
+        driver.start()
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model still runs under this handle."""
+        return self._attached
+
+    def set_budget(self, **limits: float | None) -> None:
+        """Change limits while serving: `power_w`, `energy_j_per_token`, `temp_c`, `latency_s`, `max_quality_loss_pct`.
+
+        Raises:
+            ConfigError: An unknown limit, or the handle is detached.
+            BudgetError: The limits cannot be met; the old ones stay in force.
+        """
+        self._needs_attached()
+        self.hooks.set_knobs(self.plane.set_budget(self.plane.budget.with_changes(**limits)))
+
+    def set_strategy(self, strategy: str, settings: Mapping[str, float] | None = None) -> None:
+        """Go on with another strategy."""
+        self._needs_attached()
+        self.hooks.set_knobs(self.plane.switch(_strategy(strategy), settings))
+
+    def reset(self) -> None:
+        """Forget everything that was learned since the attachment."""
+        self._needs_attached()
+        self.plane.reset()
+        self.hooks.set_knobs(self.plane.knobs)
+
+    def summary(self) -> dict[str, Any]:
+        """The keys of a strategy in summary.json, so far; then where the figures come from."""
+        if self._attached:
+            self._driver.poll()
+        window = self._window or self._driver.monitor.peek_window("handle")
+        figures = summary_of(self._driver, window, self.plane.overhead_s)
+        return figures | {
+            "strategy": str(self.plane.strategy),
+            "telemetry": str(window.kind),
+            "priced_as": self._priced_as,
+            "calibrated": self.plane.calibration is not None,
+            "terms": dict(self.plane.terms),
+        }
+
+    def detach(self) -> None:
+        """Stop and remove every hook; the model routes as it did before. May be called twice."""
+        if not self._attached:
+            return
+        try:
+            self._driver.poll()
+        finally:
+            self._attached = False
+            self._driver.stop()
+            self._window = self._driver.monitor.end_window("handle")
+            self.hooks.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def _needs_attached(self) -> None:
+        if not self._attached:
+            raise ConfigError("the handle is detached: attach the model again")
+
+
+def attach(
+    model: nn.Module,
+    strategy: str = "kernel_aware_ttha",
+    *,
+    power_budget_w: float | None = None,
+    energy_budget_j_per_token: float | None = None,
+    temp_budget_c: float | None = None,
+    latency_budget_ms: float | None = None,
+    max_quality_loss_pct: float | None = None,
+    settings: Mapping[str, float] | None = None,
+    calibration: Calibration | str | Path | None = None,
+    cost_model: KernelCostModel | None = None,
+    telemetry: str = "auto",
+    priced_as: str | None = None,
+    union: str = "decode",
+    interval_s: float = 0.1,
+) -> Handle:
+    """Attach to a loaded Transformers MoE model; `generate()` goes on working.
+
+    Args:
+        model: A model of a supported family, in evaluation, on one device.
+        strategy: A `RoutingStrategy`.
+        power_budget_w: Mean board power to hold [W].
+        energy_budget_j_per_token: Energy per token to hold [J].
+        temp_budget_c: Core temperature to hold [deg C].
+        latency_budget_ms: Latency of a step to hold [ms].
+        max_quality_loss_pct: Perplexity increase allowed by calibration [%]; needs a calibration.
+        settings: Settings of the strategy, as `--set NAME.KEY=VALUE` on the command line.
+        calibration: Of this model, or its file (`thermoe calibrate`).
+        cost_model: Prices experts; the shipped one by default.
+        telemetry: "auto", "nvml", "nvml:INDEX" or "simulated".
+        priced_as: Shape whose costs stand in for the model's own: a name or "model"; by default
+            "model" on real sensors and "qwen3-30b-a3b" on the digital twin.
+        union: "decode", "positions" or "forward" (`UnionScope`).
+        interval_s: Time between two readings of the sensors, and two control periods [s].
+
+    Raises:
+        UnsupportedModelError: The model cannot be attached to, or is attached already.
+        ConfigError: A wrong argument.
+        BudgetError: A budget that cannot be met by prediction.
+        TelemetryError: Sensors that were asked for are not there.
+    """
+    routers = find_routers(model)
+    on_gpu = next(routers.modules[0].parameters()).device.type == "cuda"
+    source = open_source(telemetry, device="cuda" if on_gpu else "cpu")
+    simulated = isinstance(source, SimulatedSource)
+    name = priced_as or ("qwen3-30b-a3b" if simulated else "model")
+    priced_shape = _priced_shape(name, routers.shape)
+    loaded = _load(calibration)
+    budget = Budget(
+        power_w=power_budget_w,
+        energy_j_per_token=energy_budget_j_per_token,
+        temp_c=temp_budget_c,
+        latency_s=None if latency_budget_ms is None else latency_budget_ms / 1e3,
+        max_quality_loss_pct=max_quality_loss_pct,
+    )
+    if max_quality_loss_pct is not None and loaded is None:
+        _log.warning("max_quality_loss_pct is given without a calibration of the model: it cannot be held")
+    plane = ControlPlane(
+        strategy=_strategy(strategy),
+        shape=routers.shape,
+        cost_model=cost_model or KernelCostModel.shipped(),
+        priced_as=priced_shape,
+        budget=budget,
+        settings=settings or {},
+        calibration=loaded,
+    )
+    hooks = RouterHooks(model, scope=_scope(union))
+    hooks.set_knobs(plane.knobs)
+    driver: Driver
+    if simulated:
+        twin = DigitalTwin(priced_shape)
+        monitor = GpuSystemMonitor(SimulatedSource(twin), interval_s)
+        driver = TwinDriver(hooks, plane, twin, monitor, routers.decoder)
+    else:
+        driver = ThreadDriver(hooks, plane, GpuSystemMonitor(source, interval_s), interval_s)
+    return Handle(hooks, plane, driver, name)
+
+
+def _strategy(name: str) -> RoutingStrategy:
+    try:
+        return RoutingStrategy(name)
+    except ValueError:
+        raise ConfigError(f"unknown strategy {name!r}: choose from {', '.join(RoutingStrategy)}") from None
+
+
+def _scope(name: str) -> UnionScope:
+    try:
+        return UnionScope(name)
+    except ValueError:
+        raise ConfigError(f"unknown union scope {name!r}: choose from {', '.join(UnionScope)}") from None
+
+
+def _priced_shape(name: str, own: MoEShape) -> MoEShape:
+    if name == "model":
+        return own
+    if name not in NAMED_SHAPES:
+        raise ConfigError(f"cannot price as {name!r}: choose from model, {', '.join(NAMED_SHAPES)}")
+    return NAMED_SHAPES[name]
+
+
+def _load(calibration: Calibration | str | Path | None) -> Calibration | None:
+    if calibration is None or isinstance(calibration, Calibration):
+        return calibration
+    try:
+        return Calibration.from_dict(json.loads(Path(calibration).read_text(encoding="utf-8")))
+    except OSError as err:
+        raise DataError(f"calibration {calibration} cannot be read: {err.strerror}") from err
+    except ValueError as err:
+        raise DataError(f"{calibration} is no calibration ({err}): make one with `thermoe calibrate`") from err

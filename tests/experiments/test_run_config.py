@@ -52,13 +52,24 @@ def typed(*arguments):
 
 def test_every_option_reaches_the_configuration_and_survives_toml():
     arguments = [part for flag, (text, *_) in FLAGS.items() for part in (flag, text)]
-    arguments += ["--text", "a.txt", "b.txt", "--calibration-text", "c.txt", "d.txt", "--csv", "--trace"]
+    arguments += [
+        "--text",
+        "a.txt",
+        "b.txt",
+        "--calibration-text",
+        "c.txt",
+        "d.txt",
+        "--csv",
+        "--trace",
+        "--join-texts",
+    ]
     arguments += ["--set", "opportunistic.k0=4", "--set", "ttha.target_power_w=450"]
     config = typed(*arguments)
     assert {name: getattr(config, name) for _, name, _ in FLAGS.values()} == {n: v for _, n, v in FLAGS.values()}
     assert (config.text, config.calibration_text) == (("a.txt", "b.txt"), ("c.txt", "d.txt"))
     assert config.csv
     assert config.trace
+    assert config.join_texts
     assert config.settings_of("opportunistic") == {"k0": 4.0}
     assert config.settings_of("kernel_aware_ttha") == {"target_power_w": 450.0}
     assert RunConfig.from_mapping(tomllib.loads(config.to_toml())) == config
@@ -67,7 +78,14 @@ def test_every_option_reaches_the_configuration_and_survives_toml():
 def test_no_parameter_of_a_run_is_out_of_reach_of_the_command_line():
     from dataclasses import fields
 
-    reachable = {name for _, name, _ in FLAGS.values()} | {"text", "calibration_text", "csv", "trace", "settings"}
+    reachable = {name for _, name, _ in FLAGS.values()} | {
+        "text",
+        "calibration_text",
+        "csv",
+        "trace",
+        "join_texts",
+        "settings",
+    }
     assert {f.name for f in fields(RunConfig)} == reachable
 
 

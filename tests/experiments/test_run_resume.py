@@ -30,6 +30,7 @@ def text_config(tiny_model, tiny_text):
         arrival_rate=150.0,
         power_budget_w=450.0,
         scenario="external_load",
+        settings={"kernel_aware": {"reserve": 0.5, "balance_rate": 0.02, "max_quality_loss_pct": 20.0}},
         calibration_text=(str(tiny_text),),
         calibration_tokens=300,
     )

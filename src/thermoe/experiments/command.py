@@ -18,6 +18,8 @@ from thermoe.experiments.settings import merge_settings, parse_settings
 _COMMA_LISTS = {"strategies": str, "workloads": str, "seeds": int}
 _NO_PARAMETERS = ("config", "set_", "out", "resume", "no_report")
 _FILE_WIDTH = 140
+#: About a fifth under what baseline takes on the twin: more than the default quality budget gives.
+DEMO_TARGET_J_PER_TOKEN = 0.6
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 
@@ -31,6 +33,7 @@ class Run:
         config: TOML file with any of the options below, spelled with underscores.
         model: Folder or hub id of a Hugging Face MoE model.
         text: Text files in UTF-8; each is a workload of its own.
+        join_texts: Make one workload of all texts.
         strategies: Comma list of routing strategies.
         workloads: Comma list: teacher_forced, prefill, generation for text; standard, high_complexity,
             small_batch, large_batch for the block.
@@ -75,6 +78,7 @@ class Run:
     config: tyro.conf.Positional[Path | None] = None
     model: str | None = None
     text: tuple[str, ...] | None = None
+    join_texts: Flag = False
     strategies: str | None = None
     workloads: str | None = None
     seeds: str | None = None
@@ -223,8 +227,11 @@ def demo_config(max_tokens: int) -> RunConfig:
         model=str(demo_model_path()),
         text=tuple(str(path) for path in demo_text_paths()),
         strategies=STRATEGY_NAMES,
+        join_texts=True,
         max_tokens=max_tokens,
+        block_size=256,
         telemetry="simulated",
+        settings={"kernel_aware_ttha": {"target_energy_j_per_token": DEMO_TARGET_J_PER_TOKEN}},
         name="demo",
     )
 

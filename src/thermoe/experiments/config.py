@@ -34,6 +34,7 @@ class RunConfig:
     Attributes:
         model: Folder or hub id of a Hugging Face MoE model; None runs the self-contained block.
         text: Text files; each is a workload of its own.
+        join_texts: Whether all texts make one workload, block after block.
         strategies: Routing strategies to compare; none given takes a usual few.
         workloads: `teacher_forced`, `prefill`, `generation` for texts; the four tensor workloads for the block.
         seeds: Seeds of the twin, of arrivals and of synthetic tensors.
@@ -65,6 +66,7 @@ class RunConfig:
 
     model: str | None = None
     text: tuple[str, ...] = ()
+    join_texts: bool = False
     strategies: tuple[str, ...] = ()
     workloads: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)

@@ -1,7 +1,7 @@
 """Workloads and runners of a run: what is computed, and on which model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from thermoe.experiments.models import check_device, load_model
 from thermoe.experiments.text_runner import TextRunner
 from thermoe.integrations.inspect import find_routers
 from thermoe.types import MoEShape
-from thermoe.workloads import TextBlocks, TextMode, Workload, WorkloadGenerator, read_text
+from thermoe.workloads import Batch, TextBlocks, TextMode, Workload, WorkloadGenerator, read_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,20 +64,13 @@ def _text_task(config: RunConfig) -> Task:
     shape = find_routers(model).shape
     workloads: dict[str, Callable[[int], Workload]] = {}
     for mode in config.resolved_workloads:
-        for path in config.text:
-            name = f"{mode}:{Path(path).stem}"
-            if name in workloads:
-                raise ConfigError(f"two texts are called {Path(path).stem}: rename one, workloads are named after them")
-            blocks = TextBlocks(
-                [path],
-                tokenizer,
-                batch_size=config.batch_size,
-                block_size=config.block_size,
-                max_tokens=config.max_tokens,
-                mode=TextMode(mode),
-                new_tokens=config.new_tokens if mode == TextMode.GENERATION else 0,
-            )
-            workloads[name] = _same_for_all_seeds(blocks)
+        by_text = {Path(path).stem: _blocks(config, path, TextMode(mode), tokenizer) for path in config.text}
+        if len(by_text) < len(config.text):
+            raise ConfigError("two texts have the same name: rename one, workloads are named after them")
+        if config.join_texts:
+            workloads[mode] = _same_for_all_seeds(JoinedBlocks(list(by_text.values())))
+        else:
+            workloads |= {f"{mode}:{stem}": _same_for_all_seeds(blocks) for stem, blocks in by_text.items()}
     made: dict[int, Runner] = {}
 
     def runner(seed: int) -> Runner:
@@ -88,7 +81,34 @@ def _text_task(config: RunConfig) -> Task:
     return Task(shape=shape, workloads=workloads, runner=runner, made=made, model=model, tokenizer=tokenizer)
 
 
-def _same_for_all_seeds(blocks: TextBlocks) -> Callable[[int], Workload]:
+def _blocks(config: RunConfig, path: str, mode: TextMode, tokenizer: Any) -> TextBlocks:
+    return TextBlocks(
+        [path],
+        tokenizer,
+        batch_size=config.batch_size,
+        block_size=config.block_size,
+        max_tokens=config.max_tokens,
+        mode=mode,
+        new_tokens=config.new_tokens if mode is TextMode.GENERATION else 0,
+    )
+
+
+class JoinedBlocks:
+    """The blocks of several texts, one text after the other, as one workload."""
+
+    def __init__(self, texts: list[TextBlocks]) -> None:
+        self._places = [(text, index) for text in texts for index in range(len(text))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def batch(self, index: int) -> Batch:
+        """Batch number `index` of the whole."""
+        text, place = self._places[index]
+        return replace(text.batch(place), index=index)
+
+
+def _same_for_all_seeds(blocks: Workload) -> Callable[[int], Workload]:
     return lambda seed: blocks
 
 

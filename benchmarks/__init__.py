@@ -1,0 +1,1 @@
+"""Benchmarks of whole steps; each module is a command."""

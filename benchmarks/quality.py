@@ -152,27 +152,34 @@ def _text_result(name: str, judged: dict[str, dict[str, dict[str, Any]]]) -> dic
             "distinct_by_layer": found["distinct_by_layer"],
             "gate_mass_mean": found["gate_mass"],
         }
-    compared = {
-        policy: _against_opportunistic(policy, policies) for policy in policies if policy.startswith("kernel_aware")
-    }
+    compared = {f"k0={k0}": _against_opportunistic(k0, policies) for k0 in PRICED_NEAR_K0} if _priced(policies) else {}
     return {"policies": rows, "kernel_aware_minus_opportunistic_at_equal_experts": compared, "blocks": int(own.size)}
 
 
-def _against_opportunistic(policy: str, policies: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Paired difference of perplexity to opportunistic activation interpolated to the same distinct experts."""
-    mine = policies[policy]
-    points = sorted((policies[f"opportunistic k0={k0}"] for k0 in OPPORTUNISTIC_K0), key=lambda p: p["distinct"])
+def _priced(policies: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    found = [result for policy, result in policies.items() if policy.startswith("kernel_aware")]
+    return sorted(found, key=lambda p: p["distinct"])
+
+
+def _against_opportunistic(k0: int, policies: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Paired difference of perplexity at exactly the distinct experts of opportunistic activation with k0.
+
+    The priced union is interpolated between its two nearest prices. Its loss is convex in the number
+    of experts, so the chord lies above it: the interpolation does not flatter.
+    """
+    rival, points = policies[f"opportunistic k0={k0}"], _priced(policies)
     counts = [p["distinct"] for p in points]
-    upper = int(np.clip(np.searchsorted(counts, mine["distinct"]), 1, len(points) - 1))
-    weight = (mine["distinct"] - counts[upper - 1]) / (counts[upper] - counts[upper - 1])
-    rival = (1.0 - weight) * points[upper - 1]["nll"] + weight * points[upper]["nll"]
+    upper = int(np.clip(np.searchsorted(counts, rival["distinct"]), 1, len(points) - 1))
+    weight = (rival["distinct"] - counts[upper - 1]) / (counts[upper] - counts[upper - 1])
+    mine = (1.0 - weight) * points[upper - 1]["nll"] + weight * points[upper]["nll"]
     own = policies["own"]["nll"]
-    low, high = _interval(mine["nll"] - rival)
+    low, high = _interval(mine - rival["nll"])
     return {
-        "distinct_experts": mine["distinct"],
-        "kernel_aware_change_pct": 100.0 * float(np.expm1((mine["nll"] - own).mean())),
-        "opportunistic_change_pct": 100.0 * float(np.expm1((rival - own).mean())),
-        "difference_points": 100.0 * float((mine["nll"] - rival).mean()),
+        "distinct_experts": rival["distinct"],
+        "extrapolated": not 0.0 <= weight <= 1.0,
+        "kernel_aware_change_pct": 100.0 * float(np.expm1((mine - own).mean())),
+        "opportunistic_change_pct": 100.0 * float(np.expm1((rival["nll"] - own).mean())),
+        "difference_points": 100.0 * float((mine - rival["nll"]).mean()),
         "difference_points_90": [100.0 * low, 100.0 * high],
     }
 

@@ -118,7 +118,7 @@ def expected_weights(router: nn.Module, call: Call, loaded: torch.Tensor) -> tor
         return own_router_over(router, call.hidden, chosen)
     if name.startswith("Phimoe"):
         passed_over = ~chosen & (logits > logits.masked_fill(~chosen, torch.inf).amin(-1, keepdim=True))
-        return own_router_over(router, call.hidden, loaded & ~passed_over)
+        return own_router_over(router, call.hidden, loaded & ~passed_over) * chosen
     if name.startswith(("Qwen2", "Olmoe", "DeepseekV2")):
         assert not getattr(router, "norm_topk_prob", False)
         return logits.softmax(-1) * chosen * getattr(router, "routed_scaling_factor", 1.0)

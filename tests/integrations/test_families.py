@@ -3,9 +3,10 @@ import pytest
 import torch
 from recording import attached, dense, expected_weights, ranked_own_ids, shape_of, union_knobs
 from tiny_models import NAMES, routers, tiny_model, token_ids
+from transformers.models.phimoe import modeling_phimoe
 
 from thermoe.integrations.batch_context import UnionScope
-from thermoe.integrations.families import FAMILIES
+from thermoe.integrations.families import FAMILIES, sparsemixer
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.types import RoutingKnobs
 
@@ -122,6 +123,31 @@ def test_each_families_bias_moves_the_choice_and_leaves_the_weights_of_the_chose
     assert not torch.equal(call.final[2].sort(-1).values, call.own[2].sort(-1).values)
     weights = dense(call.final[2], call.final[1], shape.num_experts)
     torch.testing.assert_close(weights, expected_weights(router, call, everything), rtol=2e-6, atol=1e-8)
+
+
+@each_family
+def test_one_expert_a_token_is_the_first_choice_with_the_familys_weight(name: str) -> None:
+    model, ids = tiny_model(name), token_ids(5, 7)
+    shape = shape_of(model)
+    everything = torch.ones(shape.num_experts, dtype=torch.bool)
+    knobs = union_knobs(shape, k0=shape.top_k, price=0.0, top_k=np.ones(shape.num_layers, dtype=np.int64))
+    with attached(model, knobs) as (_, recording):
+        forward(model, ids)
+    router, call = routers(model)[0], recording.calls[0][0]
+    first = ranked_own_ids(router, call)[:, :1]
+    assert torch.equal(call.final[2], first.expand_as(call.final[2]))
+    weights = dense(call.final[2], call.final[1], shape.num_experts)
+    torch.testing.assert_close(weights, expected_weights(router, call, everything), rtol=2e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sparsemixer_agrees_with_the_models_own(dtype: torch.dtype) -> None:
+    router = routers(tiny_model("phimoe"))[0]
+    logits_TE = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weights_TK, ids_TK = modeling_phimoe.sparsemixer(logits_TE, router.router_jitter_noise, training=False, top_k=2)
+    ids, weights = sparsemixer(router, logits_TE, torch.ones_like(logits_TE, dtype=torch.bool), 2)
+    assert torch.equal(ids, ids_TK)
+    assert torch.equal(weights, weights_TK)
 
 
 @each_family

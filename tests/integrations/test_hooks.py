@@ -41,7 +41,7 @@ def test_other_heads_are_supported() -> None:
         assert hooks.counters.drain().num_tokens == 20
 
 
-@pytest.mark.parametrize("name", ["mixtral", "granitemoe"])
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
 def test_captured_router_logits_are_the_models_own(name: str) -> None:
     model, ids = copy.deepcopy(tiny_model(name)), token_ids(4, 1)
     with torch.no_grad(), attached(model, union_knobs(shape_of(model))) as (_, recording):

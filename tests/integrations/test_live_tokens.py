@@ -154,12 +154,12 @@ class _Cache:
         return self.length
 
 
-@pytest.mark.parametrize("past", [0, 4, torch.tensor(4), torch.tensor([4])])
+@pytest.mark.parametrize("past", [0, 4, torch.tensor(0), torch.tensor(4), torch.tensor([4])])
 def test_the_past_may_be_a_number_or_a_tensor(past) -> None:
     context = BatchContext(UnionScope.DECODE)
     context.note({"input_ids": torch.tensor([[5], [EOS]]), "past_key_values": _Cache(past)}, (EOS,))
     live = [True, True] if context.live_T is None else context.live_T.tolist()
-    assert live == ([True, True] if isinstance(past, int) and past == 0 else [True, False])
+    assert live == ([True, True] if int(past) == 0 else [True, False])
 
 
 def test_masks_that_cannot_be_read_leave_everything_live() -> None:
@@ -168,6 +168,15 @@ def test_masks_that_cannot_be_read_leave_everything_live() -> None:
         context = BatchContext(UnionScope.DECODE)
         context.note({"input_ids": ids, "attention_mask": mask}, ())
         assert context.live_T is None, mask
+
+
+def test_a_mask_too_short_for_a_static_cache_is_read_within_its_bounds() -> None:
+    context = BatchContext(UnionScope.DECODE)
+    mask = torch.tensor([[1, 1], [1, 0]])
+    context.note(
+        {"input_ids": torch.ones(2, 1), "attention_mask": mask, "past_key_values": _Cache(torch.tensor(4))}, ()
+    )
+    assert context.live_T.tolist() == [True, False]
 
 
 def test_masks_by_kind_of_layer_and_of_a_sliding_window() -> None:

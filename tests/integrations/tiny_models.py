@@ -65,7 +65,7 @@ CASES = {
         },
     ),
     "gpt_oss": ("GptOss", _LOCAL | {"head_dim": 8, "sliding_window": 6}),
-    "phimoe": ("Phimoe", _LOCAL | {"num_experts_per_tok": 2, "router_jitter_noise": 0.01}),
+    "phimoe": ("Phimoe", _LOCAL | {"num_experts_per_tok": 2, "router_jitter_noise": 0.3}),
     "granitemoe": ("GraniteMoe", _LOCAL),
 }
 NAMES = list(CASES)

@@ -76,7 +76,7 @@ def sparsemixer(router: nn.Module, logits_TE: Tensor, usable_TE: Tensor, top_k: 
 
     Experts outside `usable_TE` count as -inf. Returns ids (T, K), in order of logits, and weights
     (T, K) in the logits' dtype, in which the jitter's threshold has to be compared to agree with
-    the model; a pick beyond the usable experts has weight 0.
+    the model. Picks beyond the usable experts mean nothing.
     """
     jitter = 2.0 * float(_attribute(router, "router_jitter_noise"))
     barred = torch.finfo(logits_TE.dtype).min
@@ -87,7 +87,7 @@ def sparsemixer(router: nn.Module, logits_TE: Tensor, usable_TE: Tensor, top_k: 
         distance_TE = (best_T1 - reference_TE) / reference_TE.abs().clamp(min=best_T1)
         gates_TE = left_TE.masked_fill(distance_TE > jitter, float("-inf")).softmax(dim=-1)
         ids.append(pick_T1)
-        weights.append(gates_TE.gather(1, pick_T1).masked_fill(best_T1 <= barred, 0.0))
+        weights.append(gates_TE.gather(1, pick_T1))
         left_TE = left_TE.scatter(1, pick_T1, barred)
     return torch.cat(ids, dim=1), torch.cat(weights, dim=1)
 

@@ -88,63 +88,105 @@ class Calibration:
             calibration = cls(**fields)
         except (KeyError, TypeError, ValueError) as err:
             raise DataError(f"no calibration ({err}): make one with `thermoe calibrate`") from err
-        if calibration.sensitivity.ndim != 2 or not (calibration.sensitivity > 0).all():
-            raise DataError("a calibration needs positive sensitivities of shape (layers, experts): calibrate again")
+        calibration._check()
         return calibration
+
+    def _check(self) -> None:
+        """Refuse what no calibration writes: a file that was edited or cut."""
+        layers = self.sensitivity.shape[:1]
+        if self.sensitivity.ndim != 2 or not (np.isfinite(self.sensitivity) & (self.sensitivity > 0)).all():
+            raise DataError("a calibration needs positive sensitivities of shape (layers, experts): calibrate again")
+        if self.own_distinct.shape != layers or any(len(p.distinct_experts) != layers[0] for p in self.frontier):
+            raise DataError(f"a calibration of {layers[0]} layers needs as many distinct experts each: calibrate again")
+        numbers = [self.batch_size, self.num_tokens, self.value_power, self.protected_k0, self.own_perplexity]
+        for point in self.frontier:
+            if point.policy not in POLICIES:
+                raise DataError(f"policy {point.policy!r} in a calibration: known are {', '.join(POLICIES)}")
+            numbers += [point.value, point.loss_pct, *point.distinct_experts]
+        if not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers):
+            raise DataError("a calibration holds an entry that is no finite number: calibrate again")
+        if any(p.value <= 0 for p in self.frontier):
+            raise DataError("a calibration holds a policy whose setting is not above 0: calibrate again")
 
     def priced(self) -> list[FrontierPoint]:
         """The priced policies by rising price."""
         return sorted((p for p in self.frontier if p.policy == "priced"), key=lambda p: p.value)
 
     def price_for_loss(self, loss_pct: float) -> float:
-        """The highest price whose calibrated loss stays within `loss_pct` [%]."""
-        points = self._monotone()
-        losses = [loss for _, loss, _ in points]
-        return float(np.exp(np.interp(loss_pct, losses, [np.log(price) for price, _, _ in points])))
+        """The highest price whose calibrated loss stays within `loss_pct` [%]; 0 loads all that tokens choose."""
+        prices, losses, _ = self._curves()
+        return _blended(prices, *_highest_within(losses, loss_pct))
 
     def price_for_distinct(self, mean_distinct: float) -> float:
-        """The price at which a batch touches this many experts per layer on average.
+        """The lowest price at which a batch touches at most this many experts per layer on average.
 
         Raises:
             BudgetError: Not even the highest price that was calibrated gets there.
         """
-        points = self._monotone()
-        counts = [count for _, _, count in points]
+        prices, _, counts = self._curves()
         if mean_distinct < counts[-1]:
             raise BudgetError(
                 f"{mean_distinct:.1f} distinct experts per layer were asked for; the least that calibration reached is "
                 f"{counts[-1]:.1f}: raise the budget"
             )
-        return float(np.exp(np.interp(-mean_distinct, [-c for c in counts], [np.log(p) for p, _, _ in points])))
+        first = int(np.argmax(counts <= mean_distinct))
+        if first == 0:
+            return 0.0
+        share = (counts[first - 1] - mean_distinct) / (counts[first - 1] - counts[first])
+        return _blended(prices, first - 1, float(share))
 
     def loss_at(self, price: float) -> float:
-        """Calibrated perplexity increase at a price [%]."""
-        points = self._monotone()
-        return float(np.interp(np.log(price), [np.log(p) for p, _, _ in points], [loss for _, loss, _ in points]))
+        """Calibrated perplexity increase at a price [%]; beyond the highest that was judged, that of the highest."""
+        prices, losses, _ = self._curves()
+        return float(np.interp(*_positions(price, prices), losses))
 
     def distinct_at(self, price: float) -> FloatArray:
         """(L,) distinct experts at a price."""
-        points = self.priced()
-        log_prices = [np.log(p.value) for p in points]
-        columns = np.array([p.distinct_experts for p in points])
-        return np.array([np.interp(np.log(price), log_prices, columns[:, i]) for i in range(columns.shape[1])])
+        prices, _, _ = self._curves()
+        columns = np.array([self.own_distinct, *(p.distinct_experts for p in self.priced())])
+        position, places = _positions(price, prices)
+        return np.array([np.interp(position, places, column) for column in columns.T])
 
     def price_range(self) -> tuple[float, float]:
         """Lowest and highest price that were judged."""
         points = self.priced()
         return points[0].value, points[-1].value
 
-    def _monotone(self) -> list[tuple[float, float, float]]:
-        """(price, loss, distinct) with loss made non-decreasing and distinct non-increasing in the price."""
+    def _curves(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Prices, losses made non-decreasing, mean distinct experts made non-increasing.
+
+        They begin at price 0, where every chosen expert is loaded and nothing is lost.
+        """
         points = self.priced()
         if len(points) < 2:
             raise DataError("the calibration holds fewer than 2 priced policies: calibrate again")
-        losses = np.maximum.accumulate([max(p.loss_pct, 0.0) for p in points])
-        counts = np.minimum.accumulate([p.mean_distinct for p in points])
-        strict = np.arange(len(points)) * 1e-9  # np.interp needs rising abscissae
-        return [
-            (p.value, float(v + s), float(c - s)) for p, v, c, s in zip(points, losses, counts, strict, strict=True)
-        ]
+        losses = np.maximum.accumulate([0.0, *(p.loss_pct for p in points)])
+        counts = np.minimum.accumulate([float(self.own_distinct.mean()), *(p.mean_distinct for p in points)])
+        return np.array([0.0, *(p.value for p in points)]), losses, counts
+
+
+def _highest_within(losses: FloatArray, limit: float) -> tuple[int, float]:
+    """Last place on a non-decreasing curve that stays within the limit: an index and the share of the way beyond."""
+    last = int(np.searchsorted(losses, max(limit, 0.0), side="right")) - 1
+    if last == len(losses) - 1:
+        return last, 0.0
+    return last, float((max(limit, 0.0) - losses[last]) / (losses[last + 1] - losses[last]))
+
+
+def _blended(prices: FloatArray, index: int, share: float) -> float:
+    """Price a share of the way from one judged price to the next: in the logarithm, from 0 linearly."""
+    if share == 0.0:
+        return float(prices[index])
+    low, high = prices[index], prices[index + 1]
+    return float(share * high if index == 0 else np.exp((1.0 - share) * np.log(low) + share * np.log(high)))
+
+
+def _positions(price: float, prices: FloatArray) -> tuple[float, FloatArray]:
+    """Where a price lies among the judged ones, on the scale of `_blended`, and the places of those."""
+    places = np.arange(len(prices), dtype=np.float64)
+    if price <= prices[1]:
+        return price / prices[1], places
+    return 1.0 + float(np.interp(np.log(price), np.log(prices[1:]), places[:-1])), places
 
 
 def best_within(points: Sequence[FrontierPoint], max_loss_pct: float, energy_j: Sequence[float]) -> FrontierPoint:

@@ -13,7 +13,16 @@ from thermoe.routing.calibration import Calibration
 from thermoe.routing.load_balancer import ExpertLoadBalancer
 from thermoe.routing.settings import resolve_settings
 from thermoe.routing.strategies import STRATEGIES, ExpertCosts, Memory, StrategyInputs
-from thermoe.types import Budget, FloatArray, MoEShape, RoutingKnobs, RoutingStatistics, RoutingStrategy, SysState
+from thermoe.types import (
+    BoolArray,
+    Budget,
+    FloatArray,
+    MoEShape,
+    RoutingKnobs,
+    RoutingStatistics,
+    RoutingStrategy,
+    SysState,
+)
 
 MASK_RANGE_C = 10.0
 """Over this many degrees above `mask_above_c` the share of masked experts rises to its maximum."""
@@ -65,11 +74,13 @@ class AdaptiveRouter:
         knobs, self.memory = STRATEGIES[self.strategy](self.inputs(state, costs, statistics), self.memory)
         if knobs is None:
             return None
-        if statistics is not None and self.balancer.rate > 0:
-            knobs = replace(knobs, bias=knobs.bias + self.balancer.update(statistics))
+        if statistics is not None:
+            self.balancer.update(statistics)
+        if self.balancer.rate > 0:
+            knobs = replace(knobs, bias=knobs.bias + self.balancer.bias)
         mask_above_c = self.settings.get("mask_above_c")
         if mask_above_c is not None and state is not None and state.temp_c is not None:
-            knobs = replace(knobs, allowed=self._cool_enough(state.temp_c - mask_above_c, statistics))
+            knobs = replace(knobs, allowed=self._cool_enough(state.temp_c - mask_above_c))
         return knobs
 
     def inputs(
@@ -87,20 +98,19 @@ class AdaptiveRouter:
             step_energy_j=self._step_energy_j,
         )
 
-    def _cool_enough(
-        self, excess_c: float, statistics: RoutingStatistics | None
-    ) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _cool_enough(self, excess_c: float) -> BoolArray:
         """(L, E) experts still allowed when the core is `excess_c` above the masking temperature.
 
-        The least used go first; never so many that a token could not fill its top-k.
+        The least used of late go first; never so many that a token could not fill its top-k.
         """
         shape = self.shape
         share = MAX_MASKED_SHARE * min(max(excess_c / MASK_RANGE_C, 0.0), 1.0)
         masked = min(int(share * shape.num_experts), shape.num_experts - shape.top_k)
         allowed = np.ones((shape.num_layers, shape.num_experts), dtype=np.bool_)
         if masked > 0:
-            rows = np.zeros(allowed.shape) if statistics is None else statistics.tokens_per_expert
-            least_used = np.argsort(rows, axis=1, kind="stable")[:, :masked]
+            load = self.balancer.load
+            usage = np.zeros(allowed.shape) if load is None else load
+            least_used = np.argsort(usage, axis=1, kind="stable")[:, :masked]
             np.put_along_axis(allowed, least_used, values=False, axis=1)
         return allowed
 

@@ -63,16 +63,21 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ratio": (0, 1),
     "mass": (1e-9, 1),
     "max_quality_loss_pct": (0, 1e6),
-    "price": (0, float("inf")),
+    "price": (0, 1e9),
     "reserve": (0, 1),
     "gain": (0, 10),
     "adapter": (0, 1),
     "max_bias": (0, 10),
     "learning_rate": (0, 10),
 }
+_LARGEST = 1e9
 
 
 def _check_range(name: str, key: str, value: float) -> None:
-    low, high = _RANGES.get(key, (0.0, float("inf")))
+    low, high = _RANGES.get(key, (1e-9 if key.startswith("target_") else 0.0, _LARGEST))
+    if name == f"{_S.OPPORTUNISTIC}.k0":
+        low = 1  # with none protected it would load everything
     if not low <= value <= high:  # also refuses NaN
         raise ConfigError(f"setting {name} = {value!r}: needs a number from {low:g} to {high:g}")
+    if key == "k0" and value != round(value):
+        raise ConfigError(f"setting {name} = {value!r}: needs a whole number of experts")

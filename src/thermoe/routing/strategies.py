@@ -4,7 +4,7 @@ They differ in which knobs they set, not in which code the tokens run through. L
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ Strategy = Callable[[StrategyInputs, Memory], tuple[RoutingKnobs | None, Memory]
 
 
 def baseline(inputs: StrategyInputs, memory: Memory) -> tuple[RoutingKnobs | None, Memory]:
-    """R1: the model's own routing, untouched."""
+    """R1: the model's own routing, bit for bit."""
     return None, memory
 
 
@@ -113,15 +113,17 @@ def top_p(inputs: StrategyInputs, memory: Memory) -> tuple[RoutingKnobs | None, 
 
 
 def static_optimal(inputs: StrategyInputs, memory: Memory) -> tuple[RoutingKnobs | None, Memory]:
-    """R2: of all policies judged in calibration, the one of least predicted energy within the quality budget."""
-    if "point" in memory:
-        point = FrontierPoint(**memory["point"])
-    else:
-        calibration = _calibrated(inputs, RoutingStrategy.STATIC_OPTIMAL)
-        energies = [inputs.step_energy_j(np.array(p.distinct_experts)) for p in calibration.frontier]
-        point = best_within(calibration.frontier, _max_loss_pct(inputs), energies)
-        memory = memory | {"point": {name: getattr(point, name) for name in point.__slots__}}
-    return knobs_of(inputs, point), memory
+    """R2: of all policies judged in calibration, the one of least predicted energy within the quality budget.
+
+    It is chosen once, and again only when the quality budget is changed.
+    """
+    max_loss_pct = _max_loss_pct(inputs)
+    if memory.get("max_loss_pct") == max_loss_pct:
+        return knobs_of(inputs, FrontierPoint(**memory["point"])), memory
+    calibration = _calibrated(inputs, RoutingStrategy.STATIC_OPTIMAL)
+    energies = [inputs.step_energy_j(np.array(p.distinct_experts)) for p in calibration.frontier]
+    point = best_within(calibration.frontier, max_loss_pct, energies)
+    return knobs_of(inputs, point), {"max_loss_pct": max_loss_pct, "point": asdict(point)}
 
 
 def kernel_aware(inputs: StrategyInputs, memory: Memory) -> tuple[RoutingKnobs | None, Memory]:

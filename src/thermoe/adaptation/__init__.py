@@ -2,6 +2,7 @@
 
 from thermoe.adaptation.adaptation import TestTimeAdaptation
 from thermoe.adaptation.objectives import Observed, Targets
+from thermoe.adaptation.price_plan import PricePlan, plan_price
 from thermoe.adaptation.ttha import TTHAAdapter
 
-__all__ = ["Observed", "TTHAAdapter", "Targets", "TestTimeAdaptation"]
+__all__ = ["Observed", "PricePlan", "TTHAAdapter", "Targets", "TestTimeAdaptation", "plan_price"]

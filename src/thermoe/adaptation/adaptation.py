@@ -9,6 +9,7 @@ import numpy as np
 
 from thermoe.adaptation.controller import PriceController
 from thermoe.adaptation.objectives import Observed, Targets, log_errors, loss_terms, state_weights, steering_error
+from thermoe.adaptation.price_plan import PricePlan
 from thermoe.adaptation.ttha import FEATURES, TTHAAdapter
 from thermoe.types import FloatArray, MoEShape, RoutingStatistics
 
@@ -22,8 +23,7 @@ class TestTimeAdaptation:
     Args:
         shape: Sizes of the layers.
         targets: What to steer to.
-        start_price: Price before the first observation (feed-forward).
-        price_bounds: Least and largest price.
+        plan: Price before the first observation (feed-forward) and its bounds.
         gain: Integral gain of the price.
         adapter_weight: 0 freezes the adapter (controller alone), 1 lets it act in full.
         learning_rate, max_bias: Of the adapter.
@@ -39,25 +39,37 @@ class TestTimeAdaptation:
         *,
         shape: MoEShape,
         targets: Targets,
-        start_price: float,
-        price_bounds: tuple[float, float],
+        plan: PricePlan,
         gain: float,
         adapter_weight: float,
         learning_rate: float,
         max_bias: float,
     ) -> None:
         self.shape, self.targets, self.adapter_weight = shape, targets, adapter_weight
-        self._start = (start_price, *price_bounds, gain)
+        self._plan, self._gain = plan, gain
         self.adapter = TTHAAdapter(shape.num_layers, shape.num_experts, max_bias=max_bias, learning_rate=learning_rate)
         self.reset()
 
     def reset(self) -> None:
         """Back to the initial state, bit for bit."""
-        self.controller = PriceController(*self._start)
+        self.controller = PriceController(self._plan.start, self._plan.low, self._plan.high, self._gain)
         self.adapter.reset()
         self.bias: FloatArray = np.zeros((self.shape.num_layers, self.shape.num_experts))
-        self._sums = np.zeros(5)  # smoothed energy_j, period_s, tokens, latency_s, steps
+        self._sums = np.zeros(4)  # smoothed period_s, tokens, latency_s, steps
+        self._energy_sums = np.zeros(3)  # smoothed energy_j, and period_s and tokens of the same periods
         self.terms: dict[str, float] = {}
+
+    def retarget(self, targets: Targets, plan: PricePlan) -> None:
+        """Steer to other targets within other bounds; what was learned is kept.
+
+        The price moves by as much as the predicted start does, so that the correction that feedback
+        found stays in it. A later `reset` goes back to the new start.
+        """
+        price = self.price * plan.start / self._plan.start
+        self.targets, self._plan = targets, plan
+        self.controller.low, self.controller.high = plan.low, plan.high
+        self.controller.price = float(np.clip(price, plan.low, plan.high))
+        self.controller.last_error = None  # the error jumps because the target did, not the plant
 
     @property
     def price(self) -> float:
@@ -74,20 +86,25 @@ class TestTimeAdaptation:
         latency_s: float,
         temp_c: float | None,
     ) -> Observed:
-        """Smooth one control period in; sums are kept, so that ratios are those of the whole stretch."""
+        """Smooth one control period in; sums are kept, so that ratios are those of the whole stretch.
+
+        A period whose energy is not known leaves power and energy unknown; they begin afresh with
+        the next one that is.
+        """
         keep = float(np.exp(-period_s / SMOOTHING_S))
-        energy = np.nan if energy_j is None else energy_j
-        self._sums = keep * self._sums + np.array([energy, period_s, num_tokens, latency_s, num_steps])
-        joules, seconds, tokens, busy_s, steps = self._sums
-        known = bool(np.isfinite(joules))
-        if not known:
-            self._sums[0] = 0.0
+        self._sums = keep * self._sums + np.array([period_s, num_tokens, latency_s, num_steps])
+        if energy_j is None or not np.isfinite(energy_j):
+            self._energy_sums = np.zeros(3)
+        else:
+            self._energy_sums = keep * self._energy_sums + np.array([energy_j, period_s, num_tokens])
+        seconds, tokens, busy_s, steps = self._sums
+        joules, joules_s, joules_tokens = self._energy_sums
         return Observed(
-            power_w=float(joules / seconds) if known and seconds > 0 else None,
+            power_w=float(joules / joules_s) if joules_s > 0 else None,
             temp_c=temp_c,
             latency_s=float(busy_s / steps) if steps > 0 else None,
             tokens_per_s=float(tokens / seconds) if seconds > 0 else None,
-            energy_j_per_token=float(joules / tokens) if known and tokens > 0 else None,
+            energy_j_per_token=float(joules / joules_tokens) if joules_tokens > 0 else None,
         )
 
     def update(
@@ -139,7 +156,7 @@ class TestTimeAdaptation:
             2.0 * usage - 1.0,
             np.log1p(density) - np.log(2.0),
             np.broadcast_to(layers, usage.shape),
-            np.full_like(usage, np.log(self.price / self._start[0])),
+            np.full_like(usage, np.log(self.price / self._plan.start)),
             np.full_like(usage, pressure),
             np.full_like(usage, np.clip(error, -1.0, 1.0)),
             np.ones_like(usage),
@@ -156,6 +173,7 @@ class TestTimeAdaptation:
             "adapter": self.adapter.state_dict(),
             "bias": self.bias.tolist(),
             "sums": self._sums.tolist(),
+            "energy_sums": self._energy_sums.tolist(),
             "terms": self.terms,
         }
 
@@ -164,4 +182,5 @@ class TestTimeAdaptation:
         self.controller.price, self.controller.last_error = state["price"], state["last_error"]
         self.adapter.load_state_dict(state["adapter"])
         self.bias, self._sums = np.asarray(state["bias"]), np.asarray(state["sums"])
+        self._energy_sums = np.asarray(state["energy_sums"])
         self.terms = dict(state["terms"])

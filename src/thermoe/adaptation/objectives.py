@@ -1,6 +1,6 @@
 """A2: how far the hardware is from its targets, as a loss with named terms."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,9 +43,10 @@ class Targets:
             energy_j_per_token=settings.get("target_energy_j_per_token") or budget.energy_j_per_token,
         )
 
-    def any(self) -> bool:
-        """Whether there is a target at all."""
-        return any(getattr(self, f.name) is not None for f in fields(self))
+    def first(self) -> float | None:
+        """The one that a log calls the target: of several, energy before power, heat, latency and rate."""
+        ordered = (self.energy_j_per_token, self.power_w, self.temp_c, self.latency_s, self.tokens_per_s)
+        return next((value for value in ordered if value is not None), None)
 
 
 def log_errors(observed: Observed, targets: Targets) -> dict[str, float]:

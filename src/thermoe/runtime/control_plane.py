@@ -3,6 +3,7 @@
 L layers, E experts.
 """
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from thermoe.adaptation import Targets, TestTimeAdaptation
+from thermoe.adaptation import PricePlan, Targets, TestTimeAdaptation, plan_price
 from thermoe.cost.kernel_cost_model import KernelCostModel
-from thermoe.errors import BudgetError, ConfigError
+from thermoe.errors import ConfigError, ThermoeError
 from thermoe.routing.calibration import Calibration
 from thermoe.routing.router import AdaptiveRouter
 from thermoe.routing.strategies import ExpertCosts, pressure
@@ -29,9 +30,12 @@ from thermoe.types import (
 
 DEFAULT_BATCH = 16
 """Tokens per step assumed until the first observation says better."""
-PRICE_SPAN = 100.0
-"""Without a calibration the price may move this far either way from where it starts."""
-UNCALIBRATED_PRICE = 0.01
+_TARGET_OF_LIMIT = {
+    "power_w": "target_power_w",
+    "energy_j_per_token": "target_energy_j_per_token",
+    "temp_c": "target_temp_c",
+    "latency_s": "target_latency_ms",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +81,7 @@ class ControlPlane:
         overhead_s: Host time spent in `update` so far [s].
 
     Raises:
-        ConfigError: A setting that is unknown, or a target where the strategy has none.
+        ConfigError: A setting that is unknown, or a calibration of a model of other sizes.
         BudgetError: A budget that no calibrated price can meet, by prediction.
     """
 
@@ -98,7 +102,7 @@ class ControlPlane:
                 f"{(shape.num_layers, shape.num_experts)}: calibrate this model"
             )
         self.shape, self.priced_as, self.cost_model, self.calibration = shape, priced_as, cost_model, calibration
-        self.batch_size = DEFAULT_BATCH if calibration is None else calibration.batch_size
+        self.batch_size = self._first_batch_size()
         self.cost_factor: FloatArray = np.ones((shape.num_layers, shape.num_experts))
         self.router = AdaptiveRouter(
             shape=shape,
@@ -108,11 +112,11 @@ class ControlPlane:
             calibration=calibration,
             step_energy_j=self._step_energy_j,
         )
-        self.adaptation: TestTimeAdaptation | None = None
         self.terms: dict[str, float] = {}
         self.overhead_s = 0.0
-        self._start_adaptation()
-        self.knobs: RoutingKnobs | None = self._decide(None, None)
+        self._state: SysState | None = None
+        self.adaptation = self._fresh_adaptation()
+        self.knobs: RoutingKnobs | None = self._decide(None)
 
     @property
     def strategy(self) -> RoutingStrategy:
@@ -125,36 +129,50 @@ class ControlPlane:
         return self.router.budget
 
     def set_budget(self, budget: Budget) -> RoutingKnobs | None:
-        """Hold another budget from now on; what was learned is kept.
+        """Hold another budget from now on; what was learned is kept. A changed limit replaces a target of the settings.
 
         Raises:
             BudgetError: It cannot be met; the old one stays in force.
         """
-        old = self.router.budget
+        before = copy.copy(self.router)
+        changed = [name for name in _TARGET_OF_LIMIT if getattr(budget, name) != getattr(before.budget, name)]
+        self.router.settings = before.settings | {
+            key: None for name, key in _TARGET_OF_LIMIT.items() if name in changed and key in before.settings
+        }
         self.router.budget = budget
         try:
-            if self.adaptation is None:
-                self._start_adaptation()
-            else:
-                self.adaptation.targets = Targets.of(budget, self.router.settings)
-                self._start_price(self.adaptation.targets)
-            self.knobs = self._decide(None, None)
-        except (BudgetError, ConfigError):
-            self.router.budget = old
+            if self.adaptation is not None:
+                targets, plan = self._plan()
+                self.adaptation.retarget(targets, plan)
+            self.knobs = self._decide(None)
+        except ThermoeError:
+            self.router = before
             raise
         return self.knobs
 
     def switch(self, strategy: RoutingStrategy, settings: Mapping[str, float] | None = None) -> RoutingKnobs | None:
-        """Go on with another strategy while serving."""
-        self.router.switch(strategy, settings)
-        self._start_adaptation()
-        self.knobs = self._decide(None, None)
+        """Go on with another strategy while serving.
+
+        Raises:
+            ConfigError, BudgetError: The strategy cannot run here; the old one stays in force.
+        """
+        before = copy.copy(self.router), self.adaptation
+        try:
+            self.router.switch(strategy, settings)
+            self.adaptation = self._fresh_adaptation()
+            self.knobs = self._decide(None)
+        except ThermoeError:
+            self.router, self.adaptation = before
+            raise
         return self.knobs
 
     def set_expert_cost(self, layer: int, expert: int, factor: float) -> None:
         """Make one expert dearer or cheaper than the cost model says (placement, precision, heat)."""
-        if not factor > 0:
-            raise ConfigError(f"cost factor {factor}: needs to be above 0")
+        num_layers, num_experts = self.cost_factor.shape
+        if not (0 <= layer < num_layers and 0 <= expert < num_experts):
+            raise ConfigError(f"expert {expert} of layer {layer}: the model has {num_layers} layers x {num_experts}")
+        if not (factor > 0 and np.isfinite(factor)):
+            raise ConfigError(f"cost factor {factor}: needs to be finite and above 0")
         self.cost_factor[layer, expert] = factor
 
     def update(self, observation: Observation) -> RoutingKnobs | None:
@@ -164,7 +182,8 @@ class ControlPlane:
             self.batch_size = max(1, round(observation.num_tokens / observation.num_steps))
         if self.adaptation is not None:
             self._adapt(self.adaptation, observation)
-        self.knobs = self._decide(observation.state, observation.statistics)
+        self._state = observation.state
+        self.knobs = self._decide(observation.statistics)
         self.overhead_s += time.perf_counter() - began
         return self.knobs
 
@@ -188,89 +207,58 @@ class ControlPlane:
         loss_task = self._calibrated_loss(adaptation.price)
         adaptation.update(observed, observation.statistics, relative, pressure(state), loss_task)
         self.terms = dict(adaptation.terms)
-        target = next((t for t in self._targets(adaptation) if t is not None), None)
+        target = adaptation.targets.first()
         if target is not None:
             self.terms["target"] = target
 
-    def _decide(self, state: SysState | None, statistics: RoutingStatistics | None) -> RoutingKnobs | None:
+    def _decide(self, statistics: RoutingStatistics | None) -> RoutingKnobs | None:
+        """Knobs for the last state that was seen; counters count once, when they come in."""
         if self.adaptation is not None:
             self.router.memory |= {"price": self.adaptation.price, "bias": self.adaptation.bias.tolist()}
-        knobs = self.router.decide(state, self.costs(state), statistics)
+        knobs = self.router.decide(self._state, self.costs(self._state), statistics)
+        self.terms.pop("price", None)
         if knobs is not None and knobs.union and np.isfinite(knobs.price).all():
-            self.terms.setdefault("price", float(knobs.price.mean()))
+            self.terms["price"] = float(knobs.price.mean())
         return knobs
 
-    def _start_adaptation(self) -> None:
-        """A fresh adaptation where the strategy adapts, at the price that prediction says meets its target."""
-        self.adaptation = None
-        settings = self.router.settings
+    def _fresh_adaptation(self) -> TestTimeAdaptation | None:
+        """A new adaptation where the strategy adapts, at the price that prediction says meets its target."""
         if self.strategy is not RoutingStrategy.KERNEL_AWARE_TTHA:
-            return
-        targets = Targets.of(self.router.budget, settings)
-        self.adaptation = TestTimeAdaptation(
+            return None
+        settings = self.router.settings
+        targets, plan = self._plan()
+        return TestTimeAdaptation(
             shape=self.shape,
             targets=targets,
-            start_price=self._feed_forward(targets),
-            price_bounds=self._price_bounds(),
+            plan=plan,
             gain=settings["gain"] or 0.0,
             adapter_weight=settings["adapter"] or 0.0,
             learning_rate=settings["learning_rate"] or 0.0,
             max_bias=settings["max_bias"] or 0.0,
         )
 
-    def _start_price(self, targets: Targets) -> None:
-        assert self.adaptation is not None
-        self.adaptation.controller.price = self._feed_forward(targets)
-        self.adaptation.controller.low, self.adaptation.controller.high = self._price_bounds()
-
-    def _price_bounds(self) -> tuple[float, float]:
-        """Prices the controller may use: up to the highest that was calibrated, or that the quality budget allows."""
-        if self.calibration is None:
-            start = self.router.settings["price"] or UNCALIBRATED_PRICE
-            return start / PRICE_SPAN, start * PRICE_SPAN
-        low, high = self.calibration.price_range()
-        limit_pct = self.router.budget.max_quality_loss_pct
-        return low, high if limit_pct is None else max(low, self.calibration.price_for_loss(limit_pct))
-
-    def _feed_forward(self, targets: Targets) -> float:
-        """The price whose predicted energy per token is the target's; the calibrated price where there is none."""
-        settings, calibration = self.router.settings, self.calibration
-        if settings["price"] is not None:
-            return settings["price"]
-        if calibration is None:
-            return UNCALIBRATED_PRICE
-        low, high = self._price_bounds()
-        if targets.energy_j_per_token is None:
-            start = calibration.price_for_loss(settings["max_quality_loss_pct"] or 0.0)
-            return float(np.clip(start, low, high))
-        grid = np.geomspace(low, high, 64)
-        predicted = np.array([self._step_energy_j(calibration.distinct_at(p)) / self.batch_size for p in grid])
-        # Prediction may be off by a tenth; only what is out of reach by more is refused.
-        if predicted.min() > 1.1 * targets.energy_j_per_token:
-            raise BudgetError(
-                f"{targets.energy_j_per_token:.3g} J/token was asked for; the least that is predicted within the "
-                f"quality budget is {predicted.min():.3g}: raise the budget or allow more quality loss"
-            )
-        return float(grid[int(np.argmin(np.abs(predicted - targets.energy_j_per_token)))])
+    def _plan(self) -> tuple[Targets, PricePlan]:
+        settings, budget = self.router.settings, self.router.budget
+        targets = Targets.of(budget, settings)
+        return targets, plan_price(targets, settings, budget, self.calibration, self._step_energy_j)
 
     def _step_energy_j(self, distinct_experts: FloatArray) -> float:
-        """Predicted energy of a step that touches these experts per layer [J]."""
-        rows = [float(self.batch_size * self.shape.top_k)] * self.shape.num_layers
+        """Predicted energy of a step of a calibration batch that touches these experts per layer [J]."""
+        num_tokens = self._first_batch_size()  # the frontier's counts belong to this size, whatever is served now
+        rows = [float(num_tokens * self.shape.top_k)] * self.shape.num_layers
         work = StepWork(
             shape=self.shape,
-            num_tokens=self.batch_size,
+            num_tokens=num_tokens,
             distinct_experts=[float(d) for d in distinct_experts],
             routed_rows=rows,
         )
         return self.cost_model.predict_step(work, self.priced_as).energy_j
 
+    def _first_batch_size(self) -> int:
+        return DEFAULT_BATCH if self.calibration is None else self.calibration.batch_size
+
     def _calibrated_loss(self, price: float) -> float | None:
         return None if self.calibration is None else float(np.log1p(self.calibration.loss_at(price) / 100.0))
-
-    @staticmethod
-    def _targets(adaptation: TestTimeAdaptation) -> tuple[float | None, ...]:
-        t = adaptation.targets
-        return t.energy_j_per_token, t.power_w, t.temp_c, t.latency_s, t.tokens_per_s
 
     def reset(self) -> None:
         """Forget everything learned since the start."""
@@ -279,25 +267,28 @@ class ControlPlane:
         self.router.balancer.reset()
         self.router.memory = {}
         self.terms = {}
-        self.knobs = self._decide(None, None)
+        self._state, self.batch_size = None, self._first_batch_size()
+        self.knobs = self._decide(None)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state: everything a later process needs to go on."""
+        """JSON-able state: what a plane made with the same arguments and budget needs to go on."""
         return {
             "router": self.router.state_dict(),
             "adaptation": None if self.adaptation is None else self.adaptation.state_dict(),
             "batch_size": self.batch_size,
             "cost_factor": self.cost_factor.tolist(),
-            "terms": self.terms,
+            "terms": dict(self.terms),
+            "state": None if self._state is None else self._state.as_dict(),
             "overhead_s": self.overhead_s,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave and decide anew from it."""
+        """Restore what `state_dict` gave; the knobs are again those of that moment."""
         self.router.load_state_dict(state["router"])
         if self.adaptation is not None and state["adaptation"] is not None:
             self.adaptation.load_state_dict(state["adaptation"])
         self.batch_size, self.overhead_s = int(state["batch_size"]), float(state["overhead_s"])
         self.cost_factor = np.asarray(state["cost_factor"], dtype=np.float64)
         self.terms = dict(state["terms"])
-        self.knobs = self._decide(None, None)
+        self._state = None if state["state"] is None else SysState.from_dict(state["state"])
+        self.knobs = self._decide(None)

@@ -1,0 +1,77 @@
+"""Where the price starts and where it may go: what calibration and prediction say before anything was observed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from thermoe.adaptation.objectives import Targets
+from thermoe.errors import BudgetError
+from thermoe.routing.calibration import Calibration
+from thermoe.types import Budget, FloatArray
+
+PRICE_SPAN = 100.0
+"""Without a calibration the price may move this far either way from where it starts."""
+UNCALIBRATED_PRICE = 0.01
+PREDICTION_SLACK = 1.1
+"""Prediction may be off by a tenth; only what is out of reach by more is refused."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PricePlan:
+    """A start between two bounds, all above 0, in units of value."""
+
+    start: float
+    low: float
+    high: float
+
+
+def plan_price(
+    targets: Targets,
+    settings: Mapping[str, float | None],
+    budget: Budget,
+    calibration: Calibration | None,
+    step_energy_j: Callable[[FloatArray], float],
+) -> PricePlan:
+    """The price that meets the energy target by prediction, or the one that calibration allows by default.
+
+    Args:
+        targets: What will be steered to.
+        settings: Of the strategy; a `price` there is the start.
+        budget: Its quality limit bounds the price.
+        calibration: Of the model; without one the bounds are wide and know nothing of quality.
+        step_energy_j: (L,) distinct experts -> predicted energy of a step of `calibration.batch_size` tokens [J].
+
+    Raises:
+        BudgetError: The energy target is out of reach by prediction.
+    """
+    given = settings["price"]
+    if calibration is None:
+        start = given or UNCALIBRATED_PRICE
+        return PricePlan(start=start, low=start / PRICE_SPAN, high=start * PRICE_SPAN)
+    low, high = calibration.price_range()
+    if budget.max_quality_loss_pct is not None:
+        high = max(low, min(high, calibration.price_for_loss(budget.max_quality_loss_pct)))
+    if given is not None:
+        start = given
+    elif targets.energy_j_per_token is not None:
+        start = _predicted_price(targets.energy_j_per_token, (low, high), calibration, step_energy_j)
+    else:
+        start = calibration.price_for_loss(settings["max_quality_loss_pct"] or 0.0)
+    return PricePlan(start=float(np.clip(start, low, high)), low=low, high=high)
+
+
+def _predicted_price(
+    energy_j_per_token: float,
+    bounds: tuple[float, float],
+    calibration: Calibration,
+    step_energy_j: Callable[[FloatArray], float],
+) -> float:
+    grid = np.geomspace(*bounds, 64)
+    predicted = np.array([step_energy_j(calibration.distinct_at(p)) / calibration.batch_size for p in grid])
+    if predicted.min() > PREDICTION_SLACK * energy_j_per_token:
+        raise BudgetError(
+            f"{energy_j_per_token:.3g} J/token was asked for; the least that is predicted within the "
+            f"quality budget is {predicted.min():.3g}: raise the budget or allow more quality loss"
+        )
+    return float(grid[int(np.argmin(np.abs(predicted - energy_j_per_token)))])

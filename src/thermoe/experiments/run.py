@@ -34,12 +34,11 @@ def run_experiment(config: RunConfig, out: Path, console: Console, *, report: bo
     config = with_baseline(config, console)
     RunStore.refuse_taken(out)
     with _prepared(config) as run:
-        calibrated = calibration.obtain(config, run.task.model, run.task.tokenizer, console)
+        calibrated = run.calibrated(console)
         arms = run.arms(calibrated)
         env = environment.describe(config, run.boards.kind, run.boards.priced_name, config.model or "moe_stack")
         store = RunStore.create(out, config.to_toml(), env)
-        if calibrated is not None:
-            store.write_text(CALIBRATION_FILE, json.dumps(calibrated.to_dict()))
+        _keep(calibrated, store)
         run.batches(arms, store, console)
     conclude(store, csv=config.csv, report=report, console=console)
     return out
@@ -52,7 +51,8 @@ def resume_experiment(folder: Path, console: Console, *, report: bool = True) ->
     if not store.is_joined:
         with _prepared(config) as run:
             kept = folder / CALIBRATION_FILE
-            calibrated = calibration.read(kept) if kept.is_file() else None
+            calibrated = calibration.read(kept) if kept.is_file() else run.calibrated(console)
+            _keep(calibrated, store)
             run.batches(run.arms(calibrated), store, console)
     conclude(store, csv=config.csv, report=report, console=console)
     return folder
@@ -64,6 +64,11 @@ def with_baseline(config: RunConfig, console: Console) -> RunConfig:
         return config
     console.print("notice: baseline is added, changes are measured against it", highlight=False)
     return replace(config, strategies=(str(RoutingStrategy.BASELINE), *config.strategies))
+
+
+def _keep(calibrated: Calibration | None, store: RunStore) -> None:
+    if calibrated is not None:
+        store.write_text(CALIBRATION_FILE, json.dumps(calibrated.to_dict()))
 
 
 @contextmanager
@@ -86,6 +91,10 @@ class _Prepared:
     task: Task
     boards: Boards
     cost_model: KernelCostModel
+
+    def calibrated(self, console: Console) -> Calibration | None:
+        """The calibration that the strategies need, if any; to be asked for before a runner is."""
+        return calibration.obtain(self.config, self.task.model, self.task.tokenizer, console)
 
     def arms(self, calibrated: Calibration | None) -> list[Arm]:
         """All arms at their beginning."""
@@ -118,7 +127,8 @@ class _Prepared:
             self.cost_model,
             self.boards.priced_as,
             control_steps=self.config.control_steps,
-            window_s=self.config.window_s,
+            # Repetitions would not wait for arrivals: an open loop is measured once, however short.
+            window_s=0.0 if self.config.arrival_rate else self.config.window_s,
         )
 
     def _arm(self, name: str, seed: int, strategy: str, calibrated: Calibration | None) -> Arm:

@@ -103,7 +103,6 @@ class BatchSession:
         statistics = self.runner.drain()
         self.tally.add(statistics)
         now_s = self.arm.board.elapsed_s()
-        energies = [r.figures.energy_j for r in records]
         latencies = [r.figures.latency_s for r in records]
         knobs = self.arm.plane.update(
             Observation(
@@ -112,7 +111,7 @@ class BatchSession:
                 num_tokens=sum(r.num_tokens for r in records),
                 num_steps=len(records),
                 latency_s=sum(x or 0.0 for x in latencies),
-                energy_j=None if None in energies else sum(x or 0.0 for x in energies),
+                energy_j=_energy_of(records, now_s - self._last_s, self.arm.board.kind),
                 period_s=now_s - self._last_s,
                 predicted_energy_j=sum(r.predicted.energy_j for r in records),
                 predicted_latency_s=sum(r.predicted.latency_s for r in records),
@@ -164,3 +163,15 @@ class BatchSession:
             self.runner.run(batch, self, self._positions())
         self.runner.drain()  # waits for the device, so that the window holds all of the work
         return self._repeat
+
+
+def _energy_of(records: list[StepRecord], period_s: float, kind: Kind) -> float | None:
+    """Energy of a control period [J]: the sum of its steps, or by the last power reading where sensors are slower."""
+    known = [r.figures.energy_j for r in records if r.figures.energy_j is not None]
+    if len(known) == len(records):
+        return sum(known)
+    state = records[-1].figures.state
+    if state is None or kind is not Kind.MEASURED:
+        return None
+    power_w = state.power_w if state.power_w is not None else state.power_avg_w
+    return None if power_w is None else power_w * period_s

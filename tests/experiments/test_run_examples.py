@@ -1,0 +1,39 @@
+"""Every example is a configuration that is accepted, and the smallest one runs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from thermoe.analysis.load import RunFolder
+from thermoe.experiments.config import RunConfig
+from thermoe.experiments.run import run_experiment
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_an_example_is_accepted_and_says_the_same_when_resolved(path):
+    import tomllib
+
+    config = RunConfig.from_toml(path)
+    assert RunConfig.from_mapping(tomllib.loads(config.to_toml())).to_toml() == config.to_toml()
+
+
+def test_the_example_of_tensors_runs(tmp_path, quiet):
+    (path,) = [p for p in EXAMPLES if p.stem == "tensors"]
+    config = replace(RunConfig.from_toml(path), samples_per_workload=1, d_model=32, inter_size=32, num_layers=2)
+    tables = RunFolder(run_experiment(config, tmp_path / "run", quiet, report=False)).tables
+    assert len(tables["batches"]) == 4 * 4 * 2
+    assert tables["batches"]["nll_sum"].isna().all()
+
+
+def test_the_demo_runs_every_strategy_on_texts_the_model_has_not_seen():
+    from thermoe.demo import calibration_text_path
+    from thermoe.experiments.command import demo_config
+    from thermoe.types import RoutingStrategy
+
+    config = demo_config(max_tokens=100)
+    assert set(config.strategies) == set(RoutingStrategy)
+    assert str(calibration_text_path()) not in config.text
+    assert config.priced_as == "qwen3-30b-a3b"

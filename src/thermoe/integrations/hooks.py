@@ -76,7 +76,7 @@ class RouterHooks:
         return handles
 
     def set_knobs(self, knobs: RoutingKnobs | None) -> None:
-        """New knobs from the next router that runs on (any thread may call); None: the model's own routing, bit for bit."""
+        """New knobs, from the next router that runs on; None returns to the model's own routing, bit for bit."""
         if knobs is not None:
             self.knobs.write(knobs)
         self.active = knobs is not None

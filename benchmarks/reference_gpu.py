@@ -40,8 +40,8 @@ MATCHED_K0 = (4, 3)
 NOTE = (
     "eager Transformers decode is bound by launches: energy per token follows the time of the host. `bare` is the "
     "model without hooks, `baseline` the attached model whose routing is only watched. Perplexity by whole blocks, "
-    "each position one batch. kernel_aware has all costs alike and the price, found by bisection, at which it touches as "
-    "many distinct experts as the opportunistic arm it names."
+    "each position one batch. kernel_aware has all costs alike and the price, found by bisection, at which it touches "
+    "as many distinct experts as the opportunistic arm it names."
 )
 
 

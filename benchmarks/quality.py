@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     texts = {p.stem: _blocks([p], tokenizer, options.tokens) for p in options.text}
     calibration = _calibration(options, model.eval(), tokenizer)
+    if options.keep_calibration and calibration is not None:
+        options.keep_calibration.write_text(json.dumps(calibration.to_dict()))
     judged = _judge_all(model, texts, _policies(calibration, RouterKnobs(model)))
     result = {
         "schema": 1,
@@ -51,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "calibration": _described(calibration, options),
         "texts": {name: _text_result(name, judged) for name in texts},
     }
-    if options.keep_calibration and calibration is not None:
-        options.keep_calibration.write_text(json.dumps(calibration.to_dict()))
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     _print(result)
     return 0

@@ -122,7 +122,7 @@ class NvmlSource:
             try:
                 value = call()
             except (self._nvml.NVMLError, AttributeError, KeyError) as error:  # no such call, or no such field
-                reason = error
+                reason = str(error)
                 continue
             if value is not None:
                 self._worked.add(name)

@@ -4,7 +4,8 @@ B sequences, S positions, T = B * S tokens, L layers, E experts, K experts per t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ class ScoredBatch(Protocol):
     def input_ids(self) -> Tensor:
         """(B, S) tokens."""
         ...
+
     @property
     def target_ids(self) -> Tensor:
         """(B, S) the token that follows each."""
@@ -48,20 +50,26 @@ def calibrate(
     """Sensitivities by one backward pass over the text, then the frontier of fixed policies.
 
     The sensitivity of an expert is the mean square, over the tokens that chose it, of the change in
-    the loss to first order when the expert is dropped and the others' gates are renormalised:
-    g . (y_e - y), with g the gradient at the layer's output y and y_e the expert's own output.
-    Only equal block lengths are used, so that every position is a batch of B tokens.
+    the loss to first order when the expert is dropped and the others take over its weight, per unit of
+    weight: g . (w y_e - y), with g the gradient at the experts' output y, y_e the expert's own
+    output and w the sum of the token's weights. Every position is a batch of B tokens, so all blocks
+    need the same B. Parameters, their gradient flags and the training mode are left as they were.
 
     Raises:
-        DataError: Less text than needed.
+        DataError: Less text than needed, or blocks of different B.
         UnsupportedModelError: The model cannot be attached to.
     """
     num_tokens = sum(b.input_ids.numel() for b in batches)
     if num_tokens < MIN_TOKENS:
         raise DataError(f"{num_tokens} tokens of calibration text; needed at least {MIN_TOKENS}: give more text")
+    rows = sorted({int(b.input_ids.shape[0]) for b in batches})
+    if len(rows) > 1:
+        raise DataError(f"calibration blocks of {rows} sequences: all need the same number, drop the last block")
     say = progress or (lambda _: None)
     hooks = RouterHooks(model, scope=UnionScope.POSITIONS)
-    try:
+    with ExitStack() as undo:
+        undo.callback(hooks.remove)
+        undo.enter_context(_still(model))
         say("sensitivities")
         squares, counts = torch.zeros(2, hooks.shape.num_layers, hooks.shape.num_experts, dtype=torch.float64)
         for batch in batches:
@@ -81,8 +89,6 @@ def calibrate(
                     distinct_experts=tuple(float(d) for d in distinct),
                 )
             )
-    finally:
-        hooks.remove()
     return Calibration(
         model_type=hooks.family_name,
         batch_size=int(batches[0].input_ids.shape[0]),
@@ -102,32 +108,23 @@ def _policies(
     """Every policy that is judged, with its knobs."""
     shape = hooks.shape
     neutral = RoutingKnobs.neutral(shape.num_layers, shape.num_experts, shape.top_k)
-    changes = neutral.__class__.__dataclass_fields__  # every field is carried over but those set below
-
-    def knobs(**replaced: Any) -> RoutingKnobs:
-        return RoutingKnobs(**{name: getattr(neutral, name) for name in changes} | replaced)
-
     layers = np.ones(shape.num_layers)
+    protected = (min(PROTECTED_K0, shape.top_k) * layers).astype(np.int64)
     for price in prices:
-        yield (
-            "priced",
-            price,
-            knobs(
-                union=True,
-                price=price * layers,
-                cost=1.0 / sensitivity,
-                value_power=VALUE_POWER,
-                protected_k0=(min(PROTECTED_K0, shape.top_k) * layers).astype(np.int64),
-            ),
+        knobs = replace(
+            neutral,
+            union=True,
+            price=price * layers,
+            cost=1.0 / sensitivity,
+            value_power=VALUE_POWER,
+            protected_k0=protected,
         )
+        yield "priced", price, knobs
     for k0 in range(shape.top_k - 1, 0, -1) if shape.top_k <= 4 else range(shape.top_k - 2, 1, -1):
-        yield (
-            "opportunistic",
-            float(k0),
-            knobs(union=True, price=np.inf * layers, protected_k0=(k0 * layers).astype(np.int64)),
-        )
-    for k in {shape.top_k - 1, (3 * shape.top_k) // 4} - {0, shape.top_k}:
-        yield "top_k", float(k), knobs(top_k=(k * layers).astype(np.int64))
+        k0_L = (k0 * layers).astype(np.int64)
+        yield "opportunistic", float(k0), replace(neutral, union=True, price=np.inf * layers, protected_k0=k0_L)
+    for k in sorted({shape.top_k - 1, (3 * shape.top_k) // 4} - {0, shape.top_k}):
+        yield "top_k", float(k), replace(neutral, top_k=(k * layers).astype(np.int64))
 
 
 @torch.no_grad()
@@ -157,11 +154,15 @@ def _add_sensitivities(model: Any, batch: ScoredBatch, squares: Tensor, counts: 
         seen.append((module, tuple(args), output))
 
     device = next(model.parameters()).device
-    input_ids, target_ids = batch.input_ids.to(device), batch.target_ids.to(device)
     experts = experts_modules(model)
+    if len(experts) != squares.shape[0]:
+        raise UnsupportedModelError(
+            f"{len(experts)} modules named `experts` in {squares.shape[0]} MoE layers: this model cannot be calibrated"
+        )
     handles = [module.register_forward_hook(remember) for module in experts]
     try:
-        with _frozen(model), torch.enable_grad():
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            input_ids, target_ids = (t.to(device).clone() for t in (batch.input_ids, batch.target_ids))
             embedded = model.get_input_embeddings()(input_ids).detach().requires_grad_()
             loss = _nll_sum(model, input_ids, target_ids, inputs_embeds=embedded)
             gradients = torch.autograd.grad(loss, [output for _, _, output in seen])
@@ -170,15 +171,33 @@ def _add_sensitivities(model: Any, batch: ScoredBatch, squares: Tensor, counts: 
             handle.remove()
     with torch.no_grad():
         for layer, ((module, args, output), gradient) in enumerate(zip(seen, gradients, strict=True)):
-            hidden, ids_TK = args[0].detach(), args[1]
-            grad_TD = gradient.reshape(ids_TK.shape[0], -1).float()
-            mixed_T = (grad_TD * output.reshape(grad_TD.shape).float()).sum(-1)
-            for slot in range(ids_TK.shape[1]):
-                one_T1 = torch.ones_like(args[2][:, :1])
-                alone = module(hidden, ids_TK[:, slot : slot + 1].contiguous(), one_T1).reshape(grad_TD.shape)
-                change_T = ((grad_TD * alone.float()).sum(-1) - mixed_T).double().cpu()
-                squares[layer].index_add_(0, ids_TK[:, slot].cpu(), change_T**2)
-                counts[layer].index_add_(0, ids_TK[:, slot].cpu(), torch.ones_like(change_T))
+            change_TK = first_order_changes(module, args, output, gradient).double().cpu()
+            ids_TK = args[1].cpu()
+            squares[layer].index_add_(0, ids_TK.flatten(), change_TK.flatten() ** 2)
+            counts[layer].index_add_(0, ids_TK.flatten(), torch.ones_like(change_TK.flatten()))
+
+
+@torch.no_grad()
+def first_order_changes(module: nn.Module, args: tuple[Any, ...], output: Tensor, gradient: Tensor) -> Tensor:
+    """(T, K) change of the loss to first order, per unit of weight that moves from a token's mixture to one expert.
+
+    Args:
+        module: The experts of a layer.
+        args: What they were called with: hidden (T, D), ids (T, K) and weights (T, K).
+        output: What they returned, T * D values.
+        gradient: Of the loss at `output`.
+    """
+    hidden, ids_TK, weights_TK = args[0].detach(), args[1], args[2].detach()
+    precision = torch.promote_types(gradient.dtype, torch.float32)
+    grad_TD = gradient.reshape(ids_TK.shape[0], -1).to(precision)
+    mixed_T: Tensor = (grad_TD * output.detach().reshape(grad_TD.shape).to(precision)).sum(-1)
+    one_T1 = torch.ones_like(weights_TK[:, :1])
+    changes = []
+    for slot in range(ids_TK.shape[1]):
+        alone_TD = module(hidden, ids_TK[:, slot : slot + 1].contiguous(), one_T1).reshape(grad_TD.shape).to(precision)
+        changes.append((grad_TD * alone_TD).sum(-1))
+    total_T1: Tensor = weights_TK.to(precision).sum(-1, keepdim=True)
+    return torch.stack(changes, dim=1) * total_T1 - mixed_T.unsqueeze(1)
 
 
 def _normalised(squares: FloatArray, counts: FloatArray) -> FloatArray:
@@ -206,13 +225,17 @@ def experts_modules(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient meanwhile; the flags come back as they were."""
+def _still(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation, with no parameter asking for a gradient; all flags come back as they were."""
     wanted = [p for p in model.parameters() if p.requires_grad]
+    training = [m for m in model.modules() if m.training]
     for parameter in wanted:
         parameter.requires_grad_(False)
+    model.eval()
     try:
         yield
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
+        for module in training:
+            module.training = True

@@ -6,9 +6,13 @@ L layers, E experts.
 import logging
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.runtime.control_plane import ControlPlane, Observation
@@ -16,6 +20,9 @@ from thermoe.telemetry import DigitalTwin, EnergyWindow, GpuSystemMonitor
 from thermoe.types import FloatArray, MoEShape, RoutingStatistics, StepWork, SysState
 
 _log = logging.getLogger(__name__)
+
+LONGEST_PAUSE_S = 1.0
+LATENCIES_KEPT = 100_000
 
 
 class Totals:
@@ -26,7 +33,7 @@ class Totals:
         self.num_tokens, self.num_groups = 0, 0
         self.loads_L: FloatArray = np.zeros(shape.num_layers)
         self.mass_sum = 0.0
-        self.latencies_s: list[float] = []
+        self.latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
 
     def add(self, statistics: RoutingStatistics) -> None:
         """Take in one drain."""
@@ -41,6 +48,8 @@ class Driver(Protocol):
 
     monitor: GpuSystemMonitor
     totals: Totals
+    lock: AbstractContextManager[Any]
+    """Held while the control plane decides and writes knobs."""
 
     def start(self) -> None:
         """Begin."""
@@ -63,14 +72,16 @@ class TwinDriver:
     ) -> None:
         self.hooks, self.plane, self.twin, self.monitor = hooks, plane, twin, monitor
         self.totals = Totals(hooks.shape)
+        self.lock: AbstractContextManager[Any] = threading.RLock()
         self._decoder = decoder
         self._handle: Any = None
+        self._failed = False
         self._pending: list[tuple[RoutingStatistics, StepWork, float]] = []
         self._last_s, self._last_j = twin.time_s, twin.energy_j
 
     def start(self) -> None:
         """Follow every forward of the decoder from now on."""
-        self._handle = self._decoder.register_forward_hook(self._after_forward)
+        self._handle = self._decoder.register_forward_hook(torch.compiler.disable(self._after_forward))
 
     def stop(self) -> None:
         """Follow no longer."""
@@ -95,9 +106,11 @@ class TwinDriver:
         outcome = self.twin.run_step(work)
         self.totals.latencies_s.append(outcome.latency_s)
         self.monitor.sample()
+        if self._failed:
+            return
         self._pending.append((statistics, work, outcome.latency_s))
         if self.twin.time_s - self._last_s >= self.monitor.interval_s:
-            self._control()
+            self._failed = not _survives(self._control)
 
     def _control(self) -> None:
         state = self.monitor.latest
@@ -114,13 +127,16 @@ class TwinDriver:
             predicted_latency_s=sum(p.latency_s for p in predictions),
         )
         self._pending, self._last_s, self._last_j = [], self.twin.time_s, self.twin.energy_j
-        self.hooks.set_knobs(self.plane.update(observation))
+        with self.lock:
+            self.hooks.set_knobs(self.plane.update(observation))
 
 
 class ThreadDriver:
     """A thread that looks at the sensors and counters `1 / period_s` times a second and writes new knobs.
 
-    It never holds up a forward: counters are read by a copy in stream order that only this thread waits for.
+    It never holds up a forward: counters are read by a copy in stream order that only this thread
+    waits for. Short pauses between forwards belong to the next observation, so that the mean power
+    holds at any rate of arrivals; after `LONGEST_PAUSE_S` without a token it begins afresh.
     """
 
     def __init__(
@@ -128,9 +144,10 @@ class ThreadDriver:
     ) -> None:
         self.hooks, self.plane, self.monitor, self.period_s = hooks, plane, monitor, max(period_s, 0.05)
         self.totals = Totals(hooks.shape)
+        self.lock: AbstractContextManager[Any] = threading.RLock()
         self._stop = threading.Event()
-        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._pending: list[RoutingStatistics] = []
         self._last: tuple[float, float | None] = (time.monotonic(), None)
 
     def start(self) -> None:
@@ -149,38 +166,55 @@ class ThreadDriver:
         self.monitor.stop()
 
     def poll(self) -> None:
-        """Bring totals up to date now."""
-        self._control()
+        """Bring totals up to date now; the counts wait for the next control period."""
+        with self.lock:
+            statistics = self.hooks.counters.drain()
+            if statistics.num_tokens > 0:
+                self.totals.add(statistics)
+                self._pending.append(statistics)
 
     def _loop(self) -> None:
         while not self._stop.wait(self.period_s):
-            try:
-                self._control()
-            except Exception:  # noqa: BLE001
-                # The model goes on with the last knobs; a control plane must not take serving down.
-                _log.exception("the control plane failed and stops; the last knobs stay in force")
+            if not _survives(self._control):
                 return
 
     def _control(self) -> None:
-        with self._lock:
-            statistics, state, now_s = self.hooks.counters.drain(), self.monitor.latest, time.monotonic()
+        with self.lock:
+            self.poll()
+            state, now_s = self.monitor.latest, time.monotonic()
             energy_j = _energy_j(state)
-            (last_s, last_j), self._last = self._last, (now_s, energy_j)
-            if statistics.num_tokens == 0:
+            last_s, last_j = self._last
+            if not self._pending:
+                if now_s - last_s > LONGEST_PAUSE_S:
+                    self._last = (now_s, energy_j)
                 return
-            self.totals.add(statistics)
+            statistics = merged(self._pending)
+            self._pending, self._last = [], (now_s, energy_j)
             observation = Observation(
                 state=state,
                 statistics=statistics,
                 num_tokens=statistics.num_tokens,
                 num_steps=statistics.num_groups,
                 latency_s=now_s - last_s,
-                energy_j=None if energy_j is None or last_j is None else energy_j - last_j,
+                energy_j=_difference(energy_j, last_j),
                 period_s=now_s - last_s,
                 predicted_energy_j=0.0,
                 predicted_latency_s=0.0,
             )
             self.hooks.set_knobs(self.plane.update(observation))
+
+
+def _survives(control: Callable[[], None]) -> bool:
+    """Run a control period; False, with a line in the log, where it failed.
+
+    The model goes on with the last knobs: a control plane must not take serving down.
+    """
+    try:
+        control()
+    except Exception:  # noqa: BLE001
+        _log.exception("the control plane failed and stops; the last knobs stay in force")
+        return False
+    return True
 
 
 def merged(parts: list[RoutingStatistics]) -> RoutingStatistics:
@@ -196,8 +230,11 @@ def merged(parts: list[RoutingStatistics]) -> RoutingStatistics:
     )
 
 
-def summary_of(driver: Driver, window: EnergyWindow, overhead_s: float) -> dict[str, Any]:
-    """What a strategy's entry of summary.json holds, for an attachment; None for what it cannot know."""
+def summary_of(driver: Driver, window: EnergyWindow, overhead: float | None) -> dict[str, Any]:
+    """What a strategy's entry of summary.json holds, for an attachment; None for what it cannot know.
+
+    `overhead` is the control plane's share of the time that passed on the host's own clock.
+    """
     totals = driver.totals
     energy_j, kind = window.energy_counter_j, str(window.kind)
     if energy_j is None:
@@ -221,9 +258,16 @@ def summary_of(driver: Driver, window: EnergyWindow, overhead_s: float) -> dict[
             "p99": float(np.percentile(milliseconds, 99)) if known else None,
         },
         "tokens_per_s": totals.num_tokens / window.duration_s if window.duration_s > 0 else None,
-        "routing_overhead_pct": 100.0 * overhead_s / window.duration_s if window.duration_s > 0 else None,
+        "routing_overhead_pct": None if overhead is None else 100.0 * overhead,
     }
 
 
 def _energy_j(state: SysState | None) -> float | None:
     return None if state is None else state.energy_j
+
+
+def _difference(now_j: float | None, before_j: float | None) -> float | None:
+    """Energy between two readings of a counter; None where one is silent, or the counter began anew."""
+    if now_j is None or before_j is None or now_j < before_j:
+        return None
+    return now_j - before_j

@@ -2,7 +2,11 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +26,13 @@ from thermoe.types import NAMED_SHAPES, Budget, MoEShape, RoutingStrategy
 
 _log = logging.getLogger(__name__)
 
+_HELD: dict[RoutingStrategy, set[str]] = {
+    RoutingStrategy.BASELINE: {"max_quality_loss_pct"},  # it loses nothing
+    RoutingStrategy.STATIC_OPTIMAL: {"max_quality_loss_pct"},
+    RoutingStrategy.KERNEL_AWARE: {"max_quality_loss_pct"},
+}
+"""Limits that a strategy heeds; kernel_aware_ttha heeds all."""
+
 
 class Handle:
     """An attachment: budgets may be set while it serves; `detach` leaves the model as it was.
@@ -36,6 +47,7 @@ class Handle:
         self._window: EnergyWindow | None = None
         self._attached = True
         driver.monitor.begin_window("handle")
+        self._began_s, self._ended_s = time.monotonic(), math.inf
         driver.start()
 
     @property
@@ -47,29 +59,41 @@ class Handle:
         """Change limits while serving: `power_w`, `energy_j_per_token`, `temp_c`, `latency_s`, `max_quality_loss_pct`.
 
         Raises:
-            ConfigError: An unknown limit, or the handle is detached.
+            ConfigError: An unknown limit, one that the strategy cannot hold, or the handle is detached.
             BudgetError: The limits cannot be met; the old ones stay in force.
         """
         self._needs_attached()
-        self.hooks.set_knobs(self.plane.set_budget(self.plane.budget.with_changes(**limits)))
+        with self._driver.lock:
+            budget = self.plane.budget.with_changes(**limits)
+            _refuse_unheld(self.plane.strategy, [name for name, limit in limits.items() if limit is not None])
+            self.hooks.set_knobs(self.plane.set_budget(budget))
 
     def set_strategy(self, strategy: str, settings: Mapping[str, float] | None = None) -> None:
-        """Go on with another strategy."""
+        """Go on with another strategy.
+
+        Raises:
+            ConfigError: It is unknown, cannot run here, or cannot hold a limit in force (lift it first).
+            BudgetError: It cannot meet a limit in force.
+        """
         self._needs_attached()
-        self.hooks.set_knobs(self.plane.switch(_strategy(strategy), settings))
+        with self._driver.lock:
+            _refuse_unheld(_strategy(strategy), _limits_of(self.plane.budget))
+            self.hooks.set_knobs(self.plane.switch(_strategy(strategy), settings))
 
     def reset(self) -> None:
         """Forget everything that was learned since the attachment."""
         self._needs_attached()
-        self.plane.reset()
-        self.hooks.set_knobs(self.plane.knobs)
+        with self._driver.lock:
+            self.plane.reset()
+            self.hooks.set_knobs(self.plane.knobs)
 
     def summary(self) -> dict[str, Any]:
         """The keys of a strategy in summary.json, so far; then where the figures come from."""
         if self._attached:
             self._driver.poll()
         window = self._window or self._driver.monitor.peek_window("handle")
-        figures = summary_of(self._driver, window, self.plane.overhead_s)
+        host_s = min(time.monotonic(), self._ended_s) - self._began_s
+        figures = summary_of(self._driver, window, self.plane.overhead_s / host_s if host_s > 0 else None)
         return figures | {
             "strategy": str(self.plane.strategy),
             "telemetry": str(window.kind),
@@ -82,13 +106,14 @@ class Handle:
         """Stop and remove every hook; the model routes as it did before. May be called twice."""
         if not self._attached:
             return
+        self._attached, self._ended_s = False, time.monotonic()
         try:
-            self._driver.poll()
-        finally:
-            self._attached = False
             self._driver.stop()
-            self._window = self._driver.monitor.end_window("handle")
+        finally:
             self.hooks.remove()
+        self._driver.poll()  # what was counted since the driver's last look
+        self._window = self._driver.monitor.end_window("handle")
+        self._driver.monitor.source.close()
 
     def __enter__(self) -> Self:
         return self
@@ -141,16 +166,13 @@ def attach(
 
     Raises:
         UnsupportedModelError: The model cannot be attached to, or is attached already.
-        ConfigError: A wrong argument.
+        ConfigError: A wrong argument, or a limit that the strategy cannot hold.
         BudgetError: A budget that cannot be met by prediction.
         TelemetryError: Sensors that were asked for are not there.
     """
     routers = find_routers(model)
     on_gpu = next(routers.modules[0].parameters()).device.type == "cuda"
-    source = open_source(telemetry, device="cuda" if on_gpu else "cpu")
-    simulated = isinstance(source, SimulatedSource)
-    name = priced_as or ("qwen3-30b-a3b" if simulated else "model")
-    priced_shape = _priced_shape(name, routers.shape)
+    chosen, scope = _strategy(strategy), _scope(union)
     loaded = _load(calibration)
     budget = Budget(
         power_w=power_budget_w,
@@ -159,27 +181,50 @@ def attach(
         latency_s=None if latency_budget_ms is None else latency_budget_ms / 1e3,
         max_quality_loss_pct=max_quality_loss_pct,
     )
+    _refuse_unheld(chosen, _limits_of(budget))
     if max_quality_loss_pct is not None and loaded is None:
         _log.warning("max_quality_loss_pct is given without a calibration of the model: it cannot be held")
-    plane = ControlPlane(
-        strategy=_strategy(strategy),
-        shape=routers.shape,
-        cost_model=cost_model or KernelCostModel.shipped(),
-        priced_as=priced_shape,
-        budget=budget,
-        settings=settings or {},
-        calibration=loaded,
-    )
-    hooks = RouterHooks(model, scope=_scope(union))
-    hooks.set_knobs(plane.knobs)
-    driver: Driver
-    if simulated:
-        twin = DigitalTwin(priced_shape)
-        monitor = GpuSystemMonitor(SimulatedSource(twin), interval_s)
-        driver = TwinDriver(hooks, plane, twin, monitor, routers.decoder)
-    else:
-        driver = ThreadDriver(hooks, plane, GpuSystemMonitor(source, interval_s), interval_s)
-    return Handle(hooks, plane, driver, name)
+    with ExitStack() as undo:  # nothing stays behind of an attachment that fails half-way
+        source = open_source(telemetry, device="cuda" if on_gpu else "cpu")
+        undo.callback(source.close)
+        name = priced_as or ("qwen3-30b-a3b" if isinstance(source, SimulatedSource) else "model")
+        priced_shape = _priced_shape(name, routers.shape)
+        plane = ControlPlane(
+            strategy=chosen,
+            shape=routers.shape,
+            cost_model=cost_model or KernelCostModel.shipped(),
+            priced_as=priced_shape,
+            budget=budget,
+            settings=settings or {},
+            calibration=loaded,
+        )
+        hooks = RouterHooks(model, scope=scope)
+        undo.callback(hooks.remove)
+        hooks.set_knobs(plane.knobs)
+        driver: Driver
+        if isinstance(source, SimulatedSource):
+            twin = DigitalTwin(priced_shape)
+            monitor = GpuSystemMonitor(SimulatedSource(twin), interval_s)
+            driver = TwinDriver(hooks, plane, twin, monitor, routers.decoder)
+        else:
+            driver = ThreadDriver(hooks, plane, GpuSystemMonitor(source, interval_s), interval_s)
+        undo.callback(driver.stop)
+        handle = Handle(hooks, plane, driver, name)
+        undo.pop_all()
+    return handle
+
+
+def _limits_of(budget: Budget) -> list[str]:
+    return [f.name for f in fields(budget) if getattr(budget, f.name) is not None]
+
+
+def _refuse_unheld(strategy: RoutingStrategy, limits: Iterable[str]) -> None:
+    """Refuse limits that a strategy would not even look at."""
+    unheld = sorted(set(limits) - _HELD.get(strategy, set()))
+    if unheld and strategy is not RoutingStrategy.KERNEL_AWARE_TTHA:
+        raise ConfigError(
+            f"{strategy} cannot hold {', '.join(unheld)}: use {RoutingStrategy.KERNEL_AWARE_TTHA}, or lift the limit"
+        )
 
 
 def _strategy(name: str) -> RoutingStrategy:

@@ -180,7 +180,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         result = kill_many(options.runs, options.seed, Path(folder))
     if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        runs = ",\n  ".join(json.dumps(run) for run in result.pop("runs"))
+        head = json.dumps(result, indent=1).removesuffix("\n}")
+        options.out.write_text(f'{head},\n "runs": [\n  {runs}\n ]\n}}\n')
     print({k: v for k, v in result.items() if k != "runs"})
     return 0
 

@@ -2,7 +2,7 @@
 
 from thermoe.adaptation.adaptation import TestTimeAdaptation
 from thermoe.adaptation.objectives import Observed, Targets
-from thermoe.adaptation.price_plan import PricePlan, plan_price
+from thermoe.adaptation.price_plan import PricePlan, plan_price, price_response
 from thermoe.adaptation.ttha import TTHAAdapter
 
-__all__ = ["Observed", "PricePlan", "TTHAAdapter", "Targets", "TestTimeAdaptation", "plan_price"]
+__all__ = ["Observed", "PricePlan", "TTHAAdapter", "Targets", "TestTimeAdaptation", "plan_price", "price_response"]

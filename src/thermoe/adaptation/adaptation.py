@@ -114,8 +114,12 @@ class TestTimeAdaptation:
         relative_cost: FloatArray,
         pressure: float,
         loss_task: float | None = None,
+        response: float = 1.0,
     ) -> None:
-        """One step of controller and adapter; records every term."""
+        """One step of controller and adapter; records every term.
+
+        `response`: how strongly the price acts where it is (`PriceController.update`).
+        """
         errors = log_errors(observed, self.targets)
         error = steering_error(errors)
         weights = state_weights(errors)
@@ -123,7 +127,7 @@ class TestTimeAdaptation:
         self.terms |= {f"error_{name}": value for name, value in errors.items()}
         self.terms |= {f"weight_{name}": value for name, value in weights.items()}
         if errors:
-            self.controller.update(error)
+            self.controller.update(error, response)
         step_norm = 0.0
         if self.adapter_weight > 0 and statistics.num_groups > 0:
             features, slope = self._features(statistics, relative_cost, pressure, error)

@@ -13,6 +13,11 @@ from thermoe.types import Budget, FloatArray
 PRICE_SPAN = 100.0
 """Without a calibration the price may move this far either way from where it starts."""
 UNCALIBRATED_PRICE = 0.01
+RESPONSE_SPAN = 1.5
+"""The response of a price is taken between this factor below and above it."""
+LEAST_RESPONSE = 0.05
+UNCALIBRATED_RESPONSE = 0.25
+"""About what calibrated models show at a price that costs 1 % of perplexity."""
 PREDICTION_SLACK = 1.1
 """Prediction may be off by a tenth; only what is out of reach by more is refused."""
 
@@ -75,3 +80,11 @@ def _predicted_price(
             f"quality budget is {predicted.min():.3g}: raise the budget or allow more quality loss"
         )
     return float(grid[int(np.argmin(np.abs(predicted - energy_j_per_token)))])
+
+
+def price_response(calibration: Calibration | None, price: float) -> float:
+    """How strongly a price acts: -d log(distinct experts) / d log(price), as calibrated around it."""
+    if calibration is None:
+        return UNCALIBRATED_RESPONSE
+    below, above = (calibration.distinct_at(price * factor).mean() for factor in (1 / RESPONSE_SPAN, RESPONSE_SPAN))
+    return float(max(np.log(below / above) / (2.0 * np.log(RESPONSE_SPAN)), LEAST_RESPONSE))

@@ -30,7 +30,7 @@ SETTINGS: dict[RoutingStrategy, dict[str, float | None]] = {
         "target_temp_c": None,
         "target_latency_ms": None,
         "target_tokens_per_s": None,
-        "gain": 0.2,
+        "gain": 0.06,
         "adapter": 1.0,
         "learning_rate": 0.02,
         "max_bias": 0.5,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from thermoe.adaptation import PricePlan, Targets, TestTimeAdaptation, plan_price
+from thermoe.adaptation import PricePlan, Targets, TestTimeAdaptation, plan_price, price_response
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.errors import ConfigError, ThermoeError
 from thermoe.routing.calibration import Calibration
@@ -205,7 +205,14 @@ class ControlPlane:
         settings = self.router.settings
         relative = self.costs(state).relative(settings["alpha"] or 0.0, settings["beta"] or 0.0)
         loss_task = self._calibrated_loss(adaptation.price)
-        adaptation.update(observed, observation.statistics, relative, pressure(state), loss_task)
+        adaptation.update(
+            observed,
+            observation.statistics,
+            relative,
+            pressure(state),
+            loss_task,
+            price_response(self.calibration, adaptation.price),
+        )
         self.terms = dict(adaptation.terms)
         target = adaptation.targets.first()
         if target is not None:

@@ -108,5 +108,6 @@ def test_memory_is_restored(strategy):
     for seed in range(5):
         first.decide(at(66.0), costs(), counts(seed))
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert json.dumps(second.state_dict()) == json.dumps(first.state_dict())
     assert same(first.decide(at(66.0), costs(), None), second.decide(at(66.0), costs(), None))
     assert same(first.decide(at(66.0), costs(), counts(9)), second.decide(at(66.0), costs(), counts(9)))

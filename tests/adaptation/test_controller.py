@@ -51,6 +51,15 @@ def test_one_update_by_hand():
     assert PriceController(0.02, 1e-4, 10.0, 0.1).update(1e6) == pytest.approx(0.02 * np.exp(0.5))
 
 
+@pytest.mark.parametrize("slope", [0.05, 0.5])
+def test_dividing_by_the_response_makes_plants_alike(slope):
+    controller = PriceController(0.02, 1e-9, 1e9, 0.1)
+    for _ in range(30):
+        use = controller.price**-slope / 0.03**-slope
+        controller.update(float(np.log(use)), response=slope)
+    assert np.log(controller.price / 0.03) == pytest.approx(np.log(2 / 3) * 0.028, abs=0.02)
+
+
 def test_the_mean_violation_falls_at_least_as_one_over_the_root_of_time():
     """The bound of dual ascent on a convex plant (use falls convexly in the price), from a cold start under noise."""
     violations = []

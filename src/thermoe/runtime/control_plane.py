@@ -205,14 +205,8 @@ class ControlPlane:
         settings = self.router.settings
         relative = self.costs(state).relative(settings["alpha"] or 0.0, settings["beta"] or 0.0)
         loss_task = self._calibrated_loss(adaptation.price)
-        adaptation.update(
-            observed,
-            observation.statistics,
-            relative,
-            pressure(state),
-            loss_task,
-            price_response(self.calibration, adaptation.price),
-        )
+        response = price_response(self.calibration, adaptation.price)
+        adaptation.update(observed, observation.statistics, relative, pressure(state), loss_task, response)
         self.terms = dict(adaptation.terms)
         target = adaptation.targets.first()
         if target is not None:

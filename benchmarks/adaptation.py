@@ -112,7 +112,7 @@ class _Lab:
             calibration=str(self.options.calibration),
             settings={strategy: dict(settings)},
         )
-        run_experiment(config, out, self.console, report=False)
+        run_experiment(config, out, self.console)
         self.env = json.loads((out / "env.json").read_text())
         steps = pd.read_parquet(out / "steps.parquet").sort_values("step")
         print(f"{self.options.text.name}: run {self._runs}: {strategy} {dict(settings)}", flush=True)

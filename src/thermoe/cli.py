@@ -1,6 +1,7 @@
 """The command line: a table of subcommands, one place where errors become one line and an exit code.
 
-Each subcommand is a frozen dataclass in the package that does the work; tyro reads its fields and docstrings.
+Each subcommand is a frozen dataclass, in the package that does its work or, where that takes several, in `commands`;
+tyro reads its fields and docstrings.
 Only the module of the chosen subcommand is imported, so that `thermoe --help` is quick and needs nothing.
 
 Exit codes: 0 done, 1 the check that was asked for failed, 2 the input is wrong, 130 interrupted.
@@ -39,8 +40,8 @@ class Entry(NamedTuple):
 
 
 _TABLE: dict[str, Entry] = {
-    "demo": Entry("thermoe.experiments.command", "Demo", "run the shipped model under several strategies; a report"),
-    "run": Entry("thermoe.experiments.command", "Run", "run a model and texts under strategies, into a run folder"),
+    "demo": Entry("thermoe.commands.demo", "Demo", "run the shipped model under several strategies; a report"),
+    "run": Entry("thermoe.commands.run", "Run", "run a model and texts under strategies, into a run folder"),
     "doctor": Entry("thermoe.doctor", "Doctor", "what works on this machine: versions, sensors, model families"),
     "report": Entry("thermoe.analysis.command", "Report", "one HTML report of one or more run folders"),
     "monitor": Entry("thermoe.telemetry.command", "Monitor", "live sensors in the terminal"),
@@ -50,7 +51,7 @@ _TABLE: dict[str, Entry] = {
     "costs diff": Entry("thermoe.cost.command", "CostsDiff", "compare two cost databases"),
     "costs merge": Entry("thermoe.cost.command", "CostsMerge", "join cost databases into one"),
     "costs eval": Entry("thermoe.cost.command", "CostsEval", "errors of a cost model on a table it has not seen"),
-    "calibrate": Entry("thermoe.experiments.command", "Calibrate", "map the budgets of a model to quality and energy"),
+    "calibrate": Entry("thermoe.commands.calibrate", "Calibrate", "map the budgets of a model to quality and energy"),
 }
 
 

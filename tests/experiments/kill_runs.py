@@ -44,12 +44,12 @@ CLOCKS = ["wall_s", "started_wall_s", "routing_overhead_s", "adaptation_overhead
 
 def started(folder: Path) -> None:
     """A new run."""
-    run_experiment(CONFIG, folder, Console(quiet=True), report=False)
+    run_experiment(CONFIG, folder, Console(quiet=True))
 
 
 def resumed(folder: Path) -> None:
     """A run gone on with."""
-    resume_experiment(folder, Console(quiet=True), report=False)
+    resume_experiment(folder, Console(quiet=True))
 
 
 def forked(work: Callable[[], object], said: int) -> int:

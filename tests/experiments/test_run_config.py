@@ -6,8 +6,8 @@ import pytest
 import tyro
 
 from thermoe import cli
+from thermoe.commands.run import Run
 from thermoe.errors import ConfigError
-from thermoe.experiments.command import Run
 from thermoe.experiments.config import RunConfig
 
 FLAGS = {

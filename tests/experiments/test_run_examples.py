@@ -23,14 +23,14 @@ def test_an_example_is_accepted_and_says_the_same_when_resolved(path):
 def test_the_example_of_tensors_runs(tmp_path, quiet):
     (path,) = [p for p in EXAMPLES if p.stem == "tensors"]
     config = replace(RunConfig.from_toml(path), samples_per_workload=1, d_model=32, inter_size=32, num_layers=2)
-    tables = RunFolder(run_experiment(config, tmp_path / "run", quiet, report=False)).tables
+    tables = RunFolder(run_experiment(config, tmp_path / "run", quiet)).tables
     assert len(tables["batches"]) == 4 * 4 * 2
     assert tables["batches"]["nll_sum"].isna().all()
 
 
 def test_the_demo_runs_every_strategy_on_texts_the_model_has_not_seen():
+    from thermoe.commands.demo import demo_config
     from thermoe.demo import calibration_text_path
-    from thermoe.experiments.command import demo_config
     from thermoe.types import RoutingStrategy
 
     config = demo_config(max_tokens=100)

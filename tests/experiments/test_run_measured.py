@@ -51,7 +51,7 @@ def test_energy_per_token_is_power_times_time_of_one_pass_however_often_it_was_r
     tmp_path, tiny_model, tiny_text, quiet, sensors
 ):
     config = text_config(tiny_model, tiny_text, window_s=0.4)
-    folder = RunFolder(run_experiment(config, tmp_path / "run", quiet, report=False))
+    folder = RunFolder(run_experiment(config, tmp_path / "run", quiet))
     batches = folder.tables["batches"]
     assert set(batches["energy_kind"]) == {"measured"}
     assert folder.env["priced_as"] == "model"
@@ -78,7 +78,7 @@ def test_measured_decode_runs_one_position_at_a_time(tmp_path, tiny_model, tiny_
         return real(self, input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(Qwen3MoeForCausalLM, "forward", remember)
-    run_experiment(text_config(tiny_model, tiny_text, window_s=0.0), tmp_path / "run", quiet, report=False)
+    run_experiment(text_config(tiny_model, tiny_text, window_s=0.0), tmp_path / "run", quiet)
     assert set(lengths) == {1}
     assert len(lengths) == 2 * 29
 
@@ -105,7 +105,7 @@ def test_an_adaptive_arm_hears_energy_from_the_power_reading(
         calibration_tokens=300,
         control_steps=4,
     )
-    run_experiment(config, tmp_path / "run", quiet, report=False)
+    run_experiment(config, tmp_path / "run", quiet)
     adaptive = [o for strategy, o in heard if strategy == "kernel_aware_ttha"]
     assert [o.num_steps for o in adaptive] == [4, 4, 2, 4, 4, 2, 4, 4, 1]
     assert all(o.energy_j == pytest.approx(POWER_W * o.period_s) for o in adaptive)
@@ -123,9 +123,7 @@ def test_a_sensor_that_fails_mid_run_becomes_none_and_the_run_goes_on(
         return real()
 
     sensors.read = fails_later
-    folder = RunFolder(
-        run_experiment(text_config(tiny_model, tiny_text, window_s=0.0), tmp_path / "run", quiet, report=False)
-    )
+    folder = RunFolder(run_experiment(text_config(tiny_model, tiny_text, window_s=0.0), tmp_path / "run", quiet))
     assert len(folder.tables["batches"]) == 6
     assert folder.tables["batches"]["energy_j"].isna().any()
     assert folder.tables["batches"]["nll_sum"].notna().all()
@@ -142,7 +140,7 @@ def test_a_replayed_log_gives_its_own_readings_and_invents_no_latency(tmp_path, 
     log = tmp_path / "log.csv"
     log.write_text("\n".join(lines))
     config = text_config(tiny_model, tiny_text, telemetry=f"replay:{log}")
-    tables = RunFolder(run_experiment(config, tmp_path / "run", quiet, report=False)).tables
+    tables = RunFolder(run_experiment(config, tmp_path / "run", quiet)).tables
     assert set(tables["batches"]["energy_kind"]) == {"replayed"}
     assert set(tables["telemetry"]["kind"]) == {"replayed"}
     assert tables["batches"]["latency_s"].isna().all()

@@ -52,7 +52,7 @@ def whole_run(request, tmp_path_factory):
     else:
         config = tensor_config()
     path = tmp_path_factory.mktemp(request.param) / "whole"
-    run_experiment(config, path, Console(quiet=True), report=False)
+    run_experiment(config, path, Console(quiet=True))
     return config, path
 
 
@@ -70,22 +70,24 @@ def test_a_resumed_run_has_the_tables_of_one_that_was_never_stopped(whole_run, t
 
     monkeypatch.setattr(RunStore, "append", stops_before)
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(config, path, quiet, report=False)
+        run_experiment(config, path, quiet)
     for _ in stops[1:]:
         with pytest.raises(KeyboardInterrupt):
-            resume_experiment(path, quiet, report=False)
-    resume_experiment(path, quiet, report=False)
+            resume_experiment(path, quiet)
+    resume_experiment(path, quiet)
     expected, got = tables_without_clocks(whole), tables_without_clocks(path)
     for name in expected:
         pd.testing.assert_frame_equal(got[name], expected[name], check_exact=True, obj=name)
     assert RunFolder(path).is_complete
 
 
-def test_resuming_a_finished_run_changes_nothing_and_repairs_its_summary(whole_run, quiet):
+def test_resuming_a_finished_run_changes_nothing_and_repairs_its_summary(whole_run):
     _, path = whole_run
-    before, summary = tables_without_clocks(path), (path / "summary.json").read_text()
+    before = tables_without_clocks(path)
+    assert cli.main(["run", "--resume", str(path), "--no-report"]) == 0
+    summary = (path / "summary.json").read_text()
     (path / "summary.json").unlink()
-    resume_experiment(path, quiet, report=False)
+    assert cli.main(["run", "--resume", str(path), "--no-report"]) == 0
     assert (path / "summary.json").read_text() == summary
     for name, table in tables_without_clocks(path).items():
         pd.testing.assert_frame_equal(table, before[name])

@@ -37,7 +37,7 @@ def model(tiny_model):
 def run(tmp_path, tiny_model, tiny_text, console, **changes):
     values = {"strategies": ("baseline",), "max_tokens": 100, "batch_size": ROWS, "block_size": BLOCK}
     config = RunConfig(model=str(tiny_model), text=(str(tiny_text),), **(values | changes))
-    return RunFolder(run_experiment(config, tmp_path / "run", console, report=False))
+    return RunFolder(run_experiment(config, tmp_path / "run", console))
 
 
 def bare_nll(model, inputs, targets):
@@ -159,11 +159,8 @@ def test_several_texts_are_workloads_of_their_own(tmp_path, tiny_model, tiny_tex
     config = RunConfig(
         model=str(tiny_model), text=(str(tiny_text), str(other)), strategies=("baseline",), max_tokens=60, batch_size=2
     )
-    run_experiment(config, tmp_path / "run", quiet, report=False)
-    import json
-
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert list(summary["workloads"]) == ["teacher_forced:words", "teacher_forced:other"]
-    values = [w["strategies"]["baseline"]["perplexity"] for w in summary["workloads"].values()]
-    assert all(math.isfinite(v) for v in values)
-    assert values[0] != values[1]
+    batches = RunFolder(run_experiment(config, tmp_path / "run", quiet)).tables["batches"]
+    sums = batches.groupby("workload", sort=False)["nll_sum"].sum()
+    assert list(sums.index) == ["teacher_forced:words", "teacher_forced:other"]
+    assert all(math.isfinite(v) for v in sums)
+    assert sums.iloc[0] != sums.iloc[1]

@@ -6,7 +6,6 @@ from typing import Any
 
 from thermoe.experiments.board import Board
 from thermoe.experiments.choices import FIXED_STRATEGIES
-from thermoe.experiments.knobs_json import knobs_from_json, knobs_to_json
 from thermoe.experiments.store import BatchKey
 from thermoe.runtime.control_plane import ControlPlane
 from thermoe.workloads import Workload
@@ -46,19 +45,13 @@ class Arm:
 
     def state_json(self) -> str:
         """What the arm needs to go on after its last batch."""
-        state = {"step": self.next_step, "board": self.board.state_dict(), "plane": self.plane.state_dict()}
-        if not self.is_fixed:
-            # The plane would decide anew, without the sensor reading and the counters that it last saw.
-            state["knobs"] = knobs_to_json(self.plane.knobs)
-        return json.dumps(state)
+        return json.dumps({"step": self.next_step, "board": self.board.state_dict(), "plane": self.plane.state_dict()})
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from `state_json`."""
         self.next_step = int(state["step"])
         self.board.load_state_dict(state["board"])
         self.plane.load_state_dict(state["plane"])
-        if "knobs" in state:
-            self.plane.knobs = knobs_from_json(state["knobs"])
 
 
 def interleaved(arms: list[Arm], finished: set[BatchKey]) -> list[tuple[Arm, int]]:

@@ -13,7 +13,6 @@ from thermoe.experiments import calibration, environment
 from thermoe.experiments.arms import Arm, interleaved
 from thermoe.experiments.boards import Boards
 from thermoe.experiments.calibration import CALIBRATION_FILE
-from thermoe.experiments.conclude import conclude
 from thermoe.experiments.config import RunConfig
 from thermoe.experiments.progress import RunProgress
 from thermoe.experiments.session import BatchSession
@@ -25,8 +24,8 @@ from thermoe.runtime.control_plane import ControlPlane
 from thermoe.types import RoutingStrategy
 
 
-def run_experiment(config: RunConfig, out: Path, console: Console, *, report: bool = True) -> Path:
-    """Run from the start into a new folder.
+def run_experiment(config: RunConfig, out: Path, console: Console) -> Path:
+    """Run from the start into a new folder, to the end of its tables; what they say is for `thermoe.analysis` to tell.
 
     Raises:
         ThermoeError: Anything the user can mend; the folder is made only when all of the input has been read.
@@ -40,12 +39,11 @@ def run_experiment(config: RunConfig, out: Path, console: Console, *, report: bo
         store = RunStore.create(out, config.to_toml(), env)
         _keep(calibrated, store)
         run.batches(arms, store, console)
-    conclude(store, csv=config.csv, report=report, console=console)
     return out
 
 
-def resume_experiment(folder: Path, console: Console, *, report: bool = True) -> Path:
-    """Go on with an interrupted run, as if it had never stopped; a finished one is summarised again."""
+def resume_experiment(folder: Path, console: Console) -> Path:
+    """Go on with an interrupted run, as if it had never stopped; a finished one is left as it is."""
     store = RunStore.open(folder)
     config = RunConfig.from_toml(folder / CONFIG_FILE)
     if not store.is_joined:
@@ -54,7 +52,6 @@ def resume_experiment(folder: Path, console: Console, *, report: bool = True) ->
             calibrated = calibration.read(kept) if kept.is_file() else run.calibrated(console)
             _keep(calibrated, store)
             run.batches(run.arms(calibrated), store, console)
-    conclude(store, csv=config.csv, report=report, console=console)
     return folder
 
 

@@ -1,25 +1,18 @@
-"""The subcommands `run`, `demo` and `calibrate`: what people type, turned into one `RunConfig`."""
+"""`thermoe run`: what people type, turned into one `RunConfig`, run, summed up and reported."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
+from thermoe.commands.terminal import default_folder, open_console, told_how_to_resume
 from thermoe.errors import ConfigError
 from thermoe.experiments.config import RunConfig, read_toml
 from thermoe.experiments.settings import merge_settings, parse_settings
 
 _COMMA_LISTS = {"strategies": str, "workloads": str, "seeds": int}
 _NO_PARAMETERS = ("config", "set_", "out", "resume", "no_report")
-_FILE_WIDTH = 140
-#: About a fifth under what baseline takes on the twin: more than the default quality budget gives.
-DEMO_TARGET_J_PER_TOKEN = 0.6
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 
 
@@ -122,6 +115,7 @@ class Run:
 
     def execute(self) -> int:
         """Run, or go on with a run; print its table and the path of its report."""
+        from thermoe.commands.conclude import conclude
         from thermoe.experiments.run import resume_experiment, run_experiment
 
         console = open_console()
@@ -129,12 +123,14 @@ class Run:
             if self.given() or self.config is not None or self.set_ or self.out is not None:
                 raise ConfigError("--resume takes its configuration from the run folder: give no other option with it")
             with told_how_to_resume(self.resume):
-                resume_experiment(self.resume, console, report=not self.no_report)
+                resume_experiment(self.resume, console)
+                conclude(self.resume, console, report=not self.no_report)
             return 0
         config = self.run_config()
         out = self.out or default_folder(config.name)
         with told_how_to_resume(out):
-            run_experiment(config, out, console, report=not self.no_report)
+            run_experiment(config, out, console)
+            conclude(out, console, report=not self.no_report)
         return 0
 
     def given(self) -> dict[str, Any]:
@@ -154,108 +150,6 @@ class Run:
         plain = {k: v for k, v in values.items() if not isinstance(v, dict)} | self.given()
         tables = {k: v for k, v in values.items() if isinstance(v, dict)}
         return RunConfig.from_mapping(plain | merge_settings(tables, parse_settings(self.set_)), where)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demo:
-    """Run the shipped model on its texts under eight strategies on the digital twin, and write a report.
-
-    Attributes:
-        out: New run folder; runs/TIME-demo if not given.
-        max_tokens: Tokens used of each text.
-    """
-
-    out: Path | None = None
-    max_tokens: int = 8208
-
-    def execute(self) -> int:
-        """Run; print the table and the path of the report."""
-        from thermoe.experiments.run import run_experiment
-
-        out = self.out or default_folder("demo")
-        with told_how_to_resume(out):
-            run_experiment(demo_config(self.max_tokens), out, open_console())
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibrate:
-    """Map the budgets of a model to quality and energy on calibration text, into one file.
-
-    Attributes:
-        model: Folder or hub id of a Hugging Face MoE model.
-        text: Calibration texts in UTF-8.
-        out: File to write.
-        tokens: Tokens of the texts to use.
-        batch_size: Sequences in step.
-        block_size: Positions of a block with fresh context.
-        device: cpu or cuda.
-    """
-
-    model: str
-    text: tuple[str, ...]
-    out: Path = Path("calibration.json")
-    tokens: int = 8192
-    batch_size: int = 16
-    block_size: int = 512
-    device: str = "cpu"
-
-    def execute(self) -> int:
-        """Calibrate and write the file."""
-        from thermoe.experiments.calibration import calibrate_to_file
-
-        config = RunConfig(
-            model=self.model,
-            text=self.text,
-            calibration_text=self.text,
-            calibration_tokens=self.tokens,
-            batch_size=self.batch_size,
-            block_size=self.block_size,
-            device=self.device,
-        )
-        calibrate_to_file(config, self.out, open_console())
-        print(f"calibration: {self.out}")
-        return 0
-
-
-def demo_config(max_tokens: int) -> RunConfig:
-    """The demo as a run: every strategy, the shipped model, texts it has not seen."""
-    from thermoe.demo import demo_model_path, demo_text_paths
-    from thermoe.experiments.choices import STRATEGY_NAMES
-
-    return RunConfig(
-        model=str(demo_model_path()),
-        text=tuple(str(path) for path in demo_text_paths()),
-        strategies=STRATEGY_NAMES,
-        join_texts=True,
-        max_tokens=max_tokens,
-        block_size=256,
-        telemetry="simulated",
-        settings={"kernel_aware_ttha": {"target_energy_j_per_token": DEMO_TARGET_J_PER_TOKEN}},
-        name="demo",
-    )
-
-
-def default_folder(name: str) -> Path:
-    """`runs/TIME-NAME`, by the local clock."""
-    return Path("runs") / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{name}"
-
-
-def open_console() -> Console:
-    """Where tables go; wide enough for them where nobody's terminal sets the width."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_FILE_WIDTH)
-
-
-@contextmanager
-def told_how_to_resume(folder: Path) -> Iterator[None]:
-    """On CTRL-C say what has been kept; the command line turns the interrupt into its exit code."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if folder.is_dir():
-            print(f"finished batches are kept: thermoe run --resume {folder}", file=sys.stderr)
-        raise
 
 
 def _comma_list(name: str, text: str) -> tuple[Any, ...]:

@@ -1,37 +1,36 @@
-"""The end of a run: summary.json, the report, CSV twins, and a table for the terminal.
+"""The end of a run: summary.json, CSV twins, a table for the terminal, the report.
 
-Summaries and reports belong to `thermoe.analysis`, a sibling that this package must not depend on:
-what they share is the run folder. They are looked up by name when a run has ended, and a run
-without them is still a complete run folder.
+This is where the two sides meet that know each other by the run folder only: `experiments` wrote
+it, `analysis` reads it.
 """
 
 import json
-import tomllib
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from thermoe.analysis.load import RunFolder
+from thermoe.analysis.report import write_report
+from thermoe.analysis.summary import summarise
 from thermoe.errors import ThermoeError
-from thermoe.experiments.store import CONFIG_FILE, ENV_FILE, TABLES, RunStore
-
-_ANALYSIS = "thermoe.analysis"
+from thermoe.experiments.store import RunStore
 
 
-def conclude(store: RunStore, *, csv: bool, report: bool, console: Console) -> None:
-    """Compute summary.json from the joined tables, write the report and print both."""
-    path = store.path
-    tables = {name: pq.read_table(path / f"{name}.parquet").to_pandas() for name in TABLES}
-    env = json.loads((path / ENV_FILE).read_text())
-    config = tomllib.loads((path / CONFIG_FILE).read_text())
-    summary = import_module(f"{_ANALYSIS}.summary").summarise(tables, config, env)
+def conclude(path: Path, console: Console, *, report: bool = True) -> None:
+    """Sum up a complete run folder: write summary.json, CSV twins where its configuration asks for them, the report.
+
+    Raises:
+        DataError: The folder cannot be read.
+        ThermoeError: No space is left.
+    """
+    folder, store = RunFolder(path), RunStore(path)
+    summary = summarise(folder.tables, folder.config, folder.env)
     store.write_text("summary.json", json.dumps(summary, indent=2))
-    if csv:
-        for name, table in tables.items():
-            store.write_text(f"{name}.csv", table.drop(columns="arm_state", errors="ignore").to_csv(index=False))
+    if folder.config.get("csv"):
+        for name, rows in folder.tables.items():
+            store.write_text(f"{name}.csv", rows.to_csv(index=False))
     for table in summary_tables(summary):
         console.print(table)
     console.print(f"figures of kind {summary['telemetry']}, priced as {summary['priced_as']}", highlight=False)
@@ -73,8 +72,11 @@ def _shown(value: float | None, form: str, factor: float = 1.0) -> str:
 
 def _write_report(path: Path, console: Console) -> None:
     try:
-        report = import_module(f"{_ANALYSIS}.report").write_report([path], path / "report.html")
+        page = write_report([path], path / "report.html")
     except ThermoeError as err:
+        if isinstance(err.__cause__, OSError):
+            raise
+        # Without the extra `report` a run is as good as with it; the page can be made later.
         console.print(f"no report: {err}", highlight=False, markup=False, soft_wrap=True)
         return
-    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)

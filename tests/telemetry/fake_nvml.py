@@ -17,11 +17,11 @@ class FieldValue(ctypes.Union):
 
 
 class NVMLError(Exception):
-    pass
+    value = 999
 
 
 class NotSupportedError(NVMLError):
-    pass
+    value = 3
 
 
 MEMBERS = ["dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal"]
@@ -31,6 +31,8 @@ class FakeNvml(ModuleType):
     """Attributes:
     fields: id -> (value type, value); a missing id answers "not supported".
     answers: name of a call -> its value, or an exception to raise; a missing name is no call at all.
+    codes: id of a field -> its return code instead of a value.
+    asked: names of the device calls made, and the ids of fields asked for, in order.
     """
 
     NVMLError = NVMLError
@@ -39,6 +41,8 @@ class FakeNvml(ModuleType):
         super().__init__("pynvml")
         self.fields = dict(fields or {})
         self.answers = dict(answers or {})
+        self.codes = {}
+        self.asked = []
         self.devices = devices
         self.opened = 0
         self.init_error = None
@@ -79,8 +83,14 @@ class FakeNvml(ModuleType):
         union = FieldValue()
         if number in self.fields:
             setattr(union, MEMBERS[value_type], value)
-        code = 0 if number in self.fields else 3
+        self.asked.append(number)
+        code = self.codes.get(number, 0 if number in self.fields else 3)
         return SimpleNamespace(fieldId=number, nvmlReturn=code, valueType=value_type, value=union)
+
+    def __getattribute__(self, name):
+        if name.startswith("nvmlDeviceGet"):
+            self.asked.append(name)
+        return super().__getattribute__(name)
 
     def __getattr__(self, name):
         answers = self.__dict__.get("answers", {})

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from fake_nvml import FakeNvml, NotSupportedError, NVMLError, h200
@@ -17,6 +18,33 @@ def nvml(monkeypatch):
     fake = h200()
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     return fake
+
+
+class Clock:
+    def __init__(self):
+        self.now_s = 1000.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def read_for(source, clock, nvml, seconds):
+    """States and device calls of each read at 10 Hz."""
+    states, calls = [], []
+    for _ in range(round(10 * seconds)):
+        clock.now_s += 0.1
+        nvml.asked.clear()
+        states.append(source.read())
+        calls.append([name for name in nvml.asked if isinstance(name, str)])
+    return states, calls
+
+
+FAST = [
+    "nvmlDeviceGetFieldValues",
+    "nvmlDeviceGetTemperatureV",
+    "nvmlDeviceGetClockInfo",
+    "nvmlDeviceGetCurrentClocksEventReasons",
+]
 
 
 def test_every_reading_in_its_si_unit(nvml):
@@ -95,12 +123,13 @@ def test_a_board_without_any_sensor_reads_none_everywhere_and_warns_of_nothing(m
 
 
 def test_a_sensor_that_vanishes_is_reported_once_and_comes_back(nvml, caplog):
-    source = NvmlSource()
+    clock = Clock()
+    source = NvmlSource(clock=clock)
     assert source.read().power_w is not None
-    field = nvml.fields.pop(186)
+    nvml.codes[186] = 999
     nvml.answers["nvmlDeviceGetTemperature"] = NVMLError("GPU is lost")
     with caplog.at_level(logging.WARNING):
-        lost = [source.read() for _ in range(4)]
+        lost, _ = read_for(source, clock, nvml, 0.4)
 
     assert all(s.power_w is None and s.temp_c is None for s in lost)
     assert all(s.power_avg_w is not None and s.sm_clock_mhz == 1980.0 for s in lost)
@@ -109,8 +138,87 @@ def test_a_sensor_that_vanishes_is_reported_once_and_comes_back(nvml, caplog):
     assert sum("temp_c" in m and "GPU is lost" in m for m in messages) == 1
     assert len(messages) == 2
 
-    nvml.fields[186] = field
-    assert source.read().power_w == pytest.approx(691.125)
+    del nvml.codes[186]
+    nvml.answers["nvmlDeviceGetTemperature"] = 56
+    states, _ = read_for(source, clock, nvml, 1.2)
+    assert states[0].power_w == pytest.approx(691.125)
+    assert (states[0].temp_c, states[-1].temp_c) == (None, 56.0)
+
+
+def test_a_fast_read_makes_four_calls_and_a_slow_one_ten_at_most(nvml):
+    nvml.answers["nvmlDeviceGetTemperatureV"] = 61
+    clock = Clock()
+    source = NvmlSource(clock=clock)
+    _, calls = read_for(source, clock, nvml, 31.5)
+    assert len(calls[0]) == 10
+    assert sorted(calls[1]) == sorted(FAST)
+    counts = [len(names) for names in calls]
+    assert set(counts) <= {4, 9, 10}  # the fan is not supported: asked every 30 s
+    assert sum(n == 10 for n in counts) == 2
+    assert sum(n > 4 for n in counts) in (29, 30, 31, 32)
+    assert sum("nvmlDeviceGetTemperatureThreshold" in names for names in calls) == 0
+
+
+def test_what_changes_fast_is_fresh_in_every_read_and_what_changes_slowly_within_a_second(nvml):
+    clock = Clock()
+    source = NvmlSource(clock=clock)
+    source.read()
+    nvml.fields |= {186: (1, 1000), 185: (1, 2000), 83: (3, 3000), 82: (1, 40)}
+    nvml.answers |= {
+        "nvmlDeviceGetTemperature": 41,
+        "nvmlDeviceGetCurrentClocksEventReasons": 0x20,
+        "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=1, memory=2),
+        "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=3),
+        "nvmlDeviceGetPerformanceState": 4,
+        "nvmlDeviceGetEnforcedPowerLimit": 300_000,
+    }
+    nvml.clocks = {1: 1500, 2: 2600}
+    states, _ = read_for(source, clock, nvml, 1.1)
+    soon, late = states[0], states[-1]
+    assert (soon.power_w, soon.power_avg_w, soon.energy_j) == (1.0, 2.0, 3.0)
+    assert (soon.temp_c, soon.memory_temp_c, soon.sm_clock_mhz, soon.throttle_reasons) == (41.0, 40.0, 1500.0, 0x20)
+    assert (soon.gpu_util, soon.memory_used_bytes, soon.performance_state) == (0.97, 57_982_058_496, 0)
+    assert (soon.memory_clock_mhz, soon.power_limit_w) == (3201.0, 700.0)
+    assert (late.gpu_util, late.memory_util, late.memory_used_bytes, late.performance_state) == (0.01, 0.02, 3, 4)
+    assert (late.memory_clock_mhz, late.power_limit_w) == (2600.0, 300.0)
+    assert soon.time_s == pytest.approx(1000.1)
+
+
+def test_a_slow_sensor_that_fails_is_none_by_its_next_refresh_and_reported_once(nvml, caplog):
+    clock = Clock()
+    source = NvmlSource(clock=clock)
+    source.read()
+    nvml.answers["nvmlDeviceGetEnforcedPowerLimit"] = NVMLError("GPU is lost")
+    states, _ = read_for(source, clock, nvml, 5)
+    assert [s.power_limit_w for s in states[:9]] == [700.0] * 9
+    assert {s.power_limit_w for s in states[10:]} == {None}
+    assert sum("power_limit_w" in r.getMessage() for r in caplog.records) == 1
+    nvml.answers["nvmlDeviceGetEnforcedPowerLimit"] = 650_000
+    states, _ = read_for(source, clock, nvml, 1.2)
+    assert states[-1].power_limit_w == 650.0
+
+
+def test_what_is_not_supported_is_asked_again_every_half_minute(nvml):
+    del nvml.fields[82]
+    clock = Clock()
+    source = NvmlSource(clock=clock)
+    source.read()
+    nvml.fields[82] = (1, 44)
+    nvml.answers["nvmlDeviceGetFanSpeed"] = 30
+    states, calls = read_for(source, clock, nvml, 29.8)
+    assert {(s.memory_temp_c, s.fan_speed) for s in states} == {(None, None)}
+    assert not any("nvmlDeviceGetFanSpeed" in names for names in calls)
+    states, _ = read_for(source, clock, nvml, 1.5)
+    assert (states[-1].memory_temp_c, states[-1].fan_speed) == (44.0, pytest.approx(0.3))
+
+
+def test_fields_that_no_driver_answers_are_not_asked_for(nvml):
+    nvml.fields = {}
+    clock = Clock()
+    source = NvmlSource(clock=clock)
+    source.read()
+    _, calls = read_for(source, clock, nvml, 5)
+    assert not any("nvmlDeviceGetFieldValues" in names for names in calls)
 
 
 def test_an_unknown_performance_state_is_none(nvml):

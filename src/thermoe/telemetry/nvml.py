@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from thermoe.errors import TelemetryError
+from thermoe.telemetry.nvml_sensors import SLOW_S, Call, Fields, Sensor
 from thermoe.types import Kind, SysState
 
 _log = logging.getLogger(__name__)
@@ -19,9 +20,6 @@ _UNKNOWN_P_STATE = 32
 _FIELD_MEMORY_TEMP, _FIELD_ENERGY, _FIELD_POWER_AVERAGE, _FIELD_POWER_INSTANT = 82, 83, 185, 186
 _FIELDS = (_FIELD_MEMORY_TEMP, _FIELD_ENERGY, _FIELD_POWER_AVERAGE, _FIELD_POWER_INSTANT)
 
-#: Member of the value union by NVML value type.
-_UNION_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
-
 _THRESHOLD_SHUTDOWN, _THRESHOLD_SLOWDOWN, _THRESHOLD_MEMORY = 0, 1, 2
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2
 _SENSOR_CORE = 0
@@ -30,11 +28,16 @@ _SENSOR_CORE = 0
 class NvmlSource:
     """One NVIDIA GPU through NVML.
 
-    Every sensor is read by itself: one that is unsupported or fails reads `None`, and one that
-    worked before and then fails is reported once through `logging`.
+    Every sensor is read by itself: one that is unsupported or fails reads `None`, and one that worked before
+    and then fails is reported once through `logging`. To cost little, a read asks afresh only for what changes
+    fast: power, energy, temperatures, the reasons that hold clocks back and the SM clock. Utilisation, memory in
+    use, memory clock, fan, P-state and power limit may be up to a second old, as may be their loss. A sensor that
+    failed is asked again after a second, one that is not supported after half a minute; board thresholds are read
+    once.
 
     Args:
         index: NVML index of the GPU (the order of nvidia-smi, whatever CUDA_VISIBLE_DEVICES says).
+        clock: Monotonic clock [s].
 
     Raises:
         TelemetryError: If there is no NVML, no driver or no GPU of that index.
@@ -42,14 +45,16 @@ class NvmlSource:
 
     kind = Kind.MEASURED
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._nvml = _import_pynvml()
         self._handle = _open_device(self._nvml, index)
+        self._clock = clock
         self._open = True
         self.index = index
         self.name = f"nvml:{index}"
-        self._worked: set[str] = set()
-        self._reported: set[str] = set()
+        self._fields = Fields(self._nvml, self._handle, _FIELDS)
+        self._fast = self._fast_sensors()
+        self._slow = self._slow_sensors()
         self._limits = {
             "temp_shutdown_c": self._threshold(_THRESHOLD_SHUTDOWN),
             "temp_slowdown_c": self._threshold(_THRESHOLD_SLOWDOWN),
@@ -57,52 +62,37 @@ class NvmlSource:
         }
 
     def read(self) -> SysState:
-        """The sensors now.
+        """The sensors now; those that change slowly may be up to a second old.
 
         Raises:
             TelemetryError: After `close`.
         """
         if not self._open:
             raise TelemetryError(f"{self.name} is closed: open a new source")
-        time_s, wall_time_s = time.monotonic(), time.time()
-        nvml, handle = self._nvml, self._handle
-        fields = self._field_values()
-        utilization = self._sensor("utilization", [lambda: nvml.nvmlDeviceGetUtilizationRates(handle)])
+        now_s, wall_time_s = self._clock(), time.time()
+        self._fields.refresh(now_s)
+        fast, slow = self._fast, self._slow
+        utilization = slow["utilization"].read(now_s)
+        state = slow["performance_state"].integer(now_s)
         return SysState(
-            time_s=time_s,
+            time_s=now_s,
             wall_time_s=wall_time_s,
             source=self.name,
             kind=self.kind,
-            temp_c=self._number("temp_c", self._core_temperature_calls()),
-            memory_temp_c=self._number("memory_temp_c", [lambda: fields[_FIELD_MEMORY_TEMP]]),
-            power_w=self._number("power_w", [lambda: fields[_FIELD_POWER_INSTANT]], _MILLI),
-            power_avg_w=self._number(
-                "power_avg_w",
-                [lambda: fields[_FIELD_POWER_AVERAGE], lambda: nvml.nvmlDeviceGetPowerUsage(handle)],
-                _MILLI,
-            ),
-            energy_j=self._number(
-                "energy_j",
-                [lambda: fields[_FIELD_ENERGY], lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle)],
-                _MILLI,
-            ),
+            temp_c=fast["temp_c"].number(now_s),
+            memory_temp_c=fast["memory_temp_c"].number(now_s),
+            power_w=fast["power_w"].number(now_s, _MILLI),
+            power_avg_w=fast["power_avg_w"].number(now_s, _MILLI),
+            energy_j=fast["energy_j"].number(now_s, _MILLI),
             gpu_util=None if utilization is None else utilization.gpu * _PERCENT,
             memory_util=None if utilization is None else utilization.memory * _PERCENT,
-            memory_used_bytes=self._integer("memory_used_bytes", [lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used]),
-            sm_clock_mhz=self._number("sm_clock_mhz", [lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_SM)]),
-            memory_clock_mhz=self._number(
-                "memory_clock_mhz", [lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_MEMORY)]
-            ),
-            fan_speed=self._number("fan_speed", [lambda: nvml.nvmlDeviceGetFanSpeed(handle)], _PERCENT),
-            performance_state=self._performance_state(),
-            throttle_reasons=self._integer(
-                "throttle_reasons",
-                [
-                    lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
-                    lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-                ],
-            ),
-            power_limit_w=self._number("power_limit_w", [lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle)], _MILLI),
+            memory_used_bytes=slow["memory_used_bytes"].integer(now_s),
+            sm_clock_mhz=fast["sm_clock_mhz"].number(now_s),
+            memory_clock_mhz=slow["memory_clock_mhz"].number(now_s),
+            fan_speed=slow["fan_speed"].number(now_s, _PERCENT),
+            performance_state=None if state == _UNKNOWN_P_STATE else state,
+            throttle_reasons=fast["throttle_reasons"].integer(now_s),
+            power_limit_w=slow["power_limit_w"].number(now_s, _MILLI),
             **self._limits,
         )
 
@@ -115,57 +105,51 @@ class NvmlSource:
             except self._nvml.NVMLError as error:
                 _log.debug("nvmlShutdown failed: %s", error)
 
-    def _sensor(self, name: str, calls: Sequence[Callable[[], Any]]) -> Any:
-        """The first call that answers, or `None`; a sensor lost mid-run is reported once."""
-        reason: object = "no value"
-        for call in calls:
-            try:
-                value = call()
-            except (self._nvml.NVMLError, AttributeError, KeyError) as error:  # no such call, or no such field
-                reason = str(error)
-                continue
-            if value is not None:
-                self._worked.add(name)
-                return value
-        if name in self._worked and name not in self._reported:
-            self._reported.add(name)
-            _log.warning("%s: sensor %s stopped working (%s); it reads None from now on", self.name, name, reason)
-        return None
-
-    def _number(self, name: str, calls: Sequence[Callable[[], Any]], scale: float = 1.0) -> float | None:
-        value = self._sensor(name, calls)
-        return None if value is None else float(value) * scale
-
-    def _integer(self, name: str, calls: Sequence[Callable[[], Any]]) -> int | None:
-        value = self._sensor(name, calls)
-        return None if value is None else int(value)
-
-    def _field_values(self) -> dict[int, float]:
-        """Values of the fields that answered, by id."""
-        try:
-            answers = self._nvml.nvmlDeviceGetFieldValues(self._handle, list(_FIELDS))
-        except (self._nvml.NVMLError, AttributeError):
-            return {}
-        return {
-            answer.fieldId: getattr(answer.value, _UNION_MEMBERS[answer.valueType])
-            for answer in answers
-            if answer.nvmlReturn == 0 and answer.valueType < len(_UNION_MEMBERS)
+    def _fast_sensors(self) -> dict[str, Sensor]:
+        """Fields come first: the one call for all of them is made anyway."""
+        nvml, handle, fields = self._nvml, self._handle, self._fields
+        ways: dict[str, list[Callable[[], Any]]] = {
+            "temp_c": [
+                lambda: nvml.nvmlDeviceGetTemperatureV(handle, _SENSOR_CORE),
+                lambda: nvml.nvmlDeviceGetTemperature(handle, _SENSOR_CORE),
+            ],
+            "memory_temp_c": [lambda: fields.values.get(_FIELD_MEMORY_TEMP)],
+            "power_w": [lambda: fields.values.get(_FIELD_POWER_INSTANT)],
+            "power_avg_w": [
+                lambda: fields.values.get(_FIELD_POWER_AVERAGE),
+                lambda: nvml.nvmlDeviceGetPowerUsage(handle),
+            ],
+            "energy_j": [
+                lambda: fields.values.get(_FIELD_ENERGY),
+                lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle),
+            ],
+            "sm_clock_mhz": [lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_SM)],
+            "throttle_reasons": [
+                lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
+                lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+            ],
         }
+        return {name: self._sensor(name, asks) for name, asks in ways.items()}
 
-    def _core_temperature_calls(self) -> list[Callable[[], Any]]:
+    def _slow_sensors(self) -> dict[str, Sensor]:
         nvml, handle = self._nvml, self._handle
-        return [
-            lambda: nvml.nvmlDeviceGetTemperatureV(handle, _SENSOR_CORE),
-            lambda: nvml.nvmlDeviceGetTemperature(handle, _SENSOR_CORE),
-        ]
+        ways: dict[str, Callable[[], Any]] = {
+            "utilization": lambda: nvml.nvmlDeviceGetUtilizationRates(handle),
+            "memory_used_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
+            "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_MEMORY),
+            "fan_speed": lambda: nvml.nvmlDeviceGetFanSpeed(handle),
+            "performance_state": lambda: nvml.nvmlDeviceGetPerformanceState(handle),
+            "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle),
+        }
+        return {name: self._sensor(name, [ask], SLOW_S) for name, ask in ways.items()}
 
-    def _performance_state(self) -> int | None:
-        state = self._integer("performance_state", [lambda: self._nvml.nvmlDeviceGetPerformanceState(self._handle)])
-        return None if state == _UNKNOWN_P_STATE else state
+    def _sensor(self, name: str, asks: Sequence[Callable[[], Any]], every_s: float = 0.0) -> Sensor:
+        return Sensor(f"{self.name} {name}", [Call(self._nvml, ask) for ask in asks], every_s)
 
     def _threshold(self, threshold: int) -> float | None:
-        name = f"temperature threshold {threshold}"
-        return self._number(name, [lambda: self._nvml.nvmlDeviceGetTemperatureThreshold(self._handle, threshold)])
+        ask = Call(self._nvml, lambda: self._nvml.nvmlDeviceGetTemperatureThreshold(self._handle, threshold))
+        value = ask(self._clock())
+        return None if value is None else float(value)
 
 
 def _import_pynvml() -> Any:

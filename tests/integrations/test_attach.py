@@ -246,6 +246,14 @@ def test_counters_drained_beside_the_forwards_lose_nothing(model, meter):
     assert totals.loads_L.shape == (LAYERS,)
 
 
+def test_what_was_counted_since_the_last_look_is_in_the_final_totals(model, meter):
+    handle = thermoe.attach(model, "opportunistic", interval_s=30.0)
+    with torch.no_grad():
+        model(token_ids(2, 3))
+    handle.detach()
+    assert handle._driver.totals.num_tokens == 6
+
+
 @pytest.mark.parametrize("telemetry", ["meter", "twin"])
 def test_a_failing_control_plane_does_not_stop_serving(model, request, monkeypatch, caplog, telemetry):
     if telemetry == "meter":
@@ -299,6 +307,34 @@ def test_short_pauses_count_towards_the_mean_and_long_ones_do_not(model, meter, 
         driver._control()
     assert seen[0].period_s > 0.4 * LONGEST_PAUSE_S
     assert seen[1].period_s < 0.5 * LONGEST_PAUSE_S
+    handle.detach()
+
+
+def test_counts_polled_by_a_summary_reach_the_next_control_period(model, meter, monkeypatch):
+    handle = thermoe.attach(model, power_budget_w=100.0, interval_s=30.0)
+    seen = []
+    monkeypatch.setattr(handle.plane, "update", lambda observation: seen.append(observation) or handle.plane.knobs)
+    for _ in range(3):
+        with torch.no_grad():
+            model(token_ids(2, 3))
+        handle.summary()
+    handle._driver._control()
+    assert [o.num_tokens for o in seen] == [18]
+    assert seen[0].statistics.tokens_per_expert.sum() == 18 * 3 * LAYERS
+    handle.detach()
+
+
+def test_an_energy_counter_that_began_anew_is_unknown_not_negative(model, meter, monkeypatch):
+    handle = thermoe.attach(model, power_budget_w=100.0, interval_s=30.0)
+    seen = []
+    monkeypatch.setattr(handle.plane, "update", lambda observation: seen.append(observation) or handle.plane.knobs)
+    for before_j in (0.0, 1e9):
+        handle._driver._last = (time.monotonic(), before_j)
+        with torch.no_grad():
+            model(token_ids(2, 3))
+        handle._driver._control()
+    assert seen[0].energy_j >= 0.0
+    assert seen[1].energy_j is None
     handle.detach()
 
 

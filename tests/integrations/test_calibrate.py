@@ -1,6 +1,6 @@
 """Calibration of tiny models: sensitivities against finite differences, and a model left as it was."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,8 +9,11 @@ from tiny_models import EXPERTS, LAYERS, NAMES, tiny_model, token_ids
 
 import thermoe.integrations.calibrate as calibrating
 from thermoe.errors import DataError, UnsupportedModelError
+from thermoe.integrations.batch_context import UnionScope
 from thermoe.integrations.calibrate import calibrate, experts_modules, first_order_changes
+from thermoe.integrations.hooks import RouterHooks
 from thermoe.routing.calibration import Calibration
+from thermoe.types import RoutingKnobs
 
 
 @dataclass
@@ -131,16 +134,37 @@ def test_every_family_calibrates_and_is_left_as_it_was(name):
     assert Calibration.from_dict(got.to_dict()).to_dict() == got.to_dict()
 
 
-def test_the_frontier_is_the_loss_that_the_policies_really_have():
+def test_the_frontier_is_the_loss_that_the_policies_really_have(monkeypatch):
     model, given = tiny_model("qwen3_moe"), block()
-    got = calibrate(model, [given], prices=(1e-9, 0.1))
+    uneven = np.exp(np.random.default_rng(0).normal(size=(LAYERS, EXPERTS)))  # a random model's hardly differ
+    monkeypatch.setattr(calibrating, "_normalised", lambda squares, counts: uneven)
+    got = calibrate(model, [given], prices=(1e-9, 0.3))
     with torch.no_grad():
         own = float(loss_of(model, given)) / 256
     assert got.own_perplexity == pytest.approx(np.exp(own), rel=1e-5)
     free, dear = got.priced()
     assert free.loss_pct == pytest.approx(0.0, abs=1e-3)  # a price of nothing withholds nothing
     assert free.distinct_experts == pytest.approx(tuple(got.own_distinct))
-    assert abs(dear.loss_pct) > 1e-3
+    hooks = RouterHooks(model, scope=UnionScope.POSITIONS)
+    try:
+        neutral = RoutingKnobs.neutral(LAYERS, EXPERTS, hooks.shape.top_k)
+        hooks.set_knobs(
+            replace(
+                neutral,
+                union=True,
+                price=np.full(LAYERS, 0.3),
+                cost=1.0 / got.sensitivity,
+                protected_k0=np.full(LAYERS, got.protected_k0),
+            )
+        )
+        with torch.no_grad():
+            loss = float(loss_of(model, given)) / 256
+        distinct = hooks.counters.drain().distinct_experts
+    finally:
+        hooks.remove()
+    assert dear.distinct_experts == tuple(distinct)
+    assert min(distinct) < min(free.distinct_experts) - 0.1
+    assert dear.loss_pct == pytest.approx(100 * np.expm1(loss - own), abs=1e-4)
     assert {(p.policy, p.value) for p in got.frontier} >= {
         ("opportunistic", 2.0),
         ("opportunistic", 1.0),

@@ -23,7 +23,7 @@ from thermoe.experiments.config import RunConfig
 from thermoe.experiments.run import run_experiment
 
 ENERGY_CUT, POWER_CUT, ARRIVAL_SHARE = 0.15, 0.08, 0.8
-OPPORTUNISTIC_K0 = (7, 6, 5, 4)
+OPPORTUNISTIC_K0 = (7, 6, 5)
 WINDOW, SETTLING = 200, 500
 
 

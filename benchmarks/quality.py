@@ -198,10 +198,13 @@ def _calibration(options: argparse.Namespace, model: Any, tokenizer: Any) -> Cal
     if not options.calibration_text:
         return None
     batches: list[TextBatch] = []
-    for path in options.calibration_text:
-        blocks = _blocks([path], tokenizer, options.calibration_tokens)
+    sizes = options.calibration_tokens * (len(options.calibration_text) if len(options.calibration_tokens) == 1 else 1)
+    for path, tokens in zip(options.calibration_text, sizes, strict=True):
+        blocks = _blocks([path], tokenizer, tokens)
         batches += [blocks.batch(i) for i in range(len(blocks))]
-    return calibrate(model, batches, progress=lambda said: print(f"calibration: {said}", flush=True))
+    return calibrate(
+        model, batches, protected=options.protected_k0, progress=lambda said: print(f"calibration: {said}", flush=True)
+    )
 
 
 def _blocks(paths: list[Path], tokenizer: Any, tokens: int) -> TextBlocks:
@@ -254,7 +257,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calibration-text", type=Path, nargs="*", default=[])
     parser.add_argument("--calibration", type=Path, default=None)
     parser.add_argument("--keep-calibration", type=Path, default=None)
-    parser.add_argument("--calibration-tokens", type=int, default=24_592)
+    parser.add_argument("--calibration-tokens", type=int, nargs="+", default=[24_592])
+    parser.add_argument(
+        "--protected-k0", type=int, nargs="+", default=[2], help="numbers of protected choices to judge"
+    )
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)

@@ -54,8 +54,13 @@ def test_out_of_reach_by_more_than_a_tenth_is_refused_and_by_less_is_tried():
         plan(Targets(energy_j_per_token=least), Budget(max_quality_loss_pct=1.0))
 
 
-def test_without_an_energy_target_the_default_quality_loss_decides():
-    assert plan(Targets(power_w=400.0)).start == pytest.approx(0.01)
+def test_a_target_that_cannot_be_predicted_starts_near_the_models_own_routing():
+    for targets in (Targets(power_w=400.0), Targets(temp_c=50.0), Targets(latency_s=0.01)):
+        assert plan(targets).start == pytest.approx(1e-3)
+
+
+def test_without_a_target_the_default_quality_loss_decides():
+    assert plan().start == pytest.approx(0.01)
     assert plan(max_quality_loss_pct=3.0).start == pytest.approx(0.03, rel=1e-2)
 
 

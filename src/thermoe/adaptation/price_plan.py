@@ -38,7 +38,11 @@ def plan_price(
     calibration: Calibration | None,
     step_energy_j: Callable[[FloatArray], float],
 ) -> PricePlan:
-    """The price that meets the energy target by prediction, or the one that calibration allows by default.
+    """The price that meets the energy target by prediction, or a start that feedback takes from there.
+
+    What power, temperature or latency a price brings depends on arrivals and on what else loads the board, which
+    nobody can predict here: such targets start at the lowest price, near the model's own routing, and tighten.
+    Without a target the price is the one that calibration allows.
 
     Args:
         targets: What will be steered to.
@@ -61,6 +65,8 @@ def plan_price(
         start = given
     elif targets.energy_j_per_token is not None:
         start = _predicted_price(targets.energy_j_per_token, (low, high), calibration, step_energy_j)
+    elif targets.first() is not None:
+        start = low
     else:
         start = calibration.price_for_loss(settings["max_quality_loss_pct"] or 0.0)
     return PricePlan(start=float(np.clip(start, low, high)), low=low, high=high)

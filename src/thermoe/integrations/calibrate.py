@@ -45,6 +45,7 @@ def calibrate(
     batches: Sequence[ScoredBatch],
     *,
     prices: Sequence[float] = PRICES,
+    protected: Sequence[int] = (PROTECTED_K0,),
     progress: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Sensitivities by one backward pass over the text, then the frontier of fixed policies.
@@ -54,6 +55,9 @@ def calibrate(
     weight: g . (w y_e - y), with g the gradient at the experts' output y, y_e the expert's own
     output and w the sum of the token's weights. Every position is a batch of B tokens, so all blocks
     need the same B. Parameters, their gradient flags and the training mode are left as they were.
+
+    Where several numbers of `protected` first choices are given, all are judged at every price and the one that
+    loses least at the experts that opportunistic activation touches is kept.
 
     Raises:
         DataError: Less text than needed, or blocks of different B.
@@ -77,39 +81,39 @@ def calibrate(
         sensitivity = _normalised(squares.numpy(), counts.numpy())
         say("the model's own routing")
         own_nll, own_distinct = _judge(model, hooks, batches, None)
-        frontier = []
-        for policy, value, knobs in _policies(hooks, sensitivity, prices):
-            say(f"{policy} {value:.4g}")
-            nll, distinct = _judge(model, hooks, batches, knobs)
-            frontier.append(
-                FrontierPoint(
-                    policy=policy,
-                    value=value,
-                    loss_pct=100.0 * float(np.expm1(nll - own_nll)),
-                    distinct_experts=tuple(float(d) for d in distinct),
-                )
-            )
+
+        def judged(policies: Iterator[tuple[str, float, RoutingKnobs]]) -> list[FrontierPoint]:
+            points = []
+            for policy, value, knobs in policies:
+                say(f"{policy} {value:.4g}")
+                nll, distinct = _judge(model, hooks, batches, knobs)
+                loss_pct = 100.0 * float(np.expm1(nll - own_nll))
+                counts = tuple(float(d) for d in distinct)
+                points.append(FrontierPoint(policy=policy, value=value, loss_pct=loss_pct, distinct_experts=counts))
+            return points
+
+        rivals = judged(_rival_policies(hooks))
+        choices = sorted({min(k0, hooks.shape.top_k) for k0 in protected})
+        priced = {k0: judged(_priced_policies(hooks, sensitivity, prices, k0)) for k0 in choices}
+        kept = min(choices, key=lambda k0: _loss_beside(priced[k0], rivals))
     return Calibration(
         model_type=hooks.family_name,
         batch_size=int(batches[0].input_ids.shape[0]),
         num_tokens=num_tokens,
         sensitivity=sensitivity,
         value_power=VALUE_POWER,
-        protected_k0=min(PROTECTED_K0, hooks.shape.top_k),
+        protected_k0=kept,
         own_distinct=own_distinct,
         own_perplexity=float(np.exp(own_nll)),
-        frontier=tuple(frontier),
+        frontier=(*priced[kept], *rivals),
     )
 
 
-def _policies(
-    hooks: RouterHooks, sensitivity: FloatArray, prices: Sequence[float]
+def _priced_policies(
+    hooks: RouterHooks, sensitivity: FloatArray, prices: Sequence[float], protected_k0: int
 ) -> Iterator[tuple[str, float, RoutingKnobs]]:
-    """Every policy that is judged, with its knobs."""
-    shape = hooks.shape
-    neutral = RoutingKnobs.neutral(shape.num_layers, shape.num_experts, shape.top_k)
-    layers = np.ones(shape.num_layers)
-    protected = (min(PROTECTED_K0, shape.top_k) * layers).astype(np.int64)
+    """Priced unions with one number of protected first choices."""
+    neutral, layers = _neutral(hooks), np.ones(hooks.shape.num_layers)
     for price in prices:
         knobs = replace(
             neutral,
@@ -117,14 +121,30 @@ def _policies(
             price=price * layers,
             cost=1.0 / sensitivity,
             value_power=VALUE_POWER,
-            protected_k0=protected,
+            protected_k0=(protected_k0 * layers).astype(np.int64),
         )
         yield "priced", price, knobs
-    for k0 in range(shape.top_k - 1, 0, -1) if shape.top_k <= 4 else range(shape.top_k - 2, 1, -1):
+
+
+def _rival_policies(hooks: RouterHooks) -> Iterator[tuple[str, float, RoutingKnobs]]:
+    """Opportunistic activation and plain top-k."""
+    neutral, layers, top_k = _neutral(hooks), np.ones(hooks.shape.num_layers), hooks.shape.top_k
+    for k0 in range(top_k - 1, 0, -1) if top_k <= 4 else range(top_k - 2, 1, -1):
         k0_L = (k0 * layers).astype(np.int64)
         yield "opportunistic", float(k0), replace(neutral, union=True, price=np.inf * layers, protected_k0=k0_L)
-    for k in sorted({shape.top_k - 1, (3 * shape.top_k) // 4} - {0, shape.top_k}):
+    for k in sorted({top_k - 1, (3 * top_k) // 4} - {0, top_k}):
         yield "top_k", float(k), replace(neutral, top_k=(k * layers).astype(np.int64))
+
+
+def _neutral(hooks: RouterHooks) -> RoutingKnobs:
+    return RoutingKnobs.neutral(hooks.shape.num_layers, hooks.shape.num_experts, hooks.shape.top_k)
+
+
+def _loss_beside(priced: Sequence[FrontierPoint], rivals: Sequence[FrontierPoint]) -> float:
+    """Mean loss [%] of a priced frontier at the experts that opportunistic activation touches."""
+    points = sorted(priced, key=lambda p: p.mean_distinct)
+    counts = [p.mean_distinct for p in rivals if p.policy == "opportunistic"]
+    return float(np.interp(counts, [p.mean_distinct for p in points], [p.loss_pct for p in points]).mean())
 
 
 @torch.no_grad()

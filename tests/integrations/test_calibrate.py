@@ -138,7 +138,7 @@ def test_the_frontier_is_the_loss_that_the_policies_really_have(monkeypatch):
     model, given = tiny_model("qwen3_moe"), block()
     uneven = np.exp(np.random.default_rng(0).normal(size=(LAYERS, EXPERTS)))  # a random model's hardly differ
     monkeypatch.setattr(calibrating, "_normalised", lambda squares, counts: uneven)
-    got = calibrate(model, [given], prices=(1e-9, 0.3))
+    got = calibrate(model, [given], prices=(1e-9, 0.05))
     with torch.no_grad():
         own = float(loss_of(model, given)) / 256
     assert got.own_perplexity == pytest.approx(np.exp(own), rel=1e-5)
@@ -152,7 +152,7 @@ def test_the_frontier_is_the_loss_that_the_policies_really_have(monkeypatch):
             replace(
                 neutral,
                 union=True,
-                price=np.full(LAYERS, 0.3),
+                price=np.full(LAYERS, 0.05),
                 cost=1.0 / got.sensitivity,
                 protected_k0=np.full(LAYERS, got.protected_k0),
             )
@@ -163,7 +163,7 @@ def test_the_frontier_is_the_loss_that_the_policies_really_have(monkeypatch):
     finally:
         hooks.remove()
     assert dear.distinct_experts == tuple(distinct)
-    assert min(distinct) < min(free.distinct_experts) - 0.1
+    assert (distinct < free.distinct_experts).all()
     assert dear.loss_pct == pytest.approx(100 * np.expm1(loss - own), abs=1e-4)
     assert {(p.policy, p.value) for p in got.frontier} >= {
         ("opportunistic", 2.0),

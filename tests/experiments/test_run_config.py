@@ -12,7 +12,7 @@ from thermoe.experiments.config import RunConfig
 
 FLAGS = {
     "--model": ("models/tiny", "model", "models/tiny"),
-    "--strategies": ("baseline,top_p", "strategies", ("baseline", "top_p")),
+    "--strategies": ("baseline,kernel_aware_ttha", "strategies", ("baseline", "kernel_aware_ttha")),
     "--workloads": ("prefill,generation", "workloads", ("prefill", "generation")),
     "--seeds": ("0,1,2", "seeds", (0, 1, 2)),
     "--batch-size": ("7", "batch_size", 7),
@@ -108,7 +108,7 @@ def test_what_is_not_asked_for_is_written_out_as_its_default():
 
 
 def test_budgets_reach_the_control_plane_in_si_units():
-    config = typed("--latency-budget-ms", "12.5", "--power-budget-w", "450")
+    config = typed("--strategies", "kernel_aware_ttha", "--latency-budget-ms", "12.5", "--power-budget-w", "450")
     assert config.budget().latency_s == pytest.approx(0.0125)
     assert config.budget().power_w == 450.0
 
@@ -134,6 +134,11 @@ def test_budgets_reach_the_control_plane_in_si_units():
         (["--arrival-rate", "nan"], ["arrival_rate", "finite"]),
         (["--top-k", "16"], ["top_k = 16", "fewer"]),
         (["--power-budget-w", "-5"], ["power_w = -5"]),
+        (["--power-budget-w", "450"], ["power_budget_w", "kernel_aware_ttha"]),
+        (["--strategies", "static_optimal"], ["static_optimal", "--model"]),
+        (["--max-quality-loss-pct", "1"], ["max_quality_loss_pct", "--model"]),
+        (["--calibration", "c.json"], ["calibration", "--model"]),
+        (["--model", "m", "--text", "t", "--max-quality-loss-pct", "1", "--strategies", "top_p"], ["static_optimal"]),
         (["--text", "a.txt"], ["--model"]),
         (["--model", "m"], ["--text"]),
         (["--name", "a/b"], ["a/b"]),

@@ -28,6 +28,14 @@ def test_the_example_of_tensors_runs(tmp_path, quiet):
     assert tables["batches"]["nll_sum"].isna().all()
 
 
+def test_on_tensors_every_strategy_but_the_calibrated_one_acts_without_settings(tmp_path, quiet):
+    names = ("baseline", "kernel_aware", "kernel_aware_ttha", "opportunistic", "gate_mass", "expert_skipping", "top_p")
+    config = RunConfig(strategies=names, workloads=("standard",), samples_per_workload=2, num_experts=32, top_k=4)
+    tables = RunFolder(run_experiment(config, tmp_path / "run", quiet)).tables
+    distinct = tables["batches"].groupby("strategy")["distinct_experts_mean"].mean()
+    assert (distinct.drop("baseline") < distinct["baseline"] - 0.2).all(), distinct
+
+
 def test_the_demo_runs_every_strategy_on_texts_the_model_has_not_seen():
     from thermoe.commands.demo import demo_config
     from thermoe.demo import calibration_text_path

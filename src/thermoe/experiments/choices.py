@@ -51,3 +51,5 @@ FIXED_STRATEGIES = frozenset(
 CALIBRATED_STRATEGIES = frozenset(
     {RoutingStrategy.STATIC_OPTIMAL, RoutingStrategy.KERNEL_AWARE, RoutingStrategy.KERNEL_AWARE_TTHA}
 )
+#: Strategies that steer to limits of the hardware.
+ADAPTIVE_STRATEGIES = frozenset({RoutingStrategy.KERNEL_AWARE_TTHA})

@@ -12,7 +12,7 @@ import tomli_w
 from thermoe.errors import ConfigError
 from thermoe.experiments import choices
 from thermoe.experiments.settings import check_settings
-from thermoe.types import Budget
+from thermoe.types import Budget, RoutingStrategy
 
 BUDGET_FIELDS = {
     "power_budget_w": "power_w",
@@ -109,7 +109,7 @@ class RunConfig:
         self._check_names()
         self._check_task()
         check_settings(self.settings)
-        self.budget()
+        self._check_budget()
 
     @property
     def is_text(self) -> bool:
@@ -138,8 +138,15 @@ class RunConfig:
         return Budget(**values)
 
     def settings_of(self, strategy: str) -> dict[str, float]:
-        """Settings that reach one strategy."""
-        return dict(self.settings.get(strategy, {}))
+        """Settings that reach one strategy; on the block, which has no calibration, some have defaults of their own."""
+        given = dict(self.settings.get(strategy, {}))
+        if self.is_text:
+            return given
+        if strategy in (RoutingStrategy.KERNEL_AWARE, RoutingStrategy.KERNEL_AWARE_TTHA):
+            return {"price": 1.0 / self.top_k**2} | given  # the value of one choice of average weight
+        if strategy == RoutingStrategy.OPPORTUNISTIC:
+            return {"k0": float(max(1, self.top_k // 2))} | given
+        return given
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "configuration") -> Self:
@@ -237,6 +244,28 @@ class RunConfig:
             raise ConfigError("model given without text: add --text with at least one text file")
         if not self.name or "/" in self.name:
             raise ConfigError(f"name = {self.name!r}: needs a name without '/', it becomes part of a folder's name")
+        if not self.is_text:
+            self._check_block()
+
+    def _check_block(self) -> None:
+        """The block reads no text: what rests on calibration text has nothing to rest on."""
+        why = "the self-contained block reads no text to calibrate on"
+        if RoutingStrategy.STATIC_OPTIMAL in self.strategies:
+            raise ConfigError(f"static_optimal chooses by calibration, {why}: leave it out, or give --model and --text")
+        for name in ("calibration", "calibration_text", "max_quality_loss_pct"):
+            if getattr(self, name):
+                raise ConfigError(f"{name} given, but {why}: leave it out, or give --model and --text")
+
+    def _check_budget(self) -> None:
+        """Refuse limits that nobody would hold."""
+        held = set(self.resolved_strategies)
+        for name, limit in BUDGET_FIELDS.items():
+            holders = choices.CALIBRATED_STRATEGIES if limit == "max_quality_loss_pct" else choices.ADAPTIVE_STRATEGIES
+            if getattr(self.budget(), limit) is not None and not held & holders:
+                raise ConfigError(
+                    f"{name} given, but none of {', '.join(sorted(held))} holds it: "
+                    f"add {' or '.join(sorted(holders))} to the strategies"
+                )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

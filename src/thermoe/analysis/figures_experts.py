@@ -44,7 +44,7 @@ def expert_usage(views: Sequence[RunView]) -> tuple[Figure, str] | None:
     if not shares:
         return None
     top = max(float(np.nanpercentile(share, 99.5)) for share in shares.values())
-    figure = _heat_maps(view, shares, "share of the layer's routed tokens [%]", "cividis", (0.0, max(top, 1e-9)))
+    figure = _heat_maps(view, shares, "share of tokens [%]", "cividis", (0.0, max(top, 1e-9)))
     num_experts = next(iter(shares.values())).shape[1]
     return figure, (
         "Share of each layer's routed tokens in per cent that each expert received, all workloads pooled; "
@@ -65,7 +65,7 @@ def expert_usage_shift(views: Sequence[RunView]) -> tuple[Figure, str] | None:
     top = max(float(np.nanpercentile(np.abs(shift), 99.5)) for shift in shifts.values())
     moved = {name: 0.5 * float(np.nansum(np.abs(s), axis=1).mean()) for name, s in shifts.items()}
     most = max(moved, key=lambda name: moved[name])
-    figure = _heat_maps(view, shifts, "share less baseline's [percentage points]", "PuOr_r", (-max(top, 1e-9), top))
+    figure = _heat_maps(view, shifts, "change [% points]", "PuOr_r", (-max(top, 1e-9), top))
     return figure, (
         "Change of each expert's share of its layer's tokens against baseline in percentage points, all workloads "
         f"pooled: {most} moves the most, {moved[most]:.1f} % of the tokens."

@@ -29,7 +29,8 @@ from thermoe.types import RoutingKnobs
 from thermoe.workloads import TextBatch, TextBlocks
 
 OPPORTUNISTIC_K0 = (6, 5, 4, 3, 2)
-PRICED_NEAR_K0 = (5, 4, 3)
+PRICED_NEAR_K0 = (4, 3)
+PRICE_FACTORS = (0.92, 1.02)
 BATCH, BLOCK, TOKENS = 16, 512, 57_360
 RESAMPLES, SEED = 10_000, 0
 
@@ -86,18 +87,15 @@ class RouterKnobs:
 
 
 def _policies(calibration: Calibration | None, make: RouterKnobs) -> dict[str, RoutingKnobs | None]:
-    """Every policy by name; prices are those at which calibration touched as many experts as k0 does."""
+    """Every policy by name; prices lie around that at which calibration touched as many experts as k0 does."""
     policies: dict[str, RoutingKnobs | None] = {"own": None}
     policies |= {f"opportunistic k0={k0}": make.opportunistic(k0) for k0 in OPPORTUNISTIC_K0}
-    for k in (6, 5, 4):
-        policies[f"top-{k}"] = replace(make.neutral, top_k=np.full(make.shape.num_layers, k))
     if calibration is None:
         return policies
     calibrated = {int(p.value): p.mean_distinct for p in calibration.frontier if p.policy == "opportunistic"}
     for k0 in PRICED_NEAR_K0:
         price = calibration.price_for_distinct(calibrated[k0])
-        policies[f"kernel_aware as k0={k0}"] = make.priced(calibration, price)
-        for factor in (0.9, 1.1):
+        for factor in PRICE_FACTORS:
             policies[f"kernel_aware as k0={k0} price x {factor}"] = make.priced(calibration, factor * price)
     return policies
 
@@ -229,7 +227,7 @@ def _environment(options: argparse.Namespace) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "thermoe": thermoe.__version__,
         "model": Path(options.model).name,
-        "experts_implementation": "eager",
+        "experts_implementation": options.experts,
     }
 
 
@@ -263,6 +261,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--experts", default="grouped_mm", help="experts implementation of Transformers; on a GPU: eager"
+    )
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args(argv)
 

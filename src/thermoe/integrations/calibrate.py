@@ -24,6 +24,8 @@ SENSITIVITY_POWER = 0.75
 """Chosen on wikitext-2 and public-domain text among 0.5, 0.75 and 1: docs/concepts/routing.md."""
 PRICES = tuple(float(p) for p in np.geomspace(1e-3, 0.06, 9))
 MIN_TOKENS = 256
+JUDGED_LOSS_PCT = 4.0
+"""Protected choices are judged where opportunistic activation loses less than this."""
 
 
 class ScoredBatch(Protocol):
@@ -57,7 +59,7 @@ def calibrate(
     need the same B. Parameters, their gradient flags and the training mode are left as they were.
 
     Where several numbers of `protected` first choices are given, all are judged at every price and the one that
-    loses least at the experts that opportunistic activation touches is kept.
+    loses least at the experts that opportunistic activation touches is kept, as far as it reaches that low.
 
     Raises:
         DataError: Less text than needed, or blocks of different B.
@@ -141,10 +143,11 @@ def _neutral(hooks: RouterHooks) -> RoutingKnobs:
 
 
 def _loss_beside(priced: Sequence[FrontierPoint], rivals: Sequence[FrontierPoint]) -> float:
-    """Mean loss [%] of a priced frontier at the experts that opportunistic activation touches."""
+    """Mean loss [%] of a priced frontier at the experts that opportunistic activation touches; inf beyond its reach."""
     points = sorted(priced, key=lambda p: p.mean_distinct)
-    counts = [p.mean_distinct for p in rivals if p.policy == "opportunistic"]
-    return float(np.interp(counts, [p.mean_distinct for p in points], [p.loss_pct for p in points]).mean())
+    counts = [p.mean_distinct for p in rivals if p.policy == "opportunistic" and p.loss_pct < JUDGED_LOSS_PCT]
+    losses = np.interp(counts, [p.mean_distinct for p in points], [p.loss_pct for p in points], left=np.inf)
+    return float(losses.mean()) if counts else 0.0
 
 
 @torch.no_grad()

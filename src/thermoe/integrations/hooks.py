@@ -4,6 +4,7 @@ T tokens, E experts, K experts per token.
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -21,17 +22,33 @@ from thermoe.types import MoEShape, RoutingKnobs
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+# torch says this where it was asked for a graph without breaks.
+_WHY_EAGER = "Thermoe's hooks run between compiled graphs; compile the model with fullgraph=False"
+
 
 def _eager(function: Function) -> Function:
     """A hook that torch.compile leaves as it is: it counts calls and reads host values."""
-    return cast(Function, torch.compiler.disable(function))
+    return cast(Function, torch.compiler.disable(function, reason=_WHY_EAGER))
+
+
+def forget_compiled_code() -> None:
+    """Have everything that torch.compile compiled in this process compiled anew when next called.
+
+    Compiled code calls the hooks that were there when it was compiled: torch guards on none added or taken out
+    since. It is kept by function, for all models of a class, so that one model's cannot be told apart. Harmless,
+    and free, where nothing was compiled. Call it between forwards.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.convert_frame.input_codes.seen:
+        dynamo.reset_code_caches()
 
 
 class RouterHooks:
     """Watches, and when given knobs changes, which experts the tokens of a model use.
 
     Without knobs the routers' outputs are returned untouched and only counted. Parameters, experts
-    implementation and module structure are never changed.
+    implementation and module structure are never changed. A compiled model is compiled anew, with the hooks
+    or without them, at its first call after they come or go.
 
     Attributes:
         shape: sizes of the MoE layers.
@@ -65,6 +82,7 @@ class RouterHooks:
         self._model = model
         self._argument_names = list(inspect.signature(routers.decoder.forward).parameters)
         self._handles = self._register(routers)
+        forget_compiled_code()
 
     def _register(self, routers: Routers) -> list[Any]:
         handles: list[Any] = [
@@ -83,9 +101,12 @@ class RouterHooks:
 
     def remove(self) -> None:
         """Take every hook out; harmless when called again."""
+        if not self._handles:
+            return
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        forget_compiled_code()
 
     @_eager
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

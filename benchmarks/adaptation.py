@@ -113,7 +113,7 @@ class _Lab:
             settings={strategy: dict(settings)},
         )
         run_experiment(config, out, self.console)
-        self.env = json.loads((out / "env.json").read_text())
+        self.env = json.loads((out / "env.json").read_text()) | {"model": Path(self.options.model).name}
         steps = pd.read_parquet(out / "steps.parquet").sort_values("step")
         print(f"{self.options.text.name}: run {self._runs}: {strategy} {dict(settings)}", flush=True)
         return {str(name): group for name, group in steps.groupby("strategy")}

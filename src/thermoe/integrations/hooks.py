@@ -34,9 +34,9 @@ def _eager(function: Function) -> Function:
 def forget_compiled_code() -> None:
     """Have everything that torch.compile compiled in this process compiled anew when next called.
 
-    Compiled code calls the hooks that were there when it was compiled: torch guards on none added or taken out
-    since. It is kept by function, for all models of a class, so that one model's cannot be told apart. Harmless,
-    and free, where nothing was compiled. Call it between forwards.
+    Code that was compiled without hooks goes on without them: torch guards on none added since. Code compiled around
+    hooks stays in pieces once they are gone. It is kept by function, for all models of a class, so that one
+    model's cannot be told apart. Free where nothing was compiled. Call it between forwards.
     """
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is not None and dynamo.convert_frame.input_codes.seen:

@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from importlib import resources
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,24 @@ from thermoe.cost.command import CostsEval, Fit
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.evaluate import evaluate
 from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.cost.rows import CostRow
 from thermoe.errors import CostError, DataError
-from thermoe.types import Kind, StepWork, SysState
+from thermoe.types import Kind, MoEShape, StepWork, SysState
 
 
 @pytest.fixture(scope="module")
 def fitted() -> KernelCostModel:
     return KernelCostModel().fit(CostDatabase(synthetic_rows(noise=0.02)))
+
+
+def shape_of(row: CostRow) -> MoEShape:
+    return MoEShape(
+        num_layers=1,
+        hidden_size=row.hidden_size,
+        inter_size=row.inter_size,
+        num_experts=row.num_experts,
+        top_k=row.top_k,
+    )
 
 
 def state(**values) -> SysState:
@@ -70,19 +82,56 @@ def test_table_measured_by_others_is_fitted_within_a_tenth_in_latency_and_a_fift
         assert got.energy_j.value == pytest.approx(e * 1e-3, rel=0.20)
 
 
-def test_shipped_model_predicts_the_table_measured_by_others():
+# The two sets of measurements of the same cases differ themselves. Ours follow a skewed draw of experts, the table's
+# loads are even: where an even load fills whole tiles of 128 rows and a skewed one does not, the same rows take up to
+# half a tile more on every expert. That is 21 % at 1024 rows on 8 experts, and 12 % and 25 % (both at the power limit)
+# at 32768 rows on 64 and 128. A model of one set cannot be nearer to the other than that; what it may add is:
+OWN_ERROR = 0.09
+# Largest disagreement (21 %, and 25 % in latency and 24 % in energy at the power limit), and a margin: 5 % in decode;
+# 8 % in prefill, where the model of the power limit is in it too.
+BOUNDS = {"decode": (0.26, 0.26), "prefill": (0.33, 0.32)}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> KernelCostModel:
     model = KernelCostModel.shipped()
     if not model.operations_:
         pytest.skip("no measured database is shipped yet")
-    latency_errors, energy_errors = [], []
+    return model
+
+
+@pytest.fixture(scope="module")
+def shipped_rows() -> list[CostRow]:
+    with resources.as_file(resources.files("thermoe.cost.data") / "h200.costs.json") as path:
+        return [row for row in CostDatabase.load(path).rows if row.op == "expert_mlp"]
+
+
+def test_shipped_model_predicts_the_table_measured_by_others(shipped, shipped_rows):
+    measured = {(r.routed_rows, r.active_experts): r for r in shipped_rows if r.inter_size == QWEN3.inter_size}
+    errors, excess = {"decode": [], "prefill": []}, []
     for n, d, t, e in INDEPENDENT_TABLE:
-        got = model.predict("expert_mlp", QWEN3, n, d)
-        latency_errors.append(abs(got.latency_s.value / (t * 1e-6) - 1))
-        energy_errors.append(abs(got.energy_j.value / (e * 1e-3) - 1))
-    assert np.mean(latency_errors) < 0.10
-    assert np.mean(energy_errors) < 0.12
-    assert max(latency_errors) < 0.25
-    assert max(energy_errors) < 0.30
+        got, ours = shipped.predict("expert_mlp", QWEN3, n, d), measured[n, d]
+        error = np.abs([got.latency_s.value / (t * 1e-6) - 1, got.energy_j.value / (e * 1e-3) - 1])
+        disagreement = np.abs([ours.latency_sustained_us / t - 1, ours.energy_mj / e - 1])
+        errors["decode" if n <= 1024 else "prefill"].append(error)
+        excess.append(error - disagreement)
+    assert (np.mean([*errors["decode"], *errors["prefill"]], axis=0) < (0.10, 0.12)).all()
+    for kind, bounds in BOUNDS.items():
+        assert (np.max(errors[kind], axis=0) < bounds).all(), kind
+    assert np.max(excess) < OWN_ERROR
+
+
+def test_shipped_model_is_near_its_own_measurements_of_decode_down_to_one_expert(shipped, shipped_rows):
+    errors = {}
+    for row in shipped_rows:
+        if row.routed_rows <= 1024:
+            got = shipped.predict("expert_mlp", shape_of(row), row.routed_rows, row.active_experts)
+            error = got.latency_s.value / (row.latency_us * 1e-6) - 1
+            errors[row.hidden_size, row.routed_rows, row.active_experts] = abs(error)
+    assert np.mean(list(errors.values())) < 0.032
+    assert max(errors.values()) < 0.09
+    few = [errors[2048, 8, d] for d in (1, 2, 4, 8)] + [errors[384, 8, 8]]
+    assert max(few) < 0.05
 
 
 def test_without_data_it_is_the_roofline_and_says_so():
@@ -183,7 +232,7 @@ def test_damaged_model_is_a_one_line_error(fitted, tmp_path):
         json.dumps(whole | {"limits": {}}),
         json.dumps(whole | {"limits": whole["limits"] | {"bandwidth_bytes_per_s": 0}}),
         json.dumps(whole | {"operations": [{}]}),
-        json.dumps(whole | {"operations": [whole["operations"][0] | {"latency_coef": [-1.0] * 6}]}),
+        json.dumps(whole | {"operations": [whole["operations"][0] | {"latency_coef": [-1.0] * 7}]}),
         json.dumps(whole | {"operations": [whole["operations"][0] | {"smoothness": 0.5}]}),
         json.dumps(whole | {"operations": [whole["operations"][0] | {"op": "sing"}]}),
         json.dumps(whole | {"reference_temp_c": "warm"}),

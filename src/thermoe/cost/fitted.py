@@ -17,6 +17,7 @@ COVERAGE = 0.9
 # A case counts as measured within this factor of the range of the data.
 RANGE_SLACK = 1.05
 _FOLDS = 5
+NUM_WORK = len(Work.__slots__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +28,7 @@ class FittedOperation:
         law: Fitted coefficients.
         latency_log_error, energy_log_error: 90 % quantile of |log(predicted / measured)| on rows left
             out of the fit, whole shapes at a time where there are several; None if there was nothing to tell.
-        work_low, work_high: Range of the work that was measured, (5,).
+        work_low, work_high: Range of the work that was measured, (6,).
         num_rows: Rows fitted.
     """
 
@@ -64,10 +65,10 @@ class FittedOperation:
             numbers = values.get(name)
             if (
                 not isinstance(numbers, list)
-                or len(numbers) != 5
+                or len(numbers) != NUM_WORK
                 or not all(is_positive(n, or_zero=True) for n in numbers)
             ):
-                raise DataError(f"{where}: {name} needs 5 finite numbers")
+                raise DataError(f"{where}: {name} needs {NUM_WORK} finite numbers")
         if not isinstance(values.get("num_rows"), int):
             raise DataError(f"{where}: num_rows = {values.get('num_rows')!r} must be a whole number")
         return cls(
@@ -107,8 +108,7 @@ def observed_work(op: str, bits: int, data: Observations) -> Work:
 
 def work_from_table(table: FloatArray) -> Work:
     """Inverse of `Work.table`."""
-    distinct, weight_bytes, row_bytes, rows, flops = table.T
-    return Work(distinct_experts=distinct, weight_bytes=weight_bytes, row_bytes=row_bytes, rows=rows, flops=flops)
+    return Work(**dict(zip(Work.__slots__, table.T, strict=True)))
 
 
 def dynamic_energy_j(data: Observations, limits: DeviceLimits) -> FloatArray:

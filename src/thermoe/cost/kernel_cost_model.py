@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 FORMAT = "thermoe.cost_model"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHIPPED = "h200.costs.json"
 MOE_OPERATIONS = ("router_topk", "dispatch_combine", "expert_mlp")
 _DEFAULT_REFERENCE_TEMP_C = 45.0

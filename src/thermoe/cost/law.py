@@ -1,11 +1,13 @@
-"""The physical law of one operation and its fit: a smooth maximum of a memory and an arithmetic time.
+"""The physical law of one operation and its fit: a smooth maximum of memory, arithmetic and waiting time.
 
-    latency = launch + ((e0 d + e1 W + e2 A + e3 R)^p + (f F)^p)^(1/p)
+    latency = launch + ((e0 d + e1 W + e2 A + e3 R)^p + (f F)^p + (s S)^p)^(1/p)
     energy above idle = g0 + g1 latency + g2 W + g3 A + g4 F + g5 d
 
-with d experts touched, W bytes of weights, A bytes of activations, R routed rows, F operations, every
-coefficient at least 0. Both are non-decreasing and convex in (d, W, A, R, F), as a p-norm of non-negative affine
-functions and a non-negative sum of convex ones; routing relies on it.
+with d experts touched, W bytes of weights, A bytes of activations, R routed rows, F operations, S the depth of
+its sums, every coefficient at least 0. The last part is what few experts cannot hide: a sum is taken step by step,
+and each step waits for memory, however idle the rest of the GPU is. Both are non-decreasing and convex in
+(d, W, A, R, F), as a p-norm of non-negative affine functions and a non-negative sum of convex ones; routing relies
+on it.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from thermoe.cost.work import Work
 from thermoe.errors import DataError
 from thermoe.types import FloatArray
 
-NUM_LATENCY, NUM_ENERGY = 6, 6
+NUM_LATENCY, NUM_ENERGY = 7, 6
 SMOOTHNESS = (1.5, 2.0, 3.0, 6.0)
 # Pull towards the prior in units of relative error: keeps what the data cannot tell where physics says it is, and
 # moves what it can tell by less than a per cent.
@@ -33,7 +35,7 @@ class Law:
     """Fitted coefficients.
 
     Attributes:
-        latency_coef: launch [s], e0 [s], e1 [s/byte], e2 [s/byte], e3 [s], f [s], (6,).
+        latency_coef: launch [s], e0 [s], e1 [s/byte], e2 [s/byte], e3 [s], f [s], s [s], (7,).
         energy_coef: g0 [J], g1 [W], g2 [J/byte], g3 [J/byte], g4 [J], g5 [J], (6,).
         smoothness: p of the maximum.
     """
@@ -107,35 +109,46 @@ def fit_law(
 def physical_law(limits: DeviceLimits, bits: float) -> Law:
     """The roofline in the form of a law: what is used where nothing was measured."""
     zero = 0.0
-    latency = [limits.launch_s, zero, *[1.0 / limits.bandwidth_bytes_per_s] * 2, zero, 1.0 / limits.flops_per_s(bits)]
+    latency = [
+        limits.launch_s,
+        zero,
+        *[1.0 / limits.bandwidth_bytes_per_s] * 2,
+        zero,
+        1.0 / limits.flops_per_s(bits),
+        zero,
+    ]
     energy = [zero, zero, limits.joules_per_byte, limits.joules_per_byte, limits.joules_per_flop, zero]
     return Law(np.array(latency), np.array(energy), 32.0)
 
 
 def _latency(coef: FloatArray, smoothness: float, table: FloatArray) -> FloatArray:
-    memory_s = table[:, :4] @ coef[1:5]
-    arithmetic_s = table[:, 4] * coef[5]
-    larger = np.maximum(np.maximum(memory_s, arithmetic_s), 1e-30)
-    ratio = np.minimum(memory_s, arithmetic_s) / larger
-    result: FloatArray = coef[0] + larger * (1.0 + ratio**smoothness) ** (1.0 / smoothness)
+    times_s = _parallel_times(coef, table)
+    longest_s = np.maximum(times_s.max(axis=1), 1e-30)
+    shares = times_s / longest_s[:, None]
+    result: FloatArray = coef[0] + longest_s * (shares**smoothness).sum(axis=1) ** (1.0 / smoothness)
     return result
 
 
+def _parallel_times(coef: FloatArray, table: FloatArray) -> FloatArray:
+    """Time of memory, of arithmetic and of waiting, which overlap [s], (B, 3)."""
+    return np.stack([table[:, :4] @ coef[1:5], table[:, 4] * coef[5], table[:, 5] * coef[6]], axis=1)
+
+
 def _energy_terms(table: FloatArray, latency_s: FloatArray) -> FloatArray:
-    distinct, weight_bytes, row_bytes, _, flops = table.T
+    distinct, weight_bytes, row_bytes, _, flops, _ = table.T
     return np.stack([np.ones_like(latency_s), latency_s, weight_bytes, row_bytes, flops, distinct], axis=1)
 
 
 def _prior(limits: DeviceLimits, bits: float) -> FloatArray:
     """Where coefficients lie if the data does not tell: a real kernel at two thirds of the roofline."""
     per_byte = 1.5 / limits.bandwidth_bytes_per_s
-    return np.array([2.0 * limits.launch_s, 1e-7, per_byte, per_byte, 1e-10, 1.5 / limits.flops_per_s(bits)])
+    return np.array([2.0 * limits.launch_s, 1e-7, per_byte, per_byte, 1e-10, 1.5 / limits.flops_per_s(bits), 1e-9])
 
 
 def _fit_latency(
     table: FloatArray, latency_s: FloatArray, prior: FloatArray, smoothness: float
 ) -> tuple[float, FloatArray, float]:
-    """Cost of the misfit, coefficients (6,), smoothness."""
+    """Cost of the misfit, coefficients (7,), smoothness."""
     from scipy.optimize import least_squares  # only here: predicting needs no scipy
 
     log_prior, log_latency = np.log(prior), np.log(latency_s)
@@ -156,16 +169,15 @@ def _fit_latency(
 
 
 def _log_slopes(coef: FloatArray, smoothness: float, table: FloatArray) -> FloatArray:
-    """Derivative of log latency by the log of each coefficient, (B, 6)."""
-    memory_s, arithmetic_s = table[:, :4] @ coef[1:5], table[:, 4] * coef[5]
+    """Derivative of log latency by the log of each coefficient, (B, 7)."""
+    times_s = _parallel_times(coef, table)
     latency_s = _latency(coef, smoothness, table)
     joint_s = np.maximum(latency_s - coef[0], 1e-30)
-    by_memory = (memory_s / joint_s) ** (smoothness - 1.0)
-    by_arithmetic = (arithmetic_s / joint_s) ** (smoothness - 1.0)
+    weights = (times_s / joint_s[:, None]) ** (smoothness - 1.0)
     parts = [
         np.full((len(table), 1), coef[0]),
-        by_memory[:, None] * table[:, :4] * coef[1:5],
-        (by_arithmetic * arithmetic_s)[:, None],
+        weights[:, :1] * table[:, :4] * coef[1:5],
+        weights[:, 1:] * times_s[:, 1:],
     ]
     result: FloatArray = np.concatenate(parts, axis=1) / latency_s[:, None]
     return result

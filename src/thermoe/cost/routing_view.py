@@ -57,7 +57,7 @@ def _load_parts(
 ) -> tuple[Hinges, Hinges]:
     """phi for latency and energy: slopes of one row beside the weights, and of one row of arithmetic."""
     row = work_of("expert_mlp", shape, 1.0, 0.0, bits)
-    _, _, row_bytes, rows, flops = (float(v) for v in row.table()[0])
+    _, _, row_bytes, rows, flops, _ = (float(v) for v in row.table()[0])
     beside_s = law.latency_coef[3] * row_bytes + law.latency_coef[4] * rows
     arithmetic_s = law.latency_coef[5] * flops
     row_j = law.energy_coef[3] * row_bytes + law.energy_coef[4] * flops

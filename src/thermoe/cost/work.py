@@ -23,6 +23,7 @@ class Work:
         row_bytes: Bytes of activations read and written [byte].
         rows: Routed rows.
         flops: Floating-point operations.
+        depth: Length of the sums that follow one another in it, in elements; 0 for operations without weights.
     """
 
     distinct_experts: FloatArray
@@ -30,10 +31,11 @@ class Work:
     row_bytes: FloatArray
     rows: FloatArray
     flops: FloatArray
+    depth: FloatArray
 
     def table(self) -> FloatArray:
-        """(B, 5) in the order of the attributes."""
-        columns = (self.distinct_experts, self.weight_bytes, self.row_bytes, self.rows, self.flops)
+        """(B, 6) in the order of the attributes."""
+        columns = (self.distinct_experts, self.weight_bytes, self.row_bytes, self.rows, self.flops, self.depth)
         return np.stack([np.atleast_1d(c) for c in columns], axis=1)
 
 
@@ -73,6 +75,7 @@ def _expert_mlp(shape: MoEShape, rows: FloatArray, touched: FloatArray, bits: fl
         row_bytes=rows * width * _activation_bytes(bits),
         rows=rows,
         flops=rows * shape.expert_flops_per_row(),
+        depth=np.full_like(rows, shape.hidden_size + shape.inter_size),
     )
 
 
@@ -84,6 +87,7 @@ def _dispatch_combine(shape: MoEShape, rows: FloatArray, touched: FloatArray, bi
         row_bytes=2.0 * row_bytes * (1.0 + 1.0 / shape.top_k),
         rows=rows,
         flops=2.0 * rows * shape.hidden_size,
+        depth=zero,
     )
 
 
@@ -95,6 +99,7 @@ def _router_topk(shape: MoEShape, rows: FloatArray, touched: FloatArray, bits: f
         row_bytes=scores * _activation_bytes(bits) + 12.0 * rows,
         rows=rows,
         flops=5.0 * scores,
+        depth=zero,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from thermoe.errors import DataError, UnsupportedModelError
 from thermoe.integrations.batch_context import UnionScope
-from thermoe.integrations.hooks import RouterHooks
+from thermoe.integrations.hooks import RouterHooks, forget_compiled_code
 from thermoe.routing.calibration import Calibration, FrontierPoint
 from thermoe.types import FloatArray, RoutingKnobs
 
@@ -183,6 +183,7 @@ def _add_sensitivities(model: Any, batch: ScoredBatch, squares: Tensor, counts: 
             f"{len(experts)} modules named `experts` in {squares.shape[0]} MoE layers: this model cannot be calibrated"
         )
     handles = [module.register_forward_hook(remember) for module in experts]
+    forget_compiled_code()
     try:
         with torch.inference_mode(mode=False), torch.enable_grad():
             input_ids, target_ids = (t.to(device).clone() for t in (batch.input_ids, batch.target_ids))

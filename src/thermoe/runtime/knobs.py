@@ -37,7 +37,6 @@ class DeviceKnobs:
             self._staging = torch.zeros(shape, dtype=torch.float32, pin_memory=pin_memory)
         self._copied = torch.cuda.Event() if self._device.type == "cuda" else None
         self._views = [self._view(row) for row in self._buffer]
-        self._layers: dict[tuple[int, bool], LayerKnobs] = {}
         self.write(knobs)
 
     def write(self, knobs: RoutingKnobs) -> None:
@@ -50,8 +49,14 @@ class DeviceKnobs:
         self._buffer.copy_(self._staging, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
-        self.host = knobs
-        self._layers = {}
+        # Host values and the layers made from them are swapped as one, so that a forward in another thread that
+        # began with the old values cannot leave them among the new.
+        self._current: tuple[RoutingKnobs, dict[tuple[int, bool], LayerKnobs]] = (knobs, {})
+
+    @property
+    def host(self) -> RoutingKnobs:
+        """The values written last."""
+        return self._current[0]
 
     def layer(self, index: int, *, union: bool = True) -> LayerKnobs:
         """Views of one layer's knobs; they show later writes too. `union=False` withholds union policies.
@@ -61,13 +66,13 @@ class DeviceKnobs:
         """
         if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return replace(self._views[index], union=union)
-        known = self._layers.get((index, union))
+        host, layers = self._current
+        known = layers.get((index, union))
         if known is None:
-            known = self._layers[index, union] = self._specialised(index, union=union and self.host.union)
+            known = layers[index, union] = self._specialised(host, index, union=union and host.union)
         return known
 
-    def _specialised(self, index: int, *, union: bool) -> LayerKnobs:
-        host = self.host
+    def _specialised(self, host: RoutingKnobs, index: int, *, union: bool) -> LayerKnobs:
         keeps_all = host.gate_mass[index] >= 1 and host.skip_ratio[index] <= 0
         return replace(
             self._views[index],

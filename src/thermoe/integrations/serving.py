@@ -6,7 +6,6 @@ L layers, E experts.
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -14,37 +13,26 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from thermoe.integrations.batch_context import UnionScope
+from thermoe.integrations.figures import Totals
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.runtime.control_plane import ControlPlane, Observation
-from thermoe.telemetry import DigitalTwin, EnergyWindow, GpuSystemMonitor
+from thermoe.telemetry import DigitalTwin, GpuSystemMonitor
 from thermoe.types import FloatArray, MoEShape, RoutingStatistics, StepWork, SysState
 
 _log = logging.getLogger(__name__)
 
 LONGEST_PAUSE_S = 1.0
-LATENCIES_KEPT = 100_000
-
-
-class Totals:
-    """Running sums over a whole attachment, from drained counters."""
-
-    def __init__(self, shape: MoEShape) -> None:
-        self.shape = shape
-        self.num_tokens, self.num_groups = 0, 0
-        self.loads_L: FloatArray = np.zeros(shape.num_layers)
-        self.mass_sum = 0.0
-        self.latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
-
-    def add(self, statistics: RoutingStatistics) -> None:
-        """Take in one drain."""
-        self.num_tokens += statistics.num_tokens
-        self.num_groups += statistics.num_groups
-        self.loads_L = self.loads_L + statistics.loads_per_expert.sum(axis=1)
-        self.mass_sum += float(statistics.gate_mass_kept.mean()) * statistics.num_tokens
 
 
 class Driver(Protocol):
-    """What feeds a control plane."""
+    """What feeds a control plane.
+
+    Attributes:
+        bits: Weight precision that the figures are for [bit].
+    """
+
+    bits: float
 
     monitor: GpuSystemMonitor
     totals: Totals
@@ -60,10 +48,14 @@ class Driver(Protocol):
     def poll(self) -> None:
         """Bring totals up to date now."""
 
+    def drawn(self) -> tuple[float, float] | None:
+        """Energy [J] and time [s] since the beginning where they are known better than by sensors."""
+
 
 class TwinDriver:
     """After each forward the twin does the work that was routed, in virtual time.
 
+    Where every position is a batch of its own, each is a step, as in decoding; any other forward is one step.
     This runs on the path of a token and waits for the device; it is for machines without sensors.
     """
 
@@ -76,8 +68,10 @@ class TwinDriver:
         self._decoder = decoder
         self._handle: Any = None
         self._failed = False
-        self._pending: list[tuple[RoutingStatistics, StepWork, float]] = []
-        self._last_s, self._last_j = twin.time_s, twin.energy_j
+        self._statistics: list[RoutingStatistics] = []
+        self._pending: list[tuple[StepWork, float]] = []
+        self._last_s, self._last_j = self._began_s, self._began_j = twin.time_s, twin.energy_j
+        self.bits = 16.0  # the twin prices what bfloat16 weights would take
 
     def start(self) -> None:
         """Follow every forward of the decoder from now on."""
@@ -92,41 +86,55 @@ class TwinDriver:
     def poll(self) -> None:
         """Nothing is outstanding: every forward is counted at once."""
 
+    def drawn(self) -> tuple[float, float]:
+        """What the twin drew: its sensors lag by up to 0.1 s, which would swamp short attachments."""
+        return self.twin.energy_j - self._began_j, self.twin.time_s - self._began_s
+
     def _after_forward(self, module: Any, args: Any, output: Any) -> None:
         statistics = self.hooks.counters.drain()
         if statistics.num_tokens == 0:
             return
         self.totals.add(statistics)
-        work = StepWork(
-            shape=self.hooks.shape,
-            num_tokens=statistics.num_tokens,
-            distinct_experts=[float(n) for n in (statistics.tokens_per_expert > 0).sum(axis=1)],
-            routed_rows=[float(n) for n in statistics.tokens_per_expert.sum(axis=1)],
-        )
-        outcome = self.twin.run_step(work)
-        self.totals.latencies_s.append(outcome.latency_s)
-        self.monitor.sample()
+        works = self._steps(statistics)
+        latencies_s = []
+        for work in works:
+            latencies_s.append(self.twin.run_step(work).latency_s)
+            self.monitor.sample()
+        self.totals.latencies_s.extend(latencies_s)
         if self._failed:
             return
-        self._pending.append((statistics, work, outcome.latency_s))
+        self._statistics.append(statistics)
+        self._pending += zip(works, latencies_s, strict=True)
         if self.twin.time_s - self._last_s >= self.monitor.interval_s:
             self._failed = not _survives(self._control)
 
+    def _steps(self, statistics: RoutingStatistics) -> list[StepWork]:
+        """The steps of the forward that ended, whose counts these are."""
+        shape = self.hooks.shape
+        if self.hooks.context.scope is not UnionScope.POSITIONS:
+            experts_L, rows_L = (statistics.tokens_per_expert > 0).sum(axis=1), statistics.tokens_per_expert.sum(axis=1)
+            return [step_work(shape, statistics.num_tokens, experts_L, rows_L)]
+        experts_LC, rows_LC, _ = self.hooks.counters.last_forward()
+        live = np.flatnonzero(rows_LC.any(axis=0))
+        num_tokens = round(statistics.num_tokens / max(live.size, 1))
+        return [step_work(shape, num_tokens, experts_LC[:, column], rows_LC[:, column]) for column in live]
+
     def _control(self) -> None:
         state = self.monitor.latest
-        predictions = [self.plane.cost_model.predict_step(w, self.plane.priced_as, state) for _, w, _ in self._pending]
+        predictions = [self.plane.cost_model.predict_step(w, self.plane.priced_as, state) for w, _ in self._pending]
         observation = Observation(
             state=state,
-            statistics=merged([s for s, _, _ in self._pending]),
-            num_tokens=sum(w.num_tokens for _, w, _ in self._pending),
+            statistics=merged(self._statistics),
+            num_tokens=sum(s.num_tokens for s in self._statistics),
             num_steps=len(self._pending),
-            latency_s=sum(latency for _, _, latency in self._pending),
+            latency_s=sum(latency_s for _, latency_s in self._pending),
             energy_j=self.twin.energy_j - self._last_j,
             period_s=self.twin.time_s - self._last_s,
             predicted_energy_j=sum(p.energy_j for p in predictions),
             predicted_latency_s=sum(p.latency_s for p in predictions),
         )
-        self._pending, self._last_s, self._last_j = [], self.twin.time_s, self.twin.energy_j
+        self._statistics, self._pending = [], []
+        self._last_s, self._last_j = self.twin.time_s, self.twin.energy_j
         with self.lock:
             self.hooks.set_knobs(self.plane.update(observation))
 
@@ -140,8 +148,15 @@ class ThreadDriver:
     """
 
     def __init__(
-        self, hooks: RouterHooks, plane: ControlPlane, monitor: GpuSystemMonitor, period_s: float = 0.1
+        self,
+        hooks: RouterHooks,
+        plane: ControlPlane,
+        monitor: GpuSystemMonitor,
+        period_s: float = 0.1,
+        *,
+        bits: float = 16.0,
     ) -> None:
+        self.bits = bits
         self.hooks, self.plane, self.monitor, self.period_s = hooks, plane, monitor, max(period_s, 0.05)
         self.totals = Totals(hooks.shape)
         self.lock: AbstractContextManager[Any] = threading.RLock()
@@ -172,6 +187,9 @@ class ThreadDriver:
             if statistics.num_tokens > 0:
                 self.totals.add(statistics)
                 self._pending.append(statistics)
+
+    def drawn(self) -> None:
+        """Sensors know best."""
 
     def _loop(self) -> None:
         while not self._stop.wait(self.period_s):
@@ -217,6 +235,13 @@ def _survives(control: Callable[[], None]) -> bool:
     return True
 
 
+def step_work(shape: MoEShape, num_tokens: int, experts_L: FloatArray, rows_L: FloatArray) -> StepWork:
+    """A step of so many tokens that touches (L,) experts with (L,) routed rows."""
+    return StepWork(
+        shape=shape, num_tokens=num_tokens, distinct_experts=experts_L.tolist(), routed_rows=rows_L.tolist()
+    )
+
+
 def merged(parts: list[RoutingStatistics]) -> RoutingStatistics:
     """Several drains as one."""
     tokens = max(sum(p.num_tokens for p in parts), 1)
@@ -228,38 +253,6 @@ def merged(parts: list[RoutingStatistics]) -> RoutingStatistics:
         gate_mass_kept=np.sum([p.gate_mass_kept * p.num_tokens for p in parts], axis=0) / tokens,
         changed_slots=np.sum([p.changed_slots * p.num_tokens for p in parts], axis=0) / tokens,
     )
-
-
-def summary_of(driver: Driver, window: EnergyWindow, overhead: float | None) -> dict[str, Any]:
-    """What a strategy's entry of summary.json holds, for an attachment; None for what it cannot know.
-
-    `overhead` is the control plane's share of the time that passed on the host's own clock.
-    """
-    totals = driver.totals
-    energy_j, kind = window.energy_counter_j, str(window.kind)
-    if energy_j is None:
-        energy_j = window.energy_integrated_j
-    per_token = None if energy_j is None or totals.num_tokens == 0 else energy_j / totals.num_tokens
-    groups = max(totals.num_groups, 1)
-    milliseconds = 1e3 * np.array(totals.latencies_s)
-    known = milliseconds.size > 0
-    return {
-        "perplexity": None,
-        "perplexity_change_pct": None,
-        "distinct_experts_mean": float(totals.loads_L.mean() / groups) if totals.num_groups else None,
-        "gate_mass_mean": totals.mass_sum / totals.num_tokens if totals.num_tokens else None,
-        "bits_mean": 16.0,
-        "energy_j_per_token": {"value": per_token, "low": None, "high": None, "kind": kind},
-        "power_w_mean": window.power_mean_w,
-        "temp_c_peak": window.temp_peak_c,
-        "latency_ms": {
-            "mean": float(milliseconds.mean()) if known else None,
-            "p90": float(np.percentile(milliseconds, 90)) if known else None,
-            "p99": float(np.percentile(milliseconds, 99)) if known else None,
-        },
-        "tokens_per_s": totals.num_tokens / window.duration_s if window.duration_s > 0 else None,
-        "routing_overhead_pct": None if overhead is None else 100.0 * overhead,
-    }
 
 
 def _energy_j(state: SysState | None) -> float | None:

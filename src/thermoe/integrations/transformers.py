@@ -16,9 +16,10 @@ from torch import nn
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.errors import ConfigError, DataError
 from thermoe.integrations.batch_context import UnionScope
+from thermoe.integrations.figures import summary_of
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.integrations.inspect import find_routers
-from thermoe.integrations.serving import Driver, ThreadDriver, TwinDriver, summary_of
+from thermoe.integrations.serving import Driver, ThreadDriver, TwinDriver
 from thermoe.routing.calibration import Calibration
 from thermoe.runtime.control_plane import ControlPlane
 from thermoe.telemetry import DigitalTwin, EnergyWindow, GpuSystemMonitor, SimulatedSource, open_source
@@ -93,7 +94,13 @@ class Handle:
             self._driver.poll()
         window = self._window or self._driver.monitor.peek_window("handle")
         host_s = min(time.monotonic(), self._ended_s) - self._began_s
-        figures = summary_of(self._driver, window, self.plane.overhead_s / host_s if host_s > 0 else None)
+        figures = summary_of(
+            self._driver.totals,
+            window,
+            drawn=self._driver.drawn(),
+            bits=self._driver.bits,
+            overhead=self.plane.overhead_s / host_s if host_s > 0 else None,
+        )
         return figures | {
             "strategy": str(self.plane.strategy),
             "telemetry": str(window.kind),
@@ -207,7 +214,8 @@ def attach(
             monitor = GpuSystemMonitor(SimulatedSource(twin), interval_s)
             driver = TwinDriver(hooks, plane, twin, monitor, routers.decoder)
         else:
-            driver = ThreadDriver(hooks, plane, GpuSystemMonitor(source, interval_s), interval_s)
+            bits = 8.0 * next(model.parameters()).element_size()
+            driver = ThreadDriver(hooks, plane, GpuSystemMonitor(source, interval_s), interval_s, bits=bits)
         undo.callback(driver.stop)
         handle = Handle(hooks, plane, driver, name)
         undo.pop_all()

@@ -1,0 +1,71 @@
+"""Figures of an attachment: sums of what was counted, and the entry of summary.json that they make.
+
+L layers.
+"""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from thermoe.telemetry import EnergyWindow
+from thermoe.types import FloatArray, MoEShape, RoutingStatistics
+
+LATENCIES_KEPT = 100_000
+
+
+class Totals:
+    """Running sums over a whole attachment, from drained counters."""
+
+    def __init__(self, shape: MoEShape) -> None:
+        self.shape = shape
+        self.num_tokens, self.num_groups = 0, 0
+        self.loads_L: FloatArray = np.zeros(shape.num_layers)
+        self.mass_sum = 0.0
+        self.latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
+
+    def add(self, statistics: RoutingStatistics) -> None:
+        """Take in one drain."""
+        self.num_tokens += statistics.num_tokens
+        self.num_groups += statistics.num_groups
+        self.loads_L = self.loads_L + statistics.loads_per_expert.sum(axis=1)
+        self.mass_sum += float(statistics.gate_mass_kept.mean()) * statistics.num_tokens
+
+
+def summary_of(
+    totals: Totals, window: EnergyWindow, *, drawn: tuple[float, float] | None, bits: float, overhead: float | None
+) -> dict[str, Any]:
+    """What a strategy's entry of summary.json holds, for an attachment; None for what it cannot know.
+
+    Args:
+        totals: Sums over the attachment.
+        window: What the sensors saw of it.
+        drawn: Energy [J] and time [s] where they are known better than by sensors.
+        bits: Weight precision that the figures are for [bit].
+        overhead: The control plane's share of the time that passed on the host's own clock, in [0, 1].
+    """
+    # A counter that has not moved yet is no energy of 0.
+    energy_j, power_w = window.energy_counter_j or window.energy_integrated_j or None, window.power_mean_w
+    if drawn is not None:
+        energy_j, power_w = drawn[0], drawn[0] / drawn[1] if drawn[1] > 0 else None
+    per_token = None if energy_j is None or totals.num_tokens == 0 else energy_j / totals.num_tokens
+    groups = max(totals.num_groups, 1)
+    milliseconds = 1e3 * np.array(totals.latencies_s)
+    known = milliseconds.size > 0
+    return {
+        "perplexity": None,
+        "perplexity_change_pct": None,
+        "distinct_experts_mean": float(totals.loads_L.mean() / groups) if totals.num_groups else None,
+        "gate_mass_mean": totals.mass_sum / totals.num_tokens if totals.num_tokens else None,
+        "bits_mean": bits,
+        "energy_j_per_token": {"value": per_token, "low": None, "high": None, "kind": str(window.kind)},
+        "power_w_mean": power_w,
+        "temp_c_peak": window.temp_peak_c,
+        "latency_ms": {
+            "mean": float(milliseconds.mean()) if known else None,
+            "p90": float(np.percentile(milliseconds, 90)) if known else None,
+            "p99": float(np.percentile(milliseconds, 99)) if known else None,
+        },
+        "tokens_per_s": totals.num_tokens / window.duration_s if window.duration_s > 0 else None,
+        "routing_overhead_pct": None if overhead is None else 100.0 * overhead,
+    }

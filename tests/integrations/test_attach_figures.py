@@ -1,0 +1,72 @@
+"""The figures of `handle.summary()`: short attachments, positions that are steps, sensors that have not moved yet."""
+
+import pytest
+import torch
+from attach_helpers import NAME, Meter, generate, untouched_model
+from tiny_models import tiny_model, token_ids
+from transformers import DynamicCache
+
+import thermoe
+import thermoe.integrations.transformers as attaching
+from thermoe.telemetry import DigitalTwin
+from thermoe.types import NAMED_SHAPES, StepWork
+
+
+@pytest.fixture
+def model():
+    with untouched_model() as model:
+        yield model
+
+
+def energy_j(summary) -> float:
+    return summary["energy_j_per_token"]["value"]
+
+
+def test_few_tokens_take_what_the_twin_drew_for_them(model):
+    """One forward is shorter than the sensors' period: by their counter it would have taken nothing."""
+    ids = token_ids(4, 5)
+    with torch.no_grad(), thermoe.attach(model, "opportunistic") as handle:
+        model(ids)
+        of_four = handle.summary()
+        model(ids)
+        of_eight = handle.summary()
+    least = DigitalTwin(NAMED_SHAPES["qwen3-30b-a3b"])
+    work = StepWork(shape=handle.hooks.shape, num_tokens=20, distinct_experts=[1.0, 1.0], routed_rows=[60.0, 60.0])
+    least.run_step(work)
+    assert energy_j(of_four) >= 0.9 * least.energy_j / 20
+    assert energy_j(of_eight) == pytest.approx(energy_j(of_four), rel=0.1)
+    assert of_eight["power_w_mean"] == pytest.approx(energy_j(of_eight) * of_eight["tokens_per_s"], rel=1e-6)
+    assert of_eight["power_w_mean"] > 200.0  # decode on a board that idles at 117 W
+
+
+def test_positions_of_one_forward_cost_what_decoding_them_costs(model):
+    ids, found = token_ids(4, 12), []
+    for positions in (1, 12):
+        with torch.inference_mode(), thermoe.attach(model, "opportunistic", union="positions") as handle:
+            cache = DynamicCache(config=model.config)
+            for begin in range(0, 12, positions):
+                model(ids[:, begin : begin + positions], past_key_values=cache, use_cache=True)
+            found.append(handle.summary())
+    step_by_step, at_once = found
+    assert at_once["distinct_experts_mean"] == step_by_step["distinct_experts_mean"]
+    assert energy_j(at_once) == pytest.approx(energy_j(step_by_step), rel=1e-6)
+    assert at_once["latency_ms"]["mean"] == pytest.approx(step_by_step["latency_ms"]["mean"], rel=1e-6)
+
+
+class Stuck(Meter):
+    """A counter that has not moved since the attachment, and power that is known."""
+
+    def read(self):
+        state = super().read()
+        return type(state)(**(state.as_dict() | {"energy_j": 1000.0, "kind": self.kind}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_counter_that_has_not_moved_is_no_energy_of_zero(monkeypatch, dtype):
+    monkeypatch.setattr(attaching, "open_source", lambda *_, **__: Stuck())
+    model = tiny_model(NAME).to(dtype)
+    with thermoe.attach(model, "baseline") as handle:
+        generate(model)
+    summary = handle.summary()
+    assert energy_j(summary) * summary["tokens_per_s"] == pytest.approx(300.0, rel=0.05)
+    assert summary["bits_mean"] == 8 * dtype.itemsize

@@ -1,4 +1,5 @@
-"""The demo model and its texts, shipped as package data (made by `scripts/train_demo_model.py`)."""
+"""The demo model, its texts and its calibration, shipped as package data (made as docs/demo_model.md and
+docs/concepts/experiments.md say)."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -34,14 +35,22 @@ def calibration_text_path() -> Path:
     return _shipped("text/calibration.txt")
 
 
-def _shipped(name: str) -> Path:
+def calibration_path() -> Path:
+    """Calibration of the demo model on `calibration_text_path()`, as `thermoe calibrate` writes it.
+
+    Raises:
+        DataError: the installation holds no calibration.
+    """
+    return _shipped("calibration.json", maker="thermoe calibrate")
+
+
+def _shipped(name: str, maker: str = "scripts/train_demo_model.py") -> Path:
     path = Path(str(files(__name__) / name))
     if not path.is_file():
         raise DataError(
-            f"the demo's {name} is missing from this installation ({path}): reinstall thermoe, "
-            "or make it with scripts/train_demo_model.py"
+            f"the demo's {name} is missing from this installation ({path}): reinstall thermoe, or make it with {maker}"
         )
     return path
 
 
-__all__ = ["calibration_text_path", "demo_model_path", "demo_text_paths"]
+__all__ = ["calibration_path", "calibration_text_path", "demo_model_path", "demo_text_paths"]

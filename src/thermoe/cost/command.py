@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tyro
+
 from thermoe.cost.database import CostDatabase, describe
 from thermoe.cost.evaluate import evaluate
 from thermoe.cost.kernel_cost_model import KernelCostModel
@@ -24,7 +26,7 @@ class Fit:
         out: Where the model goes, as JSON.
     """
 
-    tables: tuple[Path, ...]
+    tables: tyro.conf.Positional[tuple[Path, ...]]
     out: Path
 
     def execute(self) -> int:
@@ -49,7 +51,7 @@ class CostsShow:
         json: Print JSON, one object per row.
     """
 
-    database: Path
+    database: tyro.conf.Positional[Path]
     json: bool = False
 
     def execute(self) -> int:
@@ -77,8 +79,8 @@ class CostsDiff:
         json: Print JSON.
     """
 
-    old: Path
-    new: Path
+    old: tyro.conf.Positional[Path]
+    new: tyro.conf.Positional[Path]
     tolerance_pct: float = 5.0
     json: bool = False
 
@@ -104,7 +106,7 @@ class CostsMerge:
         out: The joined file.
     """
 
-    databases: tuple[Path, ...]
+    databases: tyro.conf.Positional[tuple[Path, ...]]
     out: Path
 
     def execute(self) -> int:
@@ -125,8 +127,8 @@ class CostsEval:
         json: Print JSON.
     """
 
-    model: Path
-    table: Path
+    model: tyro.conf.Positional[Path]
+    table: tyro.conf.Positional[Path]
     json: bool = False
 
     def execute(self) -> int:

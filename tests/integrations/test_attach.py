@@ -1,6 +1,7 @@
 """`thermoe.attach` on a tiny Qwen3-MoE with the twin: knobs that move, refusals, and everything taken back."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,11 @@ def test_a_budget_out_of_reach(model, calibrated, tmp_path):
     file.write_text("not json")
     with pytest.raises(DataError, match="no calibration"):
         thermoe.attach(model, calibration=file)
+
+
+def test_a_calibration_of_another_family_of_the_same_sizes(model, calibrated):
+    with pytest.raises(DataError, match=f"of a mixtral model, this one is of {NAME}"):
+        thermoe.attach(model, calibration=replace(calibrated, model_type="mixtral"))
 
 
 def test_a_limit_in_force_that_the_next_strategy_cannot_hold(model):

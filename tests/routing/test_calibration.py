@@ -59,6 +59,15 @@ def corrupt(path, value):
         [],
         "text",
         None,
+        corrupt(["batch_size"], 0),
+        corrupt(["batch_size"], 2.5),
+        corrupt(["num_tokens"], True),
+        corrupt(["protected_k0"], -1),
+        corrupt(["value_power"], -2.0),
+        corrupt(["own_distinct"], [10.0, -1.0, 10.0]),
+        corrupt(["frontier", 0, "distinct_experts"], [5.0, 5.0, 0.0]),
+        corrupt(["frontier", 3, "value"], 2.5),
+        corrupt(["frontier"], []),
     ],
 )
 def test_what_is_no_calibration_is_one_clear_line(values):

@@ -288,3 +288,10 @@ def test_the_helper_routes_as_the_model_does_under_neutral_knobs():
     logits_TE = logits(5)
     routing = routed(RoutingKnobs.neutral(LAYERS, EXPERTS, SHAPE.top_k), logits_TE)
     assert torch.equal(routing.ids_TK, logits_TE.topk(SHAPE.top_k).indices)
+
+
+@pytest.mark.parametrize("strategy", [RoutingStrategy.STATIC_OPTIMAL, RoutingStrategy.KERNEL_AWARE])
+def test_without_a_calibration_only_settings_that_exist_are_offered(strategy):
+    with pytest.raises(ConfigError, match="thermoe calibrate") as caught:
+        STRATEGIES[strategy](inputs(strategy), {})
+    assert (f"{strategy}.price" in str(caught.value)) == ("price" in SETTINGS[strategy])

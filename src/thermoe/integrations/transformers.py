@@ -174,6 +174,7 @@ def attach(
     Raises:
         UnsupportedModelError: The model cannot be attached to, or is attached already.
         ConfigError: A wrong argument, or a limit that the strategy cannot hold.
+        DataError: A calibration that cannot be read, or of a model of another family.
         BudgetError: A budget that cannot be met by prediction.
         TelemetryError: Sensors that were asked for are not there.
     """
@@ -181,6 +182,11 @@ def attach(
     on_gpu = next(routers.modules[0].parameters()).device.type == "cuda"
     chosen, scope = _strategy(strategy), _scope(union)
     loaded = _load(calibration)
+    if loaded is not None and loaded.model_type != routers.model_type:
+        raise DataError(
+            f"the calibration is of a {loaded.model_type} model, this one is of {routers.model_type}: "
+            "make one with `thermoe calibrate`"
+        )
     budget = Budget(
         power_w=power_budget_w,
         energy_j_per_token=energy_budget_j_per_token,

@@ -105,8 +105,17 @@ class Calibration:
             numbers += [point.value, point.loss_pct, *point.distinct_experts]
         if not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers):
             raise DataError("a calibration holds an entry that is no finite number: calibrate again")
-        if any(p.value <= 0 for p in self.frontier):
-            raise DataError("a calibration holds a policy whose setting is not above 0: calibrate again")
+        if any(p.value <= 0 or min(p.distinct_experts) <= 0 for p in self.frontier) or (self.own_distinct <= 0).any():
+            raise DataError("a calibration holds a policy whose setting or experts are not above 0: calibrate again")
+        counted: list[float] = [self.batch_size, self.num_tokens, self.protected_k0]
+        counted += [p.value for p in self.frontier if p.policy != "priced"]
+        if any(isinstance(n, bool) or n < 1 or n != int(n) for n in counted) or self.value_power <= 0:
+            raise DataError(
+                "a calibration needs whole numbers of at least 1 for batch_size, num_tokens, protected_k0, k0 and k, "
+                "and a value_power above 0: calibrate again"
+            )
+        if len(self.priced()) < 2:
+            raise DataError("the calibration holds fewer than 2 priced policies: calibrate again")
 
     def priced(self) -> list[FrontierPoint]:
         """The priced policies by rising price."""

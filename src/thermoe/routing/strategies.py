@@ -216,7 +216,7 @@ def _max_loss_pct(inputs: StrategyInputs) -> float:
 def _calibrated(inputs: StrategyInputs, strategy: RoutingStrategy) -> Calibration:
     if inputs.calibration is None:
         raise ConfigError(
-            f"{strategy} needs a calibration of this model, or a price: run `thermoe calibrate` and pass its file, "
-            f"or set {strategy}.price"
+            f"{strategy} needs a calibration of this model: run `thermoe calibrate` and pass its file"
+            + (f", or set {strategy}.price" if "price" in inputs.settings else "")
         )
     return inputs.calibration

@@ -1,10 +1,14 @@
 """The commands as they are typed: what they print, write and refuse."""
 
 import json
+import shutil
 
+import pandas as pd
 import pytest
 
 from thermoe import cli
+from thermoe.commands import conclude
+from thermoe.errors import ThermoeError
 
 SMALL = ["--max-tokens", "80", "--batch-size", "2", "--block-size", "16"]
 
@@ -61,6 +65,7 @@ def test_a_file_that_is_no_calibration_is_one_line(tmp_path, tiny_model, tiny_te
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "thermoe calibrate" in err
+    assert str(file) in err
     assert not (tmp_path / "run").exists()
 
 
@@ -120,3 +125,124 @@ def test_a_budget_that_cannot_be_met_is_one_line_before_anything_is_written(tmp_
     assert err.count("\n") == 1
     assert "0.001 J/token" in err
     assert not (tmp_path / "r").exists()
+
+
+def damaged(tiny_model, folder, damage):
+    """A copy of the tiny model with one thing wrong."""
+    shutil.copytree(tiny_model, folder)
+    weights = folder / "model.safetensors"
+    if damage == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "weights that are none":
+        weights.write_text("not a model")
+    elif damage == "weights of another shape":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"moe_intermediate_size": 24}))
+    else:
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut weights", "no weights", "weights that are none", "weights of another shape", "no tokenizer"]
+)
+def test_a_damaged_model_is_one_line_before_anything_is_written(tmp_path, tiny_model, tiny_text, capfd, damage):
+    folder = damaged(tiny_model, tmp_path / "model", damage)
+    assert cli.main(["run", "--model", str(folder), "--text", str(tiny_text), "--out", str(tmp_path / "r")]) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert str(folder) in err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00no text"])
+def test_a_text_that_cannot_be_read_is_one_line(tmp_path, tiny_model, capsys, content):
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_bytes(content)
+    for option in (["run", "--text", str(file)], ["calibrate", "--text", str(file)]):
+        assert cli.main([*option, "--model", str(tiny_model), "--out", str(tmp_path / "out")]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert str(file) in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"time_s,power_w\n", b"time_s,power_w\n0,abc\n", b"a,b\n1,2\n", b"\xff\xfe"])
+def test_a_broken_log_is_one_line_before_anything_is_written(tmp_path, tiny_model, tiny_text, capsys, content):
+    log = tmp_path / "log.csv"
+    log.write_bytes(content)
+    options = [*text_options(tiny_model, tiny_text), "--telemetry", f"replay:{log}", "--out", str(tmp_path / "r")]
+    assert cli.main(["run", *options]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert str(log) in err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1, 2", '{"format": "thermoe.costs"}'])
+@pytest.mark.parametrize(
+    "command", [["costs", "show"], ["costs", "diff"], ["costs", "merge"], ["costs", "eval"], ["fit"], ["run"]]
+)
+def test_a_corrupt_cost_file_is_one_line(tmp_path, tiny_model, tiny_text, capsys, command, content):
+    file = tmp_path / "bad.costs.json"
+    file.write_text(content)
+    words = {
+        "diff": [file, file],
+        "merge": [file, file, "--out", tmp_path / "m"],
+        "eval": [file, file, "--json"],
+        "fit": [file, "--out", tmp_path / "m"],
+        "run": [*text_options(tiny_model, tiny_text), "--cost-model", file, "--out", tmp_path / "m"],
+    }.get(command[-1], [file])
+    assert cli.main([*command, *map(str, words)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert str(file) in err
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_calibration_cannot_replace_a_folder(tmp_path, tiny_model, tiny_text, capsys):
+    options = ["--model", str(tiny_model), "--text", str(tiny_text), "--out", str(tmp_path)]
+    assert cli.main(["calibrate", *options]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_fails_and_one_without_its_extra_does_not(
+    tmp_path, tiny_model, tiny_text, capsys, monkeypatch
+):
+    options = [*text_options(tiny_model, tiny_text), "--strategies", "baseline"]
+
+    def failing(cause):
+        def write_report(run_dirs, out):
+            raise ThermoeError("no report today") from cause
+
+        return write_report
+
+    monkeypatch.setattr(conclude, "write_report", failing(OSError(28, "No space left on device")))
+    assert cli.main(["run", *options, "--out", str(tmp_path / "full")]) == 2
+    assert capsys.readouterr().err == "thermoe: error: no report today\n"
+    monkeypatch.setattr(conclude, "write_report", failing(None))
+    assert cli.main(["run", *options, "--out", str(tmp_path / "bare")]) == 0
+    assert "no report: no report today" in capsys.readouterr().out
+    assert (tmp_path / "bare" / "summary.json").is_file()
+
+
+def test_a_sensor_of_the_twin_that_fails_mid_run_is_told_once_and_the_run_goes_on(
+    tmp_path, tiny_model, tiny_text, caplog
+):
+    out = tmp_path / "run"
+    options = ["--model", str(tiny_model), "--text", str(tiny_text), "--strategies", "baseline,top_p", "--no-report"]
+    options += ["--batch-size", "2", "--block-size", "100", "--passes", "2", "--scenario", "failing_sensor"]
+    assert cli.main(["run", *options, "--out", str(out)]) == 0
+    readings = pd.read_parquet(out / "telemetry.parquet")
+    share = readings.isna().mean()
+    failed = sorted(share[(share > 0) & (share < 1)].index)
+    assert failed
+    assert len(caplog.records) == len(failed)
+    assert all(f"sensor {name} fell silent" in caplog.text for name in failed)
+    batches = pd.read_parquet(out / "batches.parquet")
+    assert len(batches) == 2 * 2 * 3
+    assert batches["nll_sum"].notna().all()

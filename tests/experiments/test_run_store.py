@@ -11,7 +11,7 @@ import pytest
 from thermoe.analysis.load import RunFolder
 from thermoe.errors import ConfigError, ThermoeError
 from thermoe.experiments import store as store_module
-from thermoe.experiments.store import BatchKey, RunStore
+from thermoe.experiments.store import BatchKey, RunStore, write_file
 
 
 def key(index, strategy="baseline"):
@@ -189,3 +189,16 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ThermoeError, match="cannot write"):
         RunStore.create(tmp_path / "file" / "run", "", {})
+
+
+@pytest.mark.parametrize("write", ["run folder", "single file"])
+def test_a_disk_that_is_full_from_the_start_leaves_nothing_and_promises_no_resumption(tmp_path, monkeypatch, write):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module.os, "write", full)
+    with pytest.raises(ThermoeError, match=r"no space left for .*another --out") as stop:
+        new_store(tmp_path) if write == "run folder" else write_file(tmp_path / "new" / "c.json", "{}")
+    assert "--resume" not in str(stop.value)
+    assert ".tmp" not in str(stop.value)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]

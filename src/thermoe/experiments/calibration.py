@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import Console
 
 from thermoe.demo import calibration_text_path
-from thermoe.errors import DataError
+from thermoe.errors import ConfigError, DataError
 from thermoe.experiments.choices import CALIBRATED_STRATEGIES
 from thermoe.experiments.config import RunConfig
 from thermoe.experiments.models import load_model
+from thermoe.experiments.store import write_file
 from thermoe.integrations.calibrate import calibrate
 from thermoe.integrations.inspect import find_routers
 from thermoe.routing.calibration import Calibration
@@ -38,9 +39,10 @@ def obtain(config: RunConfig, model: Any, tokenizer: Any, console: Console) -> C
 def calibrate_to_file(config: RunConfig, out: Path, console: Console) -> None:
     """Calibrate the configured model on its calibration text and write one file."""
     assert config.model is not None
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder: name a file in it, such as {out / CALIBRATION_FILE}")
     model, tokenizer = load_model(config.model, config.device)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(make(config, model, tokenizer, console).to_dict()))
+    write_file(out, json.dumps(make(config, model, tokenizer, console).to_dict()))
 
 
 def make(config: RunConfig, model: Any, tokenizer: Any, console: Console) -> Calibration:
@@ -59,6 +61,8 @@ def read(path: Path) -> Calibration:
         return Calibration.from_dict(json.loads(path.read_text()))
     except OSError as err:
         raise DataError(f"calibration {path} cannot be read: {err.strerror}") from err
+    except DataError as err:
+        raise DataError(f"{path}: {err}") from err
     except ValueError as err:
         raise DataError(f"{path} holds no calibration ({err}): make one with thermoe calibrate") from err
 

@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from thermoe.errors import ConfigError
+
+#: What the libraries raise on files that are cut, edited or of another model.
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_model(name: str, device: str) -> tuple[nn.Module, Any]:
@@ -36,9 +40,11 @@ def load_model(name: str, device: str) -> tuple[nn.Module, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError, KeyError, ImportError) as err:
-        reason = " ".join(str(err).split())[:300]
-        raise ConfigError(f"model {name} cannot be loaded: {reason}") from err
+    except _BROKEN as err:
+        reason = " ".join(str(err).split())[:300].rstrip(".!")
+        raise ConfigError(f"model {name} cannot be loaded: {reason}; give the folder or hub id of a whole one") from err
+    if not tokenizer.encode("a", add_special_tokens=False):  # what comes of a folder without tokenizer files
+        raise ConfigError(f"model {name} comes without a tokenizer: add its tokenizer.json")
     tokenizer.model_max_length = 1 << 40  # a whole text is encoded at once and cut into blocks afterwards
     return model.eval().to(device), tokenizer
 

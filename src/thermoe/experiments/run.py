@@ -16,6 +16,7 @@ from thermoe.experiments.calibration import CALIBRATION_FILE
 from thermoe.experiments.config import RunConfig
 from thermoe.experiments.progress import RunProgress
 from thermoe.experiments.session import BatchSession
+from thermoe.experiments.silence import SilenceWatch
 from thermoe.experiments.store import CONFIG_FILE, RunStore
 from thermoe.experiments.tasks import Task, build_task
 from thermoe.experiments.tracing import maybe_traced
@@ -107,12 +108,13 @@ class _Prepared:
         for arm in arms:
             if arm.name in store.arm_states:
                 arm.load_state(store.arm_states[arm.name])
-        total = sum(arm.num_batches for arm in arms)
+        watch, total = SilenceWatch(), sum(arm.num_batches for arm in arms)
         with RunProgress(console, total, len(store.finished)) as progress:
             for arm, index in interleaved(arms, store.finished):
                 progress.begin(*arm.name, index)
                 with maybe_traced(self.config.trace and index == 0, store.path, arm):
                     tables = self._session(arm).run(arm.workload.batch(index % len(arm.workload)), index)
+                watch.look(arm.name, tables["telemetry"])
                 store.append(arm.key(index), tables)
                 progress.finish(tables["batches"][0]["num_tokens"])
         store.join()

@@ -58,11 +58,10 @@ class RunStore:
         """A new run folder, made beside its place and renamed; a path that is taken is refused."""
         cls.refuse_taken(path)
         unfinished = path.with_name(f"{path.name}.tmp")
-        with one_line_when_full(path, unfinished):
-            store = cls(unfinished)
-            store.parts.mkdir(parents=True, exist_ok=True)
-            store.write_text(ENV_FILE, json.dumps(env, indent=2))
-            store.write_text(CONFIG_FILE, config_toml)
+        with one_line_when_full(path, unfinished, remedy="free some, or choose another --out"):
+            (unfinished / "parts").mkdir(parents=True, exist_ok=True)
+            _write_durably(unfinished / ENV_FILE, json.dumps(env, indent=2).encode())
+            _write_durably(unfinished / CONFIG_FILE, config_toml.encode())
             unfinished.rename(path)
             _sync_folder(path.parent)
         return cls(path)
@@ -166,8 +165,9 @@ class RunStore:
 class one_line_when_full:  # noqa: N801 - reads as a clause
     """Turn a full disk or quota into one line that says what to do, and leave nothing half-written."""
 
-    def __init__(self, folder: Path, unfinished: Path | None = None) -> None:
-        self.folder, self.unfinished = folder, unfinished
+    def __init__(self, target: Path, unfinished: Path | None = None, remedy: str | None = None) -> None:
+        self.target, self.unfinished = target, unfinished
+        self.remedy = remedy or f"free some, then go on with --resume {target}; finished batches are kept"
 
     def __enter__(self) -> None:
         return None
@@ -182,11 +182,21 @@ class one_line_when_full:  # noqa: N801 - reads as a clause
                 with suppress(OSError):
                     self.unfinished.unlink()
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ThermoeError(
-                f"no space left for {self.folder}: free some, then go on with --resume {self.folder}; "
-                "finished batches are kept"
-            ) from err
-        raise ConfigError(f"cannot write {self.folder}: {err.strerror or err}; choose another --out") from err
+            raise ThermoeError(f"no space left for {self.target}: {self.remedy}") from err
+        raise ConfigError(f"cannot write {self.target}: {err.strerror or err}; choose another --out") from err
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file on its own whole or not at all, its folder made where it is missing.
+
+    Raises:
+        ThermoeError: No space, no permission, or something else stands in its place.
+    """
+    unfinished = path.with_name(f"{path.name}.tmp")
+    with one_line_when_full(path, unfinished, remedy="free some, or choose another --out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_durably(unfinished, text.encode())
+        unfinished.rename(path)
 
 
 def table_of(name: str, rows: Rows) -> Any:

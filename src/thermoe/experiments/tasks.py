@@ -58,7 +58,7 @@ def check_texts(paths: tuple[str, ...]) -> None:
 
 
 def _text_task(config: RunConfig) -> Task:
-    check_texts(config.text)
+    check_texts((*config.text, *config.calibration_text))
     assert config.model is not None
     model, tokenizer = load_model(config.model, config.device)
     shape = find_routers(model).shape

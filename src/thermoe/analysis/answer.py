@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from thermoe.analysis.comparison import Comparison
 from thermoe.analysis.statistics import MIN_UNITS, Interval, reduction
 from thermoe.analysis.summary import REFERENCE
+from thermoe.analysis.units import with_units
 from thermoe.analysis.view import RunView
 from thermoe.types import Kind
 
@@ -50,8 +51,9 @@ def _sentence(found: Sequence[Comparison]) -> str:
 def limits(views: Sequence[RunView]) -> list[str]:
     """What the reader must know before believing the figures."""
     intervals = (
-        "Intervals are 90 % percentile bootstrap intervals over batches (the same batch under several seeds is one "
-        f"unit); they are left out under {MIN_UNITS} batches and tend to be too narrow under about 20."
+        "Intervals are 90 % percentile bootstrap intervals over batches (the same batch under several seeds or in "
+        f"several passes is one unit); they are left out under {MIN_UNITS} batches and tend to be too narrow under "
+        "about 20."
     )
     several = len(views) > 1
     return [s for view in views for s in _limits(view, f"{view.label}: " if several else "")] + [intervals]
@@ -81,7 +83,8 @@ def _limits(view: RunView, place: str) -> list[str]:
     throttled = int(batches["throttled"].fillna(0).astype(bool).sum())
     if throttled:
         result.append(f"{place}{throttled} of {len(batches)} batches ran while the GPU was throttled.")
-    result.append(f"{place}Every strategy and workload stands on {_span(units.min(), units.max())}.")
+    apart = with_units(batches, view.run.config).groupby(["workload", "strategy"])["unit"].nunique()
+    result.append(f"{place}Every strategy and workload stands on {_span(apart.min(), apart.max())}.")
     return result
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from thermoe.analysis.energy import with_energy
 from thermoe.analysis.schema import in_order
 from thermoe.analysis.statistics import Interval, bootstrap, cliffs_delta, cohens_dz, holm, sign_flip_p_value
 from thermoe.analysis.summary import REFERENCE, scored
+from thermoe.analysis.units import with_units
 from thermoe.types import FloatArray
 
 _PAIR = ["seed", "batch_index"]
@@ -21,7 +23,7 @@ class Paired:
 
     Attributes:
         change_pct: Relative change of the pooled quantity [%], negative is less.
-        num_units: Pairs it stands on (batches, seeds pooled).
+        num_units: Pairs it stands on (inputs: seeds and passes pooled).
         p_value: Two-sided sign-flip permutation test on the differences per unit.
         p_holm: The same, adjusted for the strategies compared on this workload.
         cliffs_delta: Effect size over all pairs of units, in [-1, 1], negative is less.
@@ -50,9 +52,14 @@ class Comparison:
     perplexity: Paired | None
 
 
-def compare_with_baseline(tables: Mapping[str, pd.DataFrame]) -> list[Comparison]:
-    """Every strategy but `baseline` on every workload that has `baseline`."""
-    batches = with_energy(tables["batches"])
+def compare_with_baseline(tables: Mapping[str, pd.DataFrame], config: Mapping[str, Any]) -> list[Comparison]:
+    """Every strategy but `baseline` on every workload that has `baseline`.
+
+    Args:
+        tables: The tables of a run; only `batches` is read.
+        config: Its resolved configuration.
+    """
+    batches = with_units(with_energy(tables["batches"]), config)
     result: list[Comparison] = []
     for workload in [str(name) for name in batches["workload"].unique()]:
         here = batches[batches["workload"] == workload]
@@ -67,9 +74,9 @@ def compare_with_baseline(tables: Mapping[str, pd.DataFrame]) -> list[Comparison
 
 
 def _compare(workload: str, strategy: str, arm: pd.DataFrame, baseline: pd.DataFrame) -> Comparison:
-    on = [*_PAIR, "used_kind", "used_source"]
+    on = [*_PAIR, "unit", "used_kind", "used_source"]
     energy = arm[arm["used_j"].notna()].merge(baseline[baseline["used_j"].notna()], on=on, suffixes=("", "_base"))
-    text = scored(arm).merge(scored(baseline), on=_PAIR, suffixes=("", "_base"))
+    text = scored(arm).merge(scored(baseline), on=[*_PAIR, "unit"], suffixes=("", "_base"))
     return Comparison(
         workload=workload,
         strategy=strategy,
@@ -80,11 +87,11 @@ def _compare(workload: str, strategy: str, arm: pd.DataFrame, baseline: pd.DataF
 
 
 def _paired(pairs: pd.DataFrame, amount: str, size: str, link: Callable[[FloatArray], FloatArray]) -> Paired | None:
-    """Compare link(sum of amount / sum of size) of both sides; units are batches with seeds pooled."""
+    """Compare link(sum of amount / sum of size) of both sides; units are inputs, with seeds and passes pooled."""
     if pairs.empty:
         return None
     columns = [amount, size, f"{amount}_base", f"{size}_base"]
-    sums = pairs.groupby("batch_index")[columns].sum().to_numpy(np.float64)
+    sums = pairs.groupby("unit")[columns].sum().to_numpy(np.float64)
 
     def change_pct(s: FloatArray) -> FloatArray:
         return np.asarray(100.0 * (link(s[..., 0] / s[..., 1]) / link(s[..., 2] / s[..., 3]) - 1.0))

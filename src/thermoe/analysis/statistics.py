@@ -1,6 +1,6 @@
 """Intervals, tests and effect sizes for paired batches; every random draw is seeded.
 
-Shapes: N units (batches of text, seeds pooled), R resamples.
+Shapes: N units (inputs, with seeds and passes pooled), R resamples.
 """
 
 from collections.abc import Callable, Sequence

@@ -9,6 +9,7 @@ import pandas as pd
 from thermoe.analysis.energy import with_energy
 from thermoe.analysis.schema import KEY, TABLES, conform, in_order
 from thermoe.analysis.statistics import bootstrap
+from thermoe.analysis.units import with_units
 from thermoe.types import Kind
 
 SCHEMA = 1
@@ -27,7 +28,7 @@ def summarise(tables: Mapping[str, pd.DataFrame], config: Mapping[str, Any], env
         DataError: A table does not follow the schema of the run folder.
     """
     known = {name: conform(name, tables.get(name, pd.DataFrame())) for name in TABLES}
-    batches, steps = with_energy(known["batches"]), known["steps"]
+    batches, steps = with_units(with_energy(known["batches"]), config), known["steps"]
     workloads = {}
     for workload in [str(name) for name in batches["workload"].unique()]:
         of_workload = batches[batches["workload"] == workload]
@@ -99,8 +100,8 @@ def _energy_j_per_token(arm: pd.DataFrame) -> dict[str, Any]:
     known = arm[arm["used_j"].notna()]
     if known.empty:
         return {"value": None, "low": None, "high": None, "kind": None}
-    # The same text under several seeds is one unit: its energies are not independent.
-    sums = known.groupby("batch_index")[["used_j", "num_tokens"]].sum().to_numpy(np.float64)
+    # The same text under several seeds, or in several passes, is one unit: its energies are not independent.
+    sums = known.groupby("unit")[["used_j", "num_tokens"]].sum().to_numpy(np.float64)
     interval = bootstrap(sums, lambda s: s[..., 0] / s[..., 1])
     return interval._asdict() | {"kind": str(known["used_kind"].iloc[0])}
 

@@ -49,7 +49,7 @@ class RunView:
             run=run,
             summary=summarise(tables, run.config, run.env),
             is_even=is_even,
-            comparisons=compare_with_baseline(run.tables),
+            comparisons=compare_with_baseline(run.tables, run.config),
             workloads=[str(name) for name in batches["workload"].unique()],
             strategies=in_order(batches["strategy"]),
         )

@@ -127,6 +127,12 @@ def test_a_budget_that_cannot_be_met_is_one_line_before_anything_is_written(tmp_
     assert not (tmp_path / "r").exists()
 
 
+WRONG_SETTINGS = {
+    "weights of another shape": {"moe_intermediate_size": 24},
+    "quantised": {"quantization_config": {"quant_method": "fp8"}},
+}
+
+
 def damaged(tiny_model, folder, damage):
     """A copy of the tiny model with one thing wrong."""
     shutil.copytree(tiny_model, folder)
@@ -137,9 +143,9 @@ def damaged(tiny_model, folder, damage):
         weights.unlink()
     elif damage == "weights that are none":
         weights.write_text("not a model")
-    elif damage == "weights of another shape":
+    elif damage in WRONG_SETTINGS:
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"moe_intermediate_size": 24}))
+        (folder / "config.json").write_text(json.dumps(config | WRONG_SETTINGS[damage]))
     else:
         for file in folder.glob("tokenizer*"):
             file.unlink()
@@ -147,7 +153,7 @@ def damaged(tiny_model, folder, damage):
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut weights", "no weights", "weights that are none", "weights of another shape", "no tokenizer"]
+    "damage", ["cut weights", "no weights", "weights that are none", "no tokenizer", *WRONG_SETTINGS]
 )
 def test_a_damaged_model_is_one_line_before_anything_is_written(tmp_path, tiny_model, tiny_text, capfd, damage):
     folder = damaged(tiny_model, tmp_path / "model", damage)
@@ -155,6 +161,27 @@ def test_a_damaged_model_is_one_line_before_anything_is_written(tmp_path, tiny_m
     err = capfd.readouterr().err
     assert err.count("\n") == 1
     assert str(folder) in err
+    assert ("stored quantised (fp8)" in err) == (damage == "quantised")
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_unsupported_family_names_the_supported_ones(tmp_path, tiny_model, tiny_text, capsys):
+    from transformers import AutoTokenizer, JambaConfig, JambaForCausalLM
+
+    folder = tmp_path / "jamba"
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    layers = {"attn_layer_offset": 0, "attn_layer_period": 1, "expert_layer_offset": 0, "expert_layer_period": 1}
+    config = JambaConfig(vocab_size=256, **sizes, **layers, num_key_value_heads=2, num_experts=4)
+    config.use_mamba_kernels = False
+    JambaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    options = ["--model", str(folder), "--text", str(tiny_text), *SMALL, "--out", str(tmp_path / "r")]
+    capsys.readouterr()
+    assert cli.main(["run", *options]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "jamba" in err
+    assert "mixtral" in err
     assert not (tmp_path / "r").exists()
 
 

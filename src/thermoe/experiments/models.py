@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from thermoe.errors import ConfigError
+from thermoe.errors import ConfigError, UnsupportedModelError
 
 #: What the libraries raise on files that are cut, edited or of another model.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
@@ -24,8 +24,9 @@ def load_model(name: str, device: str) -> tuple[nn.Module, Any]:
 
     Raises:
         ConfigError: Nothing there, or it cannot be loaded.
+        UnsupportedModelError: Its weights are quantised.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     check_device(device)
@@ -39,6 +40,7 @@ def load_model(name: str, device: str) -> tuple[nn.Module, Any]:
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
+        _refuse_quantised(name, AutoConfig.from_pretrained(name))
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except _BROKEN as err:
         reason = " ".join(str(err).split())[:300].rstrip(".!")
@@ -47,6 +49,19 @@ def load_model(name: str, device: str) -> tuple[nn.Module, Any]:
         raise ConfigError(f"model {name} comes without a tokenizer: add its tokenizer.json")
     tokenizer.model_max_length = 1 << 40  # a whole text is encoded at once and cut into blocks afterwards
     return model.eval().to(device), tokenizer
+
+
+def _refuse_quantised(name: str, config: Any) -> None:
+    """Refuse quantised weights before Transformers asks for a quantiser that would not help."""
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is None:
+        return
+    found = quantisation if isinstance(quantisation, dict) else vars(quantisation)
+    method = getattr(found.get("quant_method"), "value", found.get("quant_method"))
+    raise UnsupportedModelError(
+        f"model {name} is stored quantised ({method or 'unknown method'}): its MoE layers may bypass their routers; "
+        "give a copy with weights in bfloat16 or float32"
+    )
 
 
 def check_device(device: str) -> None:

@@ -53,6 +53,20 @@ def test_positions_of_one_forward_cost_what_decoding_them_costs(model):
     assert at_once["latency_ms"]["mean"] == pytest.approx(step_by_step["latency_ms"]["mean"], rel=1e-6)
 
 
+def test_a_prompt_counts_as_one_batch_not_as_one_for_each_position(model):
+    """Else a long prompt, whose choices are its own, would hide what the strategy does in decode."""
+    with thermoe.attach(model, "opportunistic", settings={"k0": 1}) as handle:
+        ids = token_ids(4, 30)
+        counts = []
+        with torch.no_grad():
+            cache = DynamicCache(config=model.config)
+            for part in (ids[:, :27], ids[:, 27:28], ids[:, 28:29], ids[:, 29:]):
+                model(part, past_key_values=cache, use_cache=True)
+                counts.append(handle.hooks.counters.last_forward()[0].mean())
+    assert handle.summary()["distinct_experts_mean"] == pytest.approx(sum(counts) / 4)
+    assert len(set(counts)) > 1
+
+
 class Stuck(Meter):
     """A counter that has not moved since the attachment, and power that is known."""
 

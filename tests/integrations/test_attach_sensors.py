@@ -61,7 +61,7 @@ def test_counters_drained_beside_the_forwards_lose_nothing(model, meter):
     handle.detach()
     totals = handle._driver.totals
     assert totals.num_tokens == forwards * 6
-    assert totals.num_groups == forwards * 3
+    assert totals.num_groups == forwards
     assert totals.loads_L.shape == (LAYERS,)
 
 

@@ -25,7 +25,7 @@ def test_the_decoder_is_found_inside_a_wrapper() -> None:
             return self.inside.model(ids).last_hidden_state  # past the language-model head
 
     model = tiny_model("mixtral")
-    hooks = RouterHooks(Wrapper(model))
+    hooks = RouterHooks(Wrapper(model), scope=UnionScope.POSITIONS)
     try:
         Wrapper(model)(token_ids(4, 5))
         assert hooks.counters.drain().num_groups == 5

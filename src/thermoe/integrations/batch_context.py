@@ -18,10 +18,9 @@ _ATTENDED = -1e4
 class UnionScope(StrEnum):
     """Over which tokens a union policy chooses experts.
 
-    DECODE: the sequences of a one-position forward; forwards of several positions (prefill) keep
-    every token's own choice. POSITIONS: each position of a forward is one batch (teacher forcing,
-    the same figures as decoding the same text step by step). FORWARD: all tokens of a forward are
-    one batch.
+    DECODE: the sequences of a one-position forward; forwards of several positions (prefill) keep every token's own
+    choice and count as one batch. POSITIONS: each position of a forward is one batch (teacher forcing, the same
+    figures as decoding the same text step by step). FORWARD: all tokens of a forward are one batch.
     """
 
     DECODE = "decode"
@@ -40,7 +39,7 @@ class BatchContext:
     @property
     def columns(self) -> int:
         """Batches of this forward."""
-        return 1 if self.scope is UnionScope.FORWARD else self.positions
+        return self.positions if self.scope is UnionScope.POSITIONS else 1
 
     @property
     def union_allowed(self) -> bool:

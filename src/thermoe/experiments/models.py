@@ -1,5 +1,6 @@
 """Loading a Hugging Face model and its tokenizer, with one line for everything a user can get wrong."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from thermoe.errors import ConfigError, UnsupportedModelError
 
 #: What the libraries raise on files that are cut, edited or of another model.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
+#: Tensors named in one message.
+_LISTED = 3
 
 
 def load_model(name: str, device: str) -> tuple[nn.Module, Any]:
@@ -23,7 +26,7 @@ def load_model(name: str, device: str) -> tuple[nn.Module, Any]:
         device: `cpu` or `cuda`.
 
     Raises:
-        ConfigError: Nothing there, or it cannot be loaded.
+        ConfigError: Nothing there, or it cannot be loaded, or some of its weights are missing.
         UnsupportedModelError: Its weights are quantised.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -41,10 +44,11 @@ def load_model(name: str, device: str) -> tuple[nn.Module, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         _refuse_quantised(name, AutoConfig.from_pretrained(name))
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        model, loading = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except _BROKEN as err:
         reason = " ".join(str(err).split())[:300].rstrip(".!")
         raise ConfigError(f"model {name} cannot be loaded: {reason}; give the folder or hub id of a whole one") from err
+    _refuse_random(name, loading)
     if not tokenizer.encode("a", add_special_tokens=False):  # what comes of a folder without tokenizer files
         raise ConfigError(f"model {name} comes without a tokenizer: add its tokenizer.json")
     tokenizer.model_max_length = 1 << 40  # a whole text is encoded at once and cut into blocks afterwards
@@ -62,6 +66,18 @@ def _refuse_quantised(name: str, config: Any) -> None:
         f"model {name} is stored quantised ({method or 'unknown method'}): its MoE layers may bypass their routers; "
         "give a copy with weights in bfloat16 or float32"
     )
+
+
+def _refuse_random(name: str, loading: Mapping[str, Collection[Any]]) -> None:
+    """Refuse a checkpoint that leaves weights as they were initialised; tied ones count as loaded."""
+    for what, found in (("lacks", loading["missing_keys"]), ("has in another shape", loading["mismatched_keys"])):
+        names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found)
+        if names:
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            raise ConfigError(
+                f"the checkpoint of model {name} {what} {', '.join(names[:_LISTED])}{more}, which would be random: "
+                "give a whole one"
+            )
 
 
 def check_device(device: str) -> None:

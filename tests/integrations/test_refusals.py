@@ -1,6 +1,7 @@
 """Models that cannot be attached to are refused in one clear line, before or at the first forward that shows it."""
 
 import copy
+import pickle
 import types
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+import thermoe
 from thermoe.errors import UnsupportedModelError
 from thermoe.integrations.families import FAMILIES
 from thermoe.integrations.hooks import RouterHooks, router_fields
@@ -147,6 +149,19 @@ def test_a_model_moved_while_attached(mixtral) -> None:
     RouterHooks(mixtral)
     with pytest.raises(UnsupportedModelError, match="from cpu to meta"):
         mixtral.to("meta")(token_ids(2, 3).to("meta"))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("part", ["", "model", "model.layers.0.mlp.gate"])
+def test_a_copy_of_an_attached_model(mixtral, copied, part: str) -> None:
+    target = mixtral.get_submodule(part)
+    with thermoe.attach(mixtral, telemetry="simulated") as handle:
+        handle.set_strategy("baseline")
+        with pytest.raises(UnsupportedModelError, match="detach first") as caught:
+            copied(target)
+        assert "\n" not in str(caught.value)
+        assert mixtral(token_ids(2, 3)).logits.isfinite().all()
+    assert copied(target)
 
 
 LOGITS, WEIGHTS, IDS = torch.zeros(5, 8), torch.zeros(5, 2), torch.zeros(5, 2, dtype=torch.long)

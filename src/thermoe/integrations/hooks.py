@@ -6,7 +6,7 @@ T tokens, E experts, K experts per token.
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,16 @@ def forget_compiled_code() -> None:
         dynamo.reset_code_caches()
 
 
-class RouterHooks:
+class _Uncopied:
+    """Part of an attachment: it belongs to one model, with device memory and locks, and is neither copied nor saved."""
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsupportedModelError(
+            "a model cannot be copied or pickled while Thermoe is attached: detach first, then copy or save it"
+        )
+
+
+class RouterHooks(_Uncopied):
     """Watches, and when given knobs changes, which experts the tokens of a model use.
 
     Without knobs the routers' outputs are returned untouched and only counted. Parameters, experts
@@ -127,7 +136,7 @@ class RouterHooks:
         self._fired += 1
 
 
-class _RouterHook:
+class _RouterHook(_Uncopied):
     """Forward hook of one router: finds logits, weights and ids by structure, and rewrites the last two."""
 
     def __init__(self, hooks: RouterHooks, layer: int, family: Family) -> None:

@@ -120,6 +120,8 @@ def test_budgets_reach_the_control_plane_in_si_units():
         (["--strategies", "baseline,,top_p"], ["comma list"]),
         (["--strategies", "baseline,baseline"], ["twice"]),
         (["--seeds", "0,x"], ["comma list of int"]),
+        (["--seeds", "-1"], ["seed -1", "at least 0"]),
+        (["--seeds", "0,9223372036854775808"], ["seed 9223372036854775808", "2**63"]),
         (["--workloads", "prefill"], ["prefill", "high_complexity"]),
         (["--set", "opportunistic.k0"], ["NAME.KEY=VALUE"]),
         (["--set", "opportunistic.k9=1"], ["opportunistic.k9", "k0"]),

@@ -21,6 +21,8 @@ BUDGET_FIELDS = {
     "latency_budget_ms": "latency_s",
     "max_quality_loss_pct": "max_quality_loss_pct",
 }
+#: Seeds are kept in a column of 64-bit integers, and no generator takes a negative one.
+_SEED_END = 2**63
 _COUNTS = (
     *("batch_size", "new_tokens", "samples_per_workload", "passes", "control_steps", "calibration_tokens"),
     *("d_model", "inter_size", "num_experts", "top_k", "num_layers"),
@@ -216,6 +218,9 @@ class RunConfig:
             )
         if not self.seeds:
             raise ConfigError("seeds is empty: needs at least one, such as --seeds 0")
+        for seed in self.seeds:
+            if not 0 <= seed < _SEED_END:
+                raise ConfigError(f"seed {seed}: needs a whole number of at least 0 and below 2**63")
 
     def _check_names(self) -> None:
         for label, got, known in (

@@ -16,6 +16,8 @@ from thermoe.errors import ConfigError
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+NUMBER = int | float | np.integer | np.floating
+"""What counts as a number where a user gives one."""
 
 
 class Kind(StrEnum):
@@ -201,9 +203,9 @@ class Budget:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            may_be_zero = f.name == "max_quality_loss_pct"
-            if value is not None and not (np.isfinite(value) and (value > 0 or (may_be_zero and value == 0))):
-                raise ConfigError(f"budget {f.name} = {value}: needs a positive finite number; None means no limit")
+            least = 0.0 if f.name == "max_quality_loss_pct" else np.nextafter(0.0, 1.0)
+            if value is not None and not (isinstance(value, NUMBER) and least <= value < np.inf):
+                raise ConfigError(f"budget {f.name} = {value!r}: needs a positive finite number; None means no limit")
 
     def with_changes(self, **changes: float | None) -> "Budget":
         """A copy with some limits replaced; an unknown name is a `ConfigError`."""

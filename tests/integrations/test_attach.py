@@ -121,6 +121,19 @@ def test_an_error_in_the_block_still_detaches(model):
         ({"power_budget_w": -3.0}, ConfigError, "power_w"),
         ({"strategy": "kernel_aware"}, ConfigError, "thermoe calibrate"),
         ({"calibration": "no/such/file.json"}, DataError, "cannot be read"),
+        ({"power_budget_w": "450"}, ConfigError, "power_w = '450'"),
+        ({"latency_budget_ms": "5"}, ConfigError, "latency_s = '5'"),
+        ({"temp_budget_c": [80]}, ConfigError, r"temp_c = \[80\]"),
+        ({"energy_budget_j_per_token": np.nan}, ConfigError, "energy_j_per_token = nan"),
+        ({"telemetry": None}, ConfigError, r"telemetry is None \(NoneType\): needs str"),
+        ({"settings": {"price": "a"}}, ConfigError, "setting price = 'a'.*number"),
+        ({"settings": {"price": None}}, ConfigError, "setting price = None.*number"),
+        ({"settings": 3}, ConfigError, "settings is 3"),
+        ({"cost_model": "x"}, ConfigError, "cost_model is 'x'.*KernelCostModel"),
+        ({"calibration": {}}, ConfigError, "calibration is {}.*Calibration"),
+        ({"calibration": {"k": "x\ny" * 99}}, ConfigError, r"\.\.\. \(dict\)"),
+        ({"priced_as": ["model"]}, ConfigError, "priced_as"),
+        ({"interval_s": "fast"}, ConfigError, "interval_s is 'fast'"),
     ],
 )
 def test_a_refused_attachment_leaves_nothing_behind(model, arguments, error, says):
@@ -128,6 +141,23 @@ def test_a_refused_attachment_leaves_nothing_behind(model, arguments, error, say
         thermoe.attach(model, **arguments)
     assert "\n" not in str(caught.value)
     thermoe.attach(model, "baseline").detach()
+
+
+def test_wrong_types_are_refused_while_it_serves_and_for_the_model(model):
+    with thermoe.attach(model, "baseline") as handle:
+        with pytest.raises(ConfigError, match="max_quality_loss_pct = '1'"):
+            handle.set_budget(max_quality_loss_pct="1")
+        with pytest.raises(ConfigError, match="setting k0 = '2'"):
+            handle.set_strategy("opportunistic", {"k0": "2"})
+        assert handle.summary()["strategy"] == "baseline"
+    with pytest.raises(ConfigError, match="model is None"):
+        thermoe.attach(None)
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    limits = {"power_budget_w": np.float32(450.0), "latency_budget_ms": np.int64(50)}
+    with thermoe.attach(model, settings={"gain": np.float32(0.5)}, **limits) as handle:
+        assert (handle.plane.budget.power_w, handle.plane.budget.latency_s) == (450.0, 0.05)
 
 
 def test_a_source_of_a_refused_attachment_is_closed(model, meter):

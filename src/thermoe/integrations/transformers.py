@@ -15,6 +15,7 @@ from torch import nn
 
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.errors import ConfigError, DataError
+from thermoe.integrations.arguments import refuse_wrong_types, settings_of
 from thermoe.integrations.batch_context import UnionScope
 from thermoe.integrations.figures import summary_of
 from thermoe.integrations.hooks import RouterHooks
@@ -79,7 +80,7 @@ class Handle:
         self._needs_attached()
         with self._driver.lock:
             _refuse_unheld(_strategy(strategy), _limits_of(self.plane.budget))
-            self.hooks.set_knobs(self.plane.switch(_strategy(strategy), settings))
+            self.hooks.set_knobs(self.plane.switch(_strategy(strategy), settings_of(settings)))
 
     def reset(self) -> None:
         """Forget everything that was learned since the attachment."""
@@ -178,6 +179,15 @@ def attach(
         BudgetError: A budget that cannot be met by prediction.
         TelemetryError: Sensors that were asked for are not there.
     """
+    refuse_wrong_types(
+        model=(model, nn.Module),
+        calibration=(calibration, Calibration | str | Path | None),
+        cost_model=(cost_model, KernelCostModel | None),
+        telemetry=(telemetry, str),
+        priced_as=(priced_as, str | None),
+        interval_s=(interval_s, int | float),
+    )
+    chosen_settings = settings_of(settings)
     routers = find_routers(model)
     on_gpu = next(routers.modules[0].parameters()).device.type == "cuda"
     chosen, scope = _strategy(strategy), _scope(union)
@@ -191,9 +201,11 @@ def attach(
         power_w=power_budget_w,
         energy_j_per_token=energy_budget_j_per_token,
         temp_c=temp_budget_c,
-        latency_s=None if latency_budget_ms is None else latency_budget_ms / 1e3,
+        latency_s=latency_budget_ms,
         max_quality_loss_pct=max_quality_loss_pct,
     )
+    if budget.latency_s is not None:  # a number, then
+        budget = budget.with_changes(latency_s=budget.latency_s / 1e3)
     _refuse_unheld(chosen, _limits_of(budget))
     if max_quality_loss_pct is not None and loaded is None:
         _log.warning("max_quality_loss_pct is given without a calibration of the model: it cannot be held")
@@ -208,7 +220,7 @@ def attach(
             cost_model=cost_model or KernelCostModel.shipped(),
             priced_as=priced_shape,
             budget=budget,
-            settings=settings or {},
+            settings=chosen_settings,
             calibration=loaded,
         )
         hooks = RouterHooks(model, scope=scope)

@@ -1,11 +1,13 @@
 """The hooks beside other users of the same model."""
 
 import copy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from recording import attached, shape_of, union_knobs
-from tiny_models import NAMES, tiny_model, token_ids
+from tiny_models import NAMES, routers, tiny_model, token_ids
 from torch import nn
 from transformers import MixtralForSequenceClassification
 
@@ -129,3 +131,20 @@ def test_inference_mode_and_no_grad_mix() -> None:
         assert hooks.counters.drain().num_tokens == 24
     finally:
         hooks.remove()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "gpt_oss", "granitemoe"])
+def test_chosen_gates_that_underflow_still_sum_to_one(name: str) -> None:
+    """A router so sure of one expert that float32 holds no gate of the others, and that expert barred."""
+    model, ids = copy.deepcopy(tiny_model(name)), token_ids(4, 3)
+    shape = shape_of(model)
+    with torch.no_grad():
+        for parameter in (p for router in routers(model) for p in router.parameters()):
+            parameter.mul_(1e5)
+    allowed = np.tile(np.arange(shape.num_experts) < shape.top_k, (shape.num_layers, 1))
+    neutral = RoutingKnobs.neutral(shape.num_layers, shape.num_experts, shape.top_k)
+    with attached(model, replace(neutral, allowed=allowed)) as (_, recording), torch.no_grad():
+        model(ids)
+    logits_TE, weights_TK, ids_TK = recording.calls[0][0].final
+    assert (logits_TE.float().softmax(-1).gather(1, ids_TK).sum(-1) == 0).any()
+    torch.testing.assert_close(weights_TK.sum(-1), torch.ones(len(ids_TK)))

@@ -13,7 +13,7 @@ from thermoe.runtime.knobs import DeviceKnobs
 
 
 def _all_paths(ranks_TE, gates_TE, knobs: LayerKnobs, live_T) -> torch.Tensor:
-    routing = route(ranks_TE, gates_TE, knobs, top_k=3, columns=2, live_T=live_T, scale=2.0)
+    routing = route(ranks_TE, gates_TE, knobs, top_k=3, columns=2, live_T=live_T, scale=2.0, log_gates_TE=ranks_TE)
     return routing.weights_TK
 
 

@@ -27,12 +27,14 @@ class Family:
         scale: factor on the weights.
         picks_in_turn: the gates of later picks depend on earlier ones (sparsemixer): the weights
             come from `weighed_in_turn`.
+        is_softmax: gates are the softmax of the logits, which weigh the chosen where gates underflow.
     """
 
     scores: Scores
     renormalises: Callable[[nn.Module], bool]
     scale: Callable[[nn.Module], float]
     picks_in_turn: bool = False
+    is_softmax: bool = False
 
 
 def _attribute(module: nn.Module, name: str) -> Any:
@@ -135,8 +137,8 @@ def _routed_scaling(router: nn.Module) -> float:
     return float(_attribute(router, "routed_scaling_factor"))
 
 
-_SOFTMAX = Family(_softmax_scores, _always, _one)
-_SOFTMAX_OPTIONAL = Family(_softmax_scores, _norm_topk_prob, _one)
+_SOFTMAX = Family(_softmax_scores, _always, _one, is_softmax=True)
+_SOFTMAX_OPTIONAL = Family(_softmax_scores, _norm_topk_prob, _one, is_softmax=True)
 _CORRECTED_SIGMOID = Family(_corrected_sigmoid_scores, _norm_topk_prob, _routed_scaling)
 
 FAMILIES: dict[str, tuple[str, Family]] = {

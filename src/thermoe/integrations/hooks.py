@@ -185,6 +185,7 @@ class _RouterHook(_Uncopied):
             live_T=live_T,
             renormalise=family.renormalises(router),
             scale=family.scale(router),
+            log_gates_TE=logits_TE if family.is_softmax else None,
         )
         if family.picks_in_turn:
             routing = weighed_in_turn(router, logits_TE, routing, knobs, columns)

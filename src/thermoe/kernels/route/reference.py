@@ -15,6 +15,8 @@ _BARRED = torch.finfo(torch.float32).min
 # a permitted expert, above every barred one. They serve only a token that has nothing else in its batch's set.
 _OUTSIDE = -1e30
 _TINY = torch.finfo(torch.float32).tiny
+# Chosen gates that sum to less have lost digits to underflow: above it, those lost weigh less than 1e-8 of the sum.
+_FAINT = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +84,7 @@ def route_reference(
     live_T: Tensor | None = None,
     renormalise: bool = True,
     scale: float = 1.0,
+    log_gates_TE: Tensor | None = None,
 ) -> Routing:
     """Choose experts by biased ranks within what the batch loads; weigh them by their unbiased gates.
 
@@ -94,6 +97,8 @@ def route_reference(
         live_T: (T,) tokens that count; None for all. The others choose within the same set.
         renormalise: whether the chosen gates are scaled to sum to one, as the model does.
         scale: factor on the weights (routed scaling).
+        log_gates_TE: (T, E) logarithms of the gates up to a constant per token (softmax: the
+            logits), for chosen gates that are renormalised and too small for float32.
     """
     ranks_TE, gates_TE = ranks_TE.float(), gates_TE.float()
     with torch.no_grad():
@@ -109,6 +114,9 @@ def route_reference(
     kept_TK = kept_slots(slot_scores_TK > _OUTSIDE, gates_TK.detach(), knobs)
     weights_TK = gates_TK.masked_fill(~kept_TK, 0.0)
     if renormalise:
+        if log_gates_TE is not None and (knobs.union or knobs.biased):  # else the best gate is among the chosen
+            log_gates_TK = log_gates_TE.gather(1, ids_TK).float().masked_fill(~kept_TK, float("-inf"))
+            weights_TK = _unless_faint(weights_TK, log_gates_TK)
         weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True).clamp_min(_TINY)
     return Routing(
         ids_TK=torch.where(kept_TK, ids_TK, ids_TK[:, :1]),
@@ -117,6 +125,13 @@ def route_reference(
         own_ids_TK=own_ids_TK,
         loaded_CE=loaded_CE,
     )
+
+
+def _unless_faint(gates_TK: Tensor, log_gates_TK: Tensor) -> Tensor:
+    """(T, K) the gates; those of a token whose gates underflowed in units of its largest instead."""
+    largest_T1 = log_gates_TK.detach().amax(dim=-1, keepdim=True).clamp_min(_BARRED)  # -inf less -inf is no number
+    faint_T1 = gates_TK.sum(dim=-1, keepdim=True) < _FAINT
+    return torch.where(faint_T1, (log_gates_TK - largest_T1).exp(), gates_TK)
 
 
 def _scores(ranks_TE: Tensor, gates_TE: Tensor, knobs: LayerKnobs) -> Tensor:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from thermoe.errors import ConfigError, DataError, ThermoeError
 from thermoe.experiments.columns import SCHEMAS
+from thermoe.experiments.lock import LOCK_FILE, hold
 
 TABLES = ("steps", "experts", "telemetry", "batches")  # in the order in which they are joined
 CONFIG_FILE, ENV_FILE = "config.toml", "env.json"
@@ -55,33 +56,52 @@ class RunStore:
 
     @classmethod
     def create(cls, path: Path, config_toml: str, env: Mapping[str, Any]) -> Self:
-        """A new run folder, made beside its place and renamed; a path that is taken is refused."""
+        """A new run folder, made beside its place and renamed; a path that is taken is refused.
+
+        A folder that is there and empty is kept and filled: it may be a mount point, or where the user stands.
+        """
         cls.refuse_taken(path)
-        unfinished = path.with_name(f"{path.name}.tmp")
+        place = path.resolve()  # `.` has no name to make a folder beside
+        stands = place.is_dir()
+        unfinished = place / ".tmp" if stands else place.with_name(f"{place.name}.tmp")
         with one_line_when_full(path, unfinished, remedy="free some, or choose another --out"):
             (unfinished / "parts").mkdir(parents=True, exist_ok=True)
+            hold(unfinished, path)
             _write_durably(unfinished / ENV_FILE, json.dumps(env, indent=2).encode())
             _write_durably(unfinished / CONFIG_FILE, config_toml.encode())
-            unfinished.rename(path)
-            _sync_folder(path.parent)
+            if stands:
+                for name in (LOCK_FILE, "parts", ENV_FILE, CONFIG_FILE):  # the last one makes it a run
+                    (unfinished / name).rename(place / name)
+                unfinished.rmdir()
+                _sync_folder(place)
+            else:
+                unfinished.rename(place)
+                _sync_folder(place.parent)
         return cls(path)
 
     @staticmethod
     def refuse_taken(path: Path) -> None:
         """Refuse a path that something stands at already."""
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        place = path.resolve()
+        if not place.exists() or (place.is_dir() and not any(place.iterdir())):
             return
-        if (path / CONFIG_FILE).is_file():
+        if (place / CONFIG_FILE).is_file():
             raise ConfigError(f"{path} already holds a run: go on with --resume {path}, or choose another --out")
         raise ConfigError(f"{path} exists and is not an empty folder: choose another --out")
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """An existing run folder, to go on with; what a killed run left unfinished is removed."""
+        """An existing run folder, to go on with; what a killed run left unfinished is removed.
+
+        Raises:
+            ConfigError: It is no run folder, or another process writes it.
+        """
         if not (path / CONFIG_FILE).is_file():
             raise ConfigError(f"{path} holds no {CONFIG_FILE}: it is not a run folder that can be resumed")
         store = cls(path)
-        store.parts.mkdir(exist_ok=True)
+        with one_line_when_full(path):
+            hold(path, path)
+            store.parts.mkdir(exist_ok=True)
         for leftover in [*store.parts.glob("*.tmp"), *path.glob("*.tmp")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         joined = path / "batches.parquet"

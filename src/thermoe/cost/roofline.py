@@ -1,13 +1,11 @@
-"""Physics alone: what an operation must take at least on a device whose limits are known."""
+"""Limits of a device: what physics alone says an operation must take at least."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import numpy as np
 
-from thermoe.cost.work import Work
 from thermoe.errors import DataError
-from thermoe.types import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,19 +72,6 @@ H200 = DeviceLimits(
     joules_per_flop=0.864e-12,
     power_limit_w=700.0,
 )
-
-
-def roofline_latency_s(work: Work, limits: DeviceLimits, bits: float) -> FloatArray:
-    """Launch plus the longer of memory time and arithmetic time [s], (B,)."""
-    memory_s = (work.weight_bytes + work.row_bytes) / limits.bandwidth_bytes_per_s
-    arithmetic_s = work.flops / limits.flops_per_s(bits)
-    return np.asarray(limits.launch_s + np.maximum(memory_s, arithmetic_s), dtype=np.float64)
-
-
-def roofline_dynamic_energy_j(work: Work, limits: DeviceLimits) -> FloatArray:
-    """Energy above idle: joules per byte and per operation [J], (B,)."""
-    moved = work.weight_bytes + work.row_bytes
-    return np.asarray(moved * limits.joules_per_byte + work.flops * limits.joules_per_flop, dtype=np.float64)
 
 
 def is_positive(value: Any, *, or_zero: bool = False) -> bool:

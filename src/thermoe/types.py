@@ -16,8 +16,7 @@ from thermoe.errors import ConfigError
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-NUMBER = int | float | np.integer | np.floating
-"""What counts as a number where a user gives one."""
+NUMBER = int | float | np.integer | np.floating  # what counts as a number where a user gives one
 
 
 class Kind(StrEnum):
@@ -47,26 +46,17 @@ class SysState:
     """What may be known about one GPU at one instant; `None` means the sensor was silent.
 
     Attributes:
-        time_s: Monotonic clock of the source [s].
-        wall_time_s: Seconds since the Unix epoch, for joining with other logs [s].
-        source: Name of the source ("nvml:0", "simulated", "replay:FILE", ...).
-        kind: Whether the values were measured, simulated or replayed.
-        temp_c: GPU core temperature [deg C].
-        memory_temp_c: Memory temperature [deg C].
-        power_w: Instant board power [W].
-        power_avg_w: Board power averaged over the source's own window [W].
+        time_s, wall_time_s: Monotonic clock of the source; seconds since the Unix epoch, to join other logs [s].
+        source, kind: Name of the source ("nvml:0", "replay:FILE", ...); whether it measured, simulated or replayed.
+        temp_c, memory_temp_c: Temperature of the GPU core and of the memory [deg C].
+        power_w, power_avg_w: Board power, instant and averaged over the source's own window [W].
         energy_j: Total energy counter since the driver loaded [J].
-        gpu_util: Share of time in which a kernel ran, in [0, 1].
-        memory_util: Share of time in which memory was read or written, in [0, 1].
-        memory_used_bytes: Device memory in use [byte].
-        sm_clock_mhz: Streaming-multiprocessor clock [MHz].
-        memory_clock_mhz: Memory clock [MHz].
-        fan_speed: Fan speed as a share of its maximum, in [0, 1].
-        performance_state: NVML P-state (0 is fastest).
-        throttle_reasons: NVML clock-event bit mask (0x4: software power cap).
+        gpu_util, memory_util: Share of time in which a kernel ran, or memory was read or written, in [0, 1].
+        sm_clock_mhz, memory_clock_mhz: Clocks of the streaming multiprocessors and of the memory [MHz].
+        memory_used_bytes, fan_speed: Device memory in use [byte]; fan speed as a share of its maximum, in [0, 1].
+        performance_state, throttle_reasons: NVML P-state (0 is fastest), clock-event mask (0x4: software power cap).
         power_limit_w: Enforced power limit [W].
-        temp_slowdown_c: Core temperature at which clocks are cut [deg C].
-        temp_shutdown_c: Core temperature at which the board shuts down [deg C].
+        temp_slowdown_c, temp_shutdown_c: Core temperature at which clocks are cut, and the board shuts down [deg C].
         temp_memory_max_c: Memory temperature limit [deg C].
     """
 
@@ -118,11 +108,8 @@ class MoEShape:
     """Sizes of a model's MoE layers, all alike.
 
     Attributes:
-        num_layers: MoE layers (L).
-        hidden_size: Model width (D).
-        inter_size: Width of one expert (I).
-        num_experts: Routed experts per layer (E).
-        top_k: Experts per token (k).
+        num_layers, num_experts, top_k: MoE layers (L), routed experts per layer (E), experts per token (k).
+        hidden_size, inter_size: Width of the model (D) and of one expert (I).
     """
 
     num_layers: int
@@ -151,10 +138,8 @@ class StepWork:
     """What one step of a model (one forward over `num_tokens` live tokens) asks of the hardware.
 
     Attributes:
-        shape: Sizes of the layers that did the work.
-        num_tokens: Live tokens in the step.
-        distinct_experts: Experts touched, one entry per layer (L).
-        routed_rows: Token-expert pairs computed, one entry per layer (L).
+        shape, num_tokens: Sizes of the layers that did the work; live tokens in the step.
+        distinct_experts, routed_rows: Experts touched and token-expert pairs computed, one entry per layer (L).
         bits: Mean weight precision of the touched experts [bit].
     """
 
@@ -187,10 +172,8 @@ class Budget:
     """What has to hold; `None` means not limited.
 
     Attributes:
-        power_w: Mean board power [W].
-        energy_j_per_token: Energy per generated or scored token [J].
-        temp_c: Core temperature [deg C].
-        latency_s: Latency of one step [s].
+        power_w, energy_j_per_token: Mean board power [W]; energy per generated or scored token [J].
+        temp_c, latency_s: Core temperature [deg C]; latency of one step [s].
         max_quality_loss_pct: Perplexity increase allowed, by calibration [%].
     """
 
@@ -210,8 +193,7 @@ class Budget:
     def with_changes(self, **changes: float | None) -> "Budget":
         """A copy with some limits replaced; an unknown name is a `ConfigError`."""
         known = {f.name for f in fields(self)}
-        unknown = sorted(set(changes) - known)
-        if unknown:
+        if unknown := sorted(set(changes) - known):
             raise ConfigError(f"unknown budget {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
         return replace(self, **changes)
 
@@ -220,27 +202,22 @@ class Budget:
 class RoutingKnobs:
     """Everything the hardware's state may change about routing, as host values.
 
-    Selection works on each token's own top-k first and then, where `union` is set, on the set S
-    that a batch loads: S holds every expert among a token's first `protected_k0` choices, every
-    expert whose value in the batch reaches `price * cost`, and the `max_experts` most valuable if
-    that is not zero. The value of an expert is the sum over the batch of (normalised gate) to the
-    power `value_power`. Each token then uses its best `top_k` experts inside S. Weights always
-    come from the unbiased gates.
+    Selection works on each token's own top-k first and then, where `union` is set, on the set S that a batch loads:
+    S holds every expert among a token's first `protected_k0` choices, every expert whose value in the batch reaches
+    `price * cost`, and the `max_experts` most valuable if that is not zero. The value of an expert is the sum over
+    the batch of (normalised gate) to the power `value_power`. Each token then uses its best `top_k` experts inside S.
+    Weights always come from the unbiased gates.
 
     Attributes:
-        price: (L,) price of loading one unit of `cost`, in units of value; inf loads nothing
-            beyond the protected choices.
+        price: (L,) price of loading one unit of `cost`, in units of value; inf loads the protected choices alone.
         cost: (L, E) relative cost of touching an expert, about 1 on average.
         bias: (L, E) added to the scores that rank experts (hardware, load balance, learned).
         allowed: (L, E) experts that may be used at all.
-        top_k: (L,) experts per token, at most the model's own.
-        protected_k0: (L,) first choices of every token that are always loaded.
+        top_k, protected_k0: (L,) experts per token, at most the model's own; first choices that are always loaded.
         max_experts: (L,) the most valuable experts always loaded; 0 for none.
-        gate_mass: (L,) a token keeps its best experts until this share of its own gate mass is
-            reached (top-p); 1 keeps all.
+        gate_mass: (L,) share of its own gate mass up to which a token keeps its best experts (top-p); 1 keeps all.
         skip_ratio: (L,) a token drops experts whose gate is below this share of its best; 0 keeps all.
-        value_power: Power of the normalised gate in an expert's value.
-        union: Whether experts are chosen per batch at all.
+        value_power, union: Power of the normalised gate in an expert's value; whether batches choose experts at all.
         min_bits, max_bits: Weight precisions allowed [bit].
     """
 
@@ -275,16 +252,15 @@ class RoutingKnobs:
         )
 
     def __post_init__(self) -> None:
-        num_layers, _ = self.cost.shape
-        for name in ("bias", "allowed"):
-            if getattr(self, name).shape != self.cost.shape:
-                raise ConfigError(f"knob {name} has shape {getattr(self, name).shape}, needed {self.cost.shape}")
-        for name in ("price", "top_k", "protected_k0", "max_experts", "gate_mass", "skip_ratio"):
-            if getattr(self, name).shape != (num_layers,):
-                raise ConfigError(f"knob {name} has shape {getattr(self, name).shape}, needed {(num_layers,)}")
-        for name in ("price", "cost", "bias", "gate_mass", "skip_ratio"):
-            if np.isnan(getattr(self, name)).any():
-                raise ConfigError(f"knob {name} holds NaN; every entry must be a number")
+        for f in fields(self):
+            knob = getattr(self, f.name)
+            if not isinstance(knob, np.ndarray):
+                continue
+            needed = self.cost.shape if f.name in ("cost", "bias", "allowed") else self.cost.shape[:1]
+            if knob.shape != needed:
+                raise ConfigError(f"knob {f.name} has shape {knob.shape}, needed {needed}")
+            if np.isnan(knob).any():
+                raise ConfigError(f"knob {f.name} holds NaN; every entry must be a number")
         if (self.top_k < 1).any() or (self.protected_k0 < 0).any():
             raise ConfigError("knobs need top_k >= 1 and protected_k0 >= 0 in every layer")
 
@@ -294,10 +270,8 @@ class RoutingStatistics:
     """Counters of the data plane since they were last drained.
 
     Attributes:
-        num_groups: Batches (sets of tokens that share a union) counted.
-        num_tokens: Live tokens counted.
-        tokens_per_expert: (L, E) live tokens routed to each expert.
-        loads_per_expert: (L, E) batches that touched each expert.
+        num_groups, num_tokens: Batches (sets of tokens that share a union) and live tokens counted.
+        tokens_per_expert, loads_per_expert: (L, E) live tokens routed to, and batches that touched, each expert.
         gate_mass_kept: (L,) share of the model's own gate mass that was kept, mean over tokens.
         changed_slots: (L,) share of the model's own choices that were replaced or dropped.
     """

@@ -1,7 +1,7 @@
 """The operations of an MoE layer that can be measured, each able to build, run and check itself.
 
-Shapes: T tokens, k slots per token, R routed rows, E experts, D model width, I expert width, N layers
-in the rotation. Values are drawn from normal distributions, never zeros: power depends on them.
+Shapes: T tokens, k slots per token, R routed rows, E experts, D model width, I expert width, N layers in the rotation.
+Values are drawn from normal distributions, never zeros: power depends on them.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,8 +41,7 @@ class Operation:
     Attributes:
         build: Makes a workbench of a number of layers on a device.
         implementations: Names that `Case.impl` may have.
-        flops: Floating-point operations of one execution.
-        bytes_moved: Least memory traffic of one execution [byte].
+        flops, bytes_moved: Floating-point operations and least memory traffic [byte] of one execution.
         layer_bytes: Bytes that one layer of the rotation reads and no other layer does [byte].
         resident_bytes: Device memory of one layer [byte].
     """
@@ -289,10 +288,9 @@ def find_operation(case: Case) -> Operation:
     operation = OPERATIONS.get(case.op)
     if operation is None:
         raise ConfigError(f"unknown operation {case.op}: choose from {', '.join(OPERATIONS)}")
-    if case.impl not in operation.implementations:
-        raise ConfigError(
-            f"{case.op} has no implementation {case.impl}: choose from {', '.join(operation.implementations)}"
-        )
+    known = operation.implementations
+    if case.impl not in known:
+        raise ConfigError(f"{case.op} has no implementation {case.impl}: choose from {', '.join(known)}")
     return operation
 
 

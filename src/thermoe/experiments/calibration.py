@@ -16,7 +16,6 @@ from thermoe.experiments.store import write_file
 from thermoe.integrations.calibrate import calibrate
 from thermoe.integrations.inspect import find_routers
 from thermoe.routing.calibration import Calibration
-from thermoe.types import MoEShape
 from thermoe.workloads import TextBatch, TextBlocks
 
 CALIBRATION_FILE = "calibration.json"
@@ -26,14 +25,24 @@ def obtain(config: RunConfig, model: Any, tokenizer: Any, console: Console) -> C
     """The calibration of a new run; None where no strategy needs one, or there is no text to calibrate on.
 
     Raises:
-        DataError: A file that holds no calibration, or calibration text that is too short.
+        DataError: A file that holds no calibration of this model, or calibration text that is too short.
     """
     if not CALIBRATED_STRATEGIES & set(config.resolved_strategies) or model is None:
         return None
     if config.calibration:
-        return _fitting(read(Path(config.calibration)), config.calibration, find_routers(model).shape)
+        return _fitting(read(Path(config.calibration)), config.calibration, model)
     # By way of the file's form, so that a resumed run goes on from the same numbers.
     return Calibration.from_dict(json.loads(json.dumps(make(config, model, tokenizer, console).to_dict())))
+
+
+def kept(folder: Path, model: Any) -> Calibration | None:
+    """The calibration that an interrupted run kept in its folder, if any.
+
+    Raises:
+        DataError: The file holds no calibration of this model.
+    """
+    file = folder / CALIBRATION_FILE
+    return _fitting(read(file), str(file), model) if model is not None and file.is_file() else None
 
 
 def calibrate_to_file(config: RunConfig, out: Path, console: Console) -> None:
@@ -67,13 +76,15 @@ def read(path: Path) -> Calibration:
         raise DataError(f"{path} holds no calibration ({err}): make one with thermoe calibrate") from err
 
 
-def _fitting(calibration: Calibration, name: str, shape: MoEShape) -> Calibration:
-    """The calibration, if it is of a model of this shape."""
-    needed = (shape.num_layers, shape.num_experts)
-    if calibration.sensitivity.shape != needed:
+def _fitting(calibration: Calibration, name: str, model: Any) -> Calibration:
+    """The calibration, if it is of a model of this family and shape."""
+    routers = find_routers(model)
+    needed = (routers.model_type, (routers.shape.num_layers, routers.shape.num_experts))
+    found = (calibration.model_type, calibration.sensitivity.shape)
+    if found != needed:
         raise DataError(
-            f"calibration {name} is for {calibration.sensitivity.shape} (layers, experts), the model has {needed}: "
-            "make one with thermoe calibrate"
+            f"calibration {name} is of a {found[0]} model of {found[1]} (layers, experts), this one is {needed[0]} "
+            f"of {needed[1]}: make one with thermoe calibrate"
         )
     return calibration
 

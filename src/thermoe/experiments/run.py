@@ -49,8 +49,7 @@ def resume_experiment(folder: Path, console: Console) -> Path:
     config = RunConfig.from_toml(folder / CONFIG_FILE)
     if not store.is_joined:
         with _prepared(config) as run:
-            kept = folder / CALIBRATION_FILE
-            calibrated = calibration.read(kept) if kept.is_file() else run.calibrated(console)
+            calibrated = calibration.kept(folder, run.task.model) or run.calibrated(console)
             _keep(calibrated, store)
             run.batches(run.arms(calibrated), store, console)
     return folder

@@ -10,6 +10,9 @@ from thermoe.telemetry import DigitalTwin, GpuSystemMonitor, ThermalScenario, Th
 from thermoe.types import NAMED_SHAPES, FloatArray, Kind, MoEShape
 from thermoe.workloads import ArrivalProcess, Arrivals
 
+#: Longest wait for the tokens of one step [s]: the twin lives through it tick by tick, a real run sleeps it out.
+LONGEST_WAIT_S = 600.0
+
 
 class Boards:
     """Boards of all arms; real sensors are shared and watched in the background, twins belong to one arm each.
@@ -31,9 +34,10 @@ class Boards:
         self._scenario(seed=0)  # an unknown name is told before anything is written
         self._source: Any = None
         self._monitor: GpuSystemMonitor | None = None
-        if config.telemetry == "nvml" and config.device != "cuda":
+        if config.telemetry.partition(":")[0] == "nvml" and config.device != "cuda":
             raise ConfigError(
-                "no GPU does the work of --device cpu: --telemetry nvml needs --device cuda; use --telemetry simulated"
+                f"no GPU does the work of --device cpu: --telemetry {config.telemetry} needs --device cuda; "
+                "use --telemetry simulated"
             )
         source = open_source(config.telemetry, device="cuda" if config.device == "cuda" else "cpu")
         self.kind: Kind = source.kind
@@ -47,7 +51,11 @@ class Boards:
                 self._monitor.start()
 
     def board(self, seed: int, num_steps: int, tokens_per_step: int) -> Board:
-        """The board of one arm of at most `num_steps` steps; arms of one seed see the same noise and arrivals."""
+        """The board of one arm of at most `num_steps` steps; arms of one seed see the same noise and arrivals.
+
+        Raises:
+            ConfigError: Tokens arrive so rarely that one step would wait longer than `LONGEST_WAIT_S`.
+        """
         arrivals_s = self._arrivals_s(num_steps, tokens_per_step)
         if self._monitor is not None:
             return SensorBoard(self._monitor, self.kind, arrival_times_s=arrivals_s)
@@ -69,6 +77,11 @@ class Boards:
         """When all tokens of each step are there: evenly spaced, so that a power target means one thing."""
         if self._config.arrival_rate == 0:
             return None
-        return Arrivals(self._config.arrival_rate / tokens_per_step, process=ArrivalProcess.DETERMINISTIC).times(
-            num_steps
-        )
+        rate = self._config.arrival_rate
+        wait_s = tokens_per_step / rate
+        if wait_s > LONGEST_WAIT_S:
+            raise ConfigError(
+                f"arrival_rate = {rate:g}: a step of {tokens_per_step} tokens would wait {wait_s:.3g} s for them; "
+                f"needs at least {tokens_per_step / LONGEST_WAIT_S:.3g} tokens per second here, or 0 for no waits"
+            )
+        return Arrivals(rate / tokens_per_step, process=ArrivalProcess.DETERMINISTIC).times(num_steps)

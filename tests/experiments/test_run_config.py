@@ -129,6 +129,10 @@ def test_budgets_reach_the_control_plane_in_si_units():
         (["--set", "opportunistic.k0=many"], ["many", "not a number"]),
         (["--device", "tpu"], ["tpu", "cpu, cuda"]),
         (["--telemetry", "guess"], ["guess", "replay:FILE"]),
+        (["--telemetry", "nvml:"], ["nvml:", "nvml:INDEX"]),
+        (["--telemetry", "nvml:x"], ["nvml:x", "nvml:INDEX"]),
+        (["--telemetry", "nvml:1"], ["no GPU", "nvml:1"]),
+        (["--arrival-rate", "1e-6"], ["arrival_rate = 1e-06", "tokens per second"]),
         (["--priced-as", "gpt"], ["gpt", "qwen3-30b-a3b", "model"]),
         (["--expert-type", "quantized"], ["quantized", "simple"]),
         (["--batch-size", "0"], ["batch_size = 0", "at least 1"]),
@@ -163,6 +167,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, said, capsys, tmp_pa
     assert err.count("\n") == 1
     assert [word for word in said if word not in err] == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("telemetry", ["auto", "nvml", "nvml:0", "nvml:12", "simulated", "replay:log.csv"])
+def test_every_documented_source_is_taken(telemetry):
+    assert typed("--telemetry", telemetry).telemetry == telemetry
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,10 @@ class Run:
         samples_per_workload: Batches of each tensor workload.
         passes: Times each workload is gone through.
         control_steps: Steps between two updates of the control plane.
-        arrival_rate: Tokens arriving per second; 0 starts each step when the last one ends.
+        arrival_rate: Tokens arriving per second, so many that no step waits over 600 s; 0 starts each step when the
+            last one ends.
         device: cpu or cuda.
-        telemetry: auto, nvml, simulated or replay:FILE.
+        telemetry: auto, nvml, nvml:INDEX, simulated or replay:FILE.
         window_s: Least length of a measured energy window in seconds.
         scenario: Disturbance of the simulated board, such as hot_ambient or throttling.
         priced_as: qwen3-30b-a3b, mixtral-8x7b, or model for the model's own shape.

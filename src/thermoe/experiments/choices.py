@@ -1,5 +1,6 @@
 """What a run can be asked for by name."""
 
+import re
 from enum import StrEnum
 
 from thermoe.types import NAMED_SHAPES, RoutingStrategy
@@ -35,6 +36,8 @@ TENSOR_STRATEGIES = ("baseline", "opportunistic", "gate_mass", "top_p")
 OWN_SHAPE = "model"
 PRICE_NAMES = (*NAMED_SHAPES, OWN_SHAPE)
 DEVICES = ("cpu", "cuda")
+TELEMETRY_FORMS = "auto, nvml, nvml:INDEX, simulated, replay:FILE"
+TELEMETRY = re.compile(r"auto|simulated|nvml(:[0-9]+)?|replay:.*", re.DOTALL)
 EXPERT_TYPES = ("simple", "quantized", "mixed")
 #: Strategies whose knobs never change while a run goes on.
 FIXED_STRATEGIES = frozenset(

@@ -47,9 +47,9 @@ class RunConfig:
         samples_per_workload: Batches of each tensor workload.
         passes: Times each workload is gone through.
         control_steps: Steps between two updates of the control plane.
-        arrival_rate: Tokens that arrive per second; 0 starts each step when the last one ends.
+        arrival_rate: Tokens that arrive per second, no step waiting over 600 s; 0 starts each when the last ends.
         device: Where the model runs.
-        telemetry: `auto`, `nvml`, `simulated` or `replay:FILE`.
+        telemetry: `auto`, `nvml`, `nvml:INDEX`, `simulated` or `replay:FILE`.
         window_s: Least length of a measured energy window [s].
         scenario: Disturbance of the simulated board.
         priced_as: Model whose layers the steps are priced as; `model` prices its own.
@@ -237,8 +237,8 @@ class RunConfig:
                 raise ConfigError(f"{label} named twice in {', '.join(got)}: name each once")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seed named twice in {list(self.seeds)}: name each once")
-        if self.telemetry not in ("auto", "nvml", "simulated") and not self.telemetry.startswith("replay:"):
-            raise ConfigError(f"unknown telemetry {self.telemetry!r}: choose from auto, nvml, simulated, replay:FILE")
+        if not choices.TELEMETRY.fullmatch(self.telemetry):
+            raise ConfigError(f"unknown telemetry {self.telemetry!r}: choose from {choices.TELEMETRY_FORMS}")
         if self.expert_type != "simple":
             raise ConfigError(f"expert_type {self.expert_type} is not available in this version: use simple")
 

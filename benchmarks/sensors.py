@@ -16,6 +16,7 @@ from unittest.mock import patch
 from thermoe.errors import TelemetryError
 from thermoe.telemetry.monitor import GpuSystemMonitor
 from thermoe.telemetry.nvml import NvmlSource
+from thermoe.telemetry.opening import COUNTER_EVERY_S
 
 INTERVAL_S = 0.1
 CALL_REPEATS = 50
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="file for the results")
     options = parser.parse_args(argv)
     try:
-        source = NvmlSource(options.index)
+        source = NvmlSource(options.index, counter_every_s=COUNTER_EVERY_S)
     except TelemetryError as error:
         print(f"no sensors to time: {error}", file=sys.stderr)
         return 2

@@ -119,7 +119,7 @@ def test_short_pauses_count_towards_the_mean_and_long_ones_do_not(model, meter, 
     monkeypatch.setattr(handle.plane, "update", seen.append)
     monkeypatch.setattr(handle.hooks, "set_knobs", lambda knobs: None)
     for pause_s in (0.4 * LONGEST_PAUSE_S, 1.1 * LONGEST_PAUSE_S):
-        driver._last = (time.monotonic() - pause_s, None)
+        driver._last_s = time.monotonic() - pause_s
         driver._control()
         with torch.no_grad():
             model(token_ids(2, 3))
@@ -143,15 +143,16 @@ def test_counts_polled_by_a_summary_reach_the_next_control_period(model, meter, 
     handle.detach()
 
 
-def test_an_energy_counter_that_began_anew_is_unknown_not_negative(model, meter, monkeypatch):
+def test_energy_of_a_period_is_its_mean_power_over_its_time_and_unknown_where_power_is(model, meter, monkeypatch):
     handle = thermoe.attach(model, power_budget_w=100.0, interval_s=30.0)
     seen = []
     monkeypatch.setattr(handle.plane, "update", lambda observation: seen.append(observation) or handle.plane.knobs)
-    for before_j in (0.0, 1e9):
-        handle._driver._last = (time.monotonic(), before_j)
+    for silent in (False, True):
+        meter.silent = silent
+        handle._driver.monitor.sample()
         with torch.no_grad():
             model(token_ids(2, 3))
         handle._driver._control()
-    assert seen[0].energy_j >= 0.0
+    assert seen[0].energy_j == pytest.approx(300.0 * seen[0].period_s)
     assert seen[1].energy_j is None
     handle.detach()

@@ -9,7 +9,7 @@ import pytest
 from fake_nvml import FakeNvml, NotSupportedError, NVMLError, h200
 
 from thermoe.errors import TelemetryError
-from thermoe.telemetry import NvmlSource
+from thermoe.telemetry import GpuSystemMonitor, NvmlSource
 from thermoe.types import Kind
 
 
@@ -42,7 +42,6 @@ def read_for(source, clock, nvml, seconds):
 FAST = [
     "nvmlDeviceGetFieldValues",
     "nvmlDeviceGetTemperatureV",
-    "nvmlDeviceGetClockInfo",
     "nvmlDeviceGetCurrentClocksEventReasons",
 ]
 
@@ -145,7 +144,7 @@ def test_a_sensor_that_vanishes_is_reported_once_and_comes_back(nvml, caplog):
     assert (states[0].temp_c, states[-1].temp_c) == (None, 56.0)
 
 
-def test_a_fast_read_makes_four_calls_and_a_slow_one_ten_at_most(nvml):
+def test_a_fast_read_makes_three_calls_and_a_slow_one_ten_at_most(nvml):
     nvml.answers["nvmlDeviceGetTemperatureV"] = 61
     clock = Clock()
     source = NvmlSource(clock=clock)
@@ -153,9 +152,9 @@ def test_a_fast_read_makes_four_calls_and_a_slow_one_ten_at_most(nvml):
     assert len(calls[0]) == 10
     assert sorted(calls[1]) == sorted(FAST)
     counts = [len(names) for names in calls]
-    assert set(counts) <= {4, 9, 10}  # the fan is not supported: asked every 30 s
+    assert set(counts) <= {3, 9, 10}  # the fan is not supported: asked every 30 s
     assert sum(n == 10 for n in counts) == 2
-    assert sum(n > 4 for n in counts) in (29, 30, 31, 32)
+    assert sum(n > 3 for n in counts) in (29, 30, 31, 32)
     assert sum("nvmlDeviceGetTemperatureThreshold" in names for names in calls) == 0
 
 
@@ -176,12 +175,45 @@ def test_what_changes_fast_is_fresh_in_every_read_and_what_changes_slowly_within
     states, _ = read_for(source, clock, nvml, 1.1)
     soon, late = states[0], states[-1]
     assert (soon.power_w, soon.power_avg_w, soon.energy_j) == (1.0, 2.0, 3.0)
-    assert (soon.temp_c, soon.memory_temp_c, soon.sm_clock_mhz, soon.throttle_reasons) == (41.0, 40.0, 1500.0, 0x20)
+    assert (soon.temp_c, soon.memory_temp_c, soon.throttle_reasons) == (41.0, 40.0, 0x20)
     assert (soon.gpu_util, soon.memory_used_bytes, soon.performance_state) == (0.97, 57_982_058_496, 0)
-    assert (soon.memory_clock_mhz, soon.power_limit_w) == (3201.0, 700.0)
+    assert (soon.sm_clock_mhz, soon.memory_clock_mhz, soon.power_limit_w) == (1980.0, 3201.0, 700.0)
     assert (late.gpu_util, late.memory_util, late.memory_used_bytes, late.performance_state) == (0.01, 0.02, 3, 4)
-    assert (late.memory_clock_mhz, late.power_limit_w) == (2600.0, 300.0)
+    assert (late.sm_clock_mhz, late.memory_clock_mhz, late.power_limit_w) == (1500.0, 2600.0, 300.0)
     assert soon.time_s == pytest.approx(1000.1)
+
+
+def test_a_held_energy_counter_is_asked_for_seldom_and_when_told_to(nvml):
+    clock = Clock()
+    source = NvmlSource(clock=clock, counter_every_s=2.0)
+    first = source.read()
+    nvml.fields |= {186: (1, 1000), 83: (3, 3000)}
+    states, calls = read_for(source, clock, nvml, 1.9)
+    assert {s.energy_j for s in states} == {first.energy_j}
+    assert {s.power_w for s in states} == {1.0}
+    assert sum(names.count("nvmlDeviceGetFieldValues") for names in calls) == len(states)
+    states, calls = read_for(source, clock, nvml, 0.2)
+    assert states[-1].energy_j == 3.0
+    assert sum(names.count("nvmlDeviceGetFieldValues") for names in calls) == len(states) + 1
+    nvml.fields[83] = (3, 4000)
+    assert source.read().energy_j == 3.0
+    source.refresh()
+    assert source.read().energy_j == 4.0
+
+
+def test_an_energy_window_over_a_held_counter_has_fresh_ends(nvml):
+    clock = Clock()
+    monitor = GpuSystemMonitor(NvmlSource(clock=clock, counter_every_s=60.0))
+    monitor.sample()
+    for energy_mj, window in (
+        (10_000, monitor.begin_window),
+        (16_000, monitor.peek_window),
+        (19_000, monitor.end_window),
+    ):
+        clock.now_s += 1.0
+        nvml.fields[83] = (3, energy_mj)
+        found = window()
+    assert found.energy_counter_j == pytest.approx(9.0)
 
 
 def test_a_slow_sensor_that_fails_is_none_by_its_next_refresh_and_reported_once(nvml, caplog):

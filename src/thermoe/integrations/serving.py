@@ -18,7 +18,7 @@ from thermoe.integrations.figures import Totals
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.runtime.control_plane import ControlPlane, Observation
 from thermoe.telemetry import DigitalTwin, GpuSystemMonitor
-from thermoe.types import FloatArray, MoEShape, RoutingStatistics, StepWork, SysState
+from thermoe.types import FloatArray, MoEShape, RoutingStatistics, StepWork
 
 _log = logging.getLogger(__name__)
 
@@ -163,12 +163,12 @@ class ThreadDriver:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._pending: list[RoutingStatistics] = []
-        self._last: tuple[float, float | None] = (time.monotonic(), None)
+        self._last_s = time.monotonic()
 
     def start(self) -> None:
         """Start sampling and controlling."""
         self.monitor.start()
-        self._last = (time.monotonic(), _energy_j(self.monitor.latest))
+        self._last_s = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="thermoe-control", daemon=True)
         self._thread.start()
 
@@ -200,21 +200,21 @@ class ThreadDriver:
         with self.lock:
             self.poll()
             state, now_s = self.monitor.latest, time.monotonic()
-            energy_j = _energy_j(state)
-            last_s, last_j = self._last
+            last_s = self._last_s
             if not self._pending:
                 if now_s - last_s > LONGEST_PAUSE_S:
-                    self._last = (now_s, energy_j)
+                    self._last_s = now_s
                 return
             statistics = merged(self._pending)
-            self._pending, self._last = [], (now_s, energy_j)
+            self._pending, self._last_s = [], now_s
+            power_w = self.monitor.mean_power_w(last_s)
             observation = Observation(
                 state=state,
                 statistics=statistics,
                 num_tokens=statistics.num_tokens,
                 num_steps=statistics.num_groups,
                 latency_s=now_s - last_s,
-                energy_j=_difference(energy_j, last_j),
+                energy_j=None if power_w is None else power_w * (now_s - last_s),
                 period_s=now_s - last_s,
                 predicted_energy_j=0.0,
                 predicted_latency_s=0.0,
@@ -253,14 +253,3 @@ def merged(parts: list[RoutingStatistics]) -> RoutingStatistics:
         gate_mass_kept=np.sum([p.gate_mass_kept * p.num_tokens for p in parts], axis=0) / tokens,
         changed_slots=np.sum([p.changed_slots * p.num_tokens for p in parts], axis=0) / tokens,
     )
-
-
-def _energy_j(state: SysState | None) -> float | None:
-    return None if state is None else state.energy_j
-
-
-def _difference(now_j: float | None, before_j: float | None) -> float | None:
-    """Energy between two readings of a counter; None where one is silent, or the counter began anew."""
-    if now_j is None or before_j is None or now_j < before_j:
-        return None
-    return now_j - before_j

@@ -5,12 +5,13 @@ import math
 import threading
 import time
 from collections import deque
+from itertools import takewhile
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from thermoe.errors import ConfigError, TelemetryError
 from thermoe.telemetry.pressure import power_pressure, thermal_pressure
-from thermoe.telemetry.source import TelemetrySource
+from thermoe.telemetry.source import Refreshable, TelemetrySource
 from thermoe.telemetry.windows import MAX_GAP_S, EnergyWindow, WindowAccumulator
 from thermoe.types import Kind, SysState
 
@@ -122,9 +123,14 @@ class GpuSystemMonitor:
     ) -> None:
         self.stop()
 
-    def sample(self) -> SysState:
-        """Read the source now, in the calling thread, and count the state everywhere."""
+    def sample(self, *, fresh: bool = False) -> SysState:
+        """Read the source now, in the calling thread, and count the state everywhere.
+
+        `fresh` also asks for readings that the source would hold for a while, such as an energy counter.
+        """
         with self._lock:
+            if fresh and isinstance(self.source, Refreshable):
+                self.source.refresh()
             state = self._read()
             self._history.append(state)
             self._latest = state
@@ -134,6 +140,14 @@ class GpuSystemMonitor:
                 self._predictor.update(state)
         return state
 
+    def mean_power_w(self, since_s: float) -> float | None:
+        """Mean of the power readings later than `since_s` on the source's clock [W], else of the last one."""
+        with self._lock:
+            powers = [_power_w(s) for s in takewhile(lambda s: s.time_s > since_s, reversed(self._history))]
+            powers = powers or ([_power_w(self._history[-1])] if self._history else [])
+        known = [p for p in powers if p is not None]
+        return math.fsum(known) / len(known) if known else None
+
     def begin_window(self, name: str = "window") -> None:
         """Open an energy window with a fresh sample; windows of different names may overlap.
 
@@ -142,7 +156,7 @@ class GpuSystemMonitor:
         """
         if name in self._windows:
             raise ConfigError(f"energy window {name!r} is open already: end it first or use another name")
-        first = self.sample()
+        first = self.sample(fresh=True)
         with self._lock:
             self._windows[name] = WindowAccumulator(first, max(MAX_GAP_S, 3.0 * self.interval_s))
 
@@ -154,7 +168,7 @@ class GpuSystemMonitor:
         """
         if name not in self._windows:
             raise ConfigError(f"no energy window {name!r} is open: call begin_window({name!r}) first")
-        self.sample()
+        self.sample(fresh=True)
         with self._lock:
             return self._windows.pop(name).result()
 
@@ -166,7 +180,7 @@ class GpuSystemMonitor:
         """
         if name not in self._windows:
             raise ConfigError(f"no energy window {name!r} is open: call begin_window({name!r}) first")
-        self.sample()
+        self.sample(fresh=True)
         with self._lock:
             return self._windows[name].result()
 
@@ -216,3 +230,8 @@ class GpuSystemMonitor:
             source=self.source.name,
             kind=self.source.kind,
         )
+
+
+def _power_w(state: SysState) -> float | None:
+    """Instant power, the averaged one where there is none [W]."""
+    return state.power_avg_w if state.power_w is None else state.power_w

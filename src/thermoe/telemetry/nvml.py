@@ -18,7 +18,7 @@ _UNKNOWN_P_STATE = 32
 # Field ids of nvmlDeviceGetFieldValues. The instant power has no classic call on boards since Ampere, where
 # nvmlDeviceGetPowerUsage is itself a one-second average.
 _FIELD_MEMORY_TEMP, _FIELD_ENERGY, _FIELD_POWER_AVERAGE, _FIELD_POWER_INSTANT = 82, 83, 185, 186
-_FIELDS = (_FIELD_MEMORY_TEMP, _FIELD_ENERGY, _FIELD_POWER_AVERAGE, _FIELD_POWER_INSTANT)
+_FIELDS = (_FIELD_MEMORY_TEMP, _FIELD_POWER_AVERAGE, _FIELD_POWER_INSTANT)
 
 _THRESHOLD_SHUTDOWN, _THRESHOLD_SLOWDOWN, _THRESHOLD_MEMORY = 0, 1, 2
 _CLOCK_SM, _CLOCK_MEMORY = 1, 2
@@ -30,14 +30,18 @@ class NvmlSource:
 
     Every sensor is read by itself: one that is unsupported or fails reads `None`, and one that worked before
     and then fails is reported once through `logging`. To cost little, a read asks afresh only for what changes
-    fast: power, energy, temperatures, the reasons that hold clocks back and the SM clock. Utilisation, memory in
-    use, memory clock, fan, P-state and power limit may be up to a second old, as may be their loss. A sensor that
-    failed is asked again after a second, one that is not supported after half a minute; board thresholds are read
-    once.
+    fast: power, temperatures, the reasons that hold clocks back, and the energy counter unless told otherwise.
+    Utilisation, memory in use, clocks, fan, P-state and power limit may be up to a second old, as may be their
+    loss. A sensor that failed is asked again after a second, one that is not supported after half a minute; board
+    thresholds are read once.
+
+    The counter is the dearest of all (4 ms of CPU time where it was measured, a thousand times the instant power),
+    so that who samples ten times a second may let it grow old and `refresh` it where it matters.
 
     Args:
         index: NVML index of the GPU (the order of nvidia-smi, whatever CUDA_VISIBLE_DEVICES says).
         clock: Monotonic clock [s].
+        counter_every_s: Age up to which the energy counter is held [s]; 0 reads it every time.
 
     Raises:
         TelemetryError: If there is no NVML, no driver or no GPU of that index.
@@ -45,14 +49,19 @@ class NvmlSource:
 
     kind = Kind.MEASURED
 
-    def __init__(self, index: int = 0, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, index: int = 0, *, clock: Callable[[], float] = time.monotonic, counter_every_s: float = 0.0
+    ) -> None:
         self._nvml = _import_pynvml()
         self._handle = _open_device(self._nvml, index)
         self._clock = clock
         self._open = True
         self.index = index
         self.name = f"nvml:{index}"
-        self._fields = Fields(self._nvml, self._handle, _FIELDS)
+        self._counter_every_s = counter_every_s
+        together = _FIELDS if counter_every_s > 0 else (*_FIELDS, _FIELD_ENERGY)
+        self._fields = Fields(self._nvml, self._handle, together)
+        self._counter = Fields(self._nvml, self._handle, (_FIELD_ENERGY,))
         self._fast = self._fast_sensors()
         self._slow = self._slow_sensors()
         self._limits = {
@@ -87,7 +96,7 @@ class NvmlSource:
             gpu_util=None if utilization is None else utilization.gpu * _PERCENT,
             memory_util=None if utilization is None else utilization.memory * _PERCENT,
             memory_used_bytes=slow["memory_used_bytes"].integer(now_s),
-            sm_clock_mhz=fast["sm_clock_mhz"].number(now_s),
+            sm_clock_mhz=slow["sm_clock_mhz"].number(now_s),
             memory_clock_mhz=slow["memory_clock_mhz"].number(now_s),
             fan_speed=slow["fan_speed"].number(now_s, _PERCENT),
             performance_state=None if state == _UNKNOWN_P_STATE else state,
@@ -95,6 +104,10 @@ class NvmlSource:
             power_limit_w=slow["power_limit_w"].number(now_s, _MILLI),
             **self._limits,
         )
+
+    def refresh(self) -> None:
+        """Have the next read ask for the energy counter, however young the last value is."""
+        self._fast["energy_j"].expire()
 
     def close(self) -> None:
         """Let go of NVML; may be called twice."""
@@ -119,23 +132,28 @@ class NvmlSource:
                 lambda: fields.values.get(_FIELD_POWER_AVERAGE),
                 lambda: nvml.nvmlDeviceGetPowerUsage(handle),
             ],
-            "energy_j": [
-                lambda: fields.values.get(_FIELD_ENERGY),
-                lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle),
-            ],
-            "sm_clock_mhz": [lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_SM)],
+            "energy_j": [self._counter_field, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle)],
             "throttle_reasons": [
                 lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
                 lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
             ],
         }
-        return {name: self._sensor(name, asks) for name, asks in ways.items()}
+        ages = {"energy_j": self._counter_every_s}
+        return {name: self._sensor(name, asks, ages.get(name, 0.0)) for name, asks in ways.items()}
+
+    def _counter_field(self) -> Any:
+        """The energy counter's field: out of the one call for all, or by a call of its own where it is held."""
+        if self._counter_every_s <= 0:
+            return self._fields.values.get(_FIELD_ENERGY)
+        self._counter.refresh(self._clock())
+        return self._counter.values.get(_FIELD_ENERGY)
 
     def _slow_sensors(self) -> dict[str, Sensor]:
         nvml, handle = self._nvml, self._handle
         ways: dict[str, Callable[[], Any]] = {
             "utilization": lambda: nvml.nvmlDeviceGetUtilizationRates(handle),
             "memory_used_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used,
+            "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_SM),
             "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_MEMORY),
             "fan_speed": lambda: nvml.nvmlDeviceGetFanSpeed(handle),
             "performance_state": lambda: nvml.nvmlDeviceGetPerformanceState(handle),

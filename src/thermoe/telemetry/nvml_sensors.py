@@ -75,6 +75,10 @@ class Sensor:
             _log.warning("sensor %s stopped working (%s); it reads None until it answers again", self._name, reason)
         return self._held
 
+    def expire(self) -> None:
+        """Ask again at the next read."""
+        self._due_s = -math.inf
+
     def number(self, now_s: float, scale: float = 1.0) -> float | None:
         """The reading times `scale`."""
         value = self.read(now_s)

@@ -12,6 +12,8 @@ from thermoe.telemetry.source import TelemetrySource
 
 _log = logging.getLogger(__name__)
 
+#: Age of the energy counter in a source that is opened to be watched [s]; energy windows ask for it afresh.
+COUNTER_EVERY_S = 2.0
 _FORMS = "auto, nvml, nvml:INDEX, simulated, replay:FILE or host"
 
 
@@ -33,7 +35,7 @@ def open_source(spec: str, device: Literal["cpu", "cuda"] = "cpu") -> TelemetryS
         case "auto" if not argument:
             return _open_auto(device)
         case "nvml":
-            return NvmlSource(_index(argument, spec))
+            return NvmlSource(_index(argument, spec), counter_every_s=COUNTER_EVERY_S)
         case "simulated" if not argument:
             return _open_simulated()
         case "replay" if argument:
@@ -48,7 +50,7 @@ def _open_auto(device: str) -> TelemetrySource:
     if device != "cuda":
         return _open_simulated()
     try:
-        return NvmlSource(0)
+        return NvmlSource(0, counter_every_s=COUNTER_EVERY_S)
     except TelemetryError as error:
         _log.warning("telemetry auto: %s; the digital twin stands in, its figures are simulated", error)
         return _open_simulated()

@@ -1,6 +1,6 @@
 """What every source of telemetry offers: a plain reader, with no thread and no memory of its own."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from thermoe.types import Kind, SysState
 
@@ -38,6 +38,15 @@ class TelemetrySource(Protocol):
 
     def close(self) -> None:
         """Release what the source holds; may be called twice."""
+        ...
+
+
+@runtime_checkable
+class Refreshable(Protocol):
+    """A source that may hold dear readings for a while."""
+
+    def refresh(self) -> None:
+        """Have the next read ask for all of them."""
         ...
 
 

@@ -132,6 +132,7 @@ class SimpleMoELayer(nn.Module):
             columns=columns,
             live_T=live_T,
             renormalise=self.renormalise,
+            log_gates_TE=logits_TE,
         )
         with torch.no_grad():
             own_ids_TK = logits_TE.topk(self.shape.top_k, dim=-1).indices

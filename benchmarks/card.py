@@ -30,12 +30,15 @@ def find_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def open_sensors(device: torch.device) -> NvmlSource | None:
-    """The GPU's sensors; None on a CPU, or with a word about it where NVML does not answer."""
+def open_sensors(device: torch.device, counter_every_s: float = 0.0) -> NvmlSource | None:
+    """The GPU's sensors; None on a CPU, or with a word about it where NVML does not answer.
+
+    `counter_every_s`: how often the energy counter is asked for, 0 at every reading [s].
+    """
     if device.type != "cuda":
         return None
     try:
-        return NvmlSource(device.index or 0)
+        return NvmlSource(device.index or 0, counter_every_s=counter_every_s)
     except TelemetryError as err:
         print(f"no energy will be measured: {err}")
         return None

@@ -33,6 +33,7 @@ from thermoe.integrations.batch_context import UnionScope
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.profiling.loop import make_loop
 from thermoe.telemetry.monitor import GpuSystemMonitor
+from thermoe.telemetry.opening import COUNTER_EVERY_S
 from thermoe.types import MoEShape, RoutingKnobs
 
 BARE = "bare"
@@ -138,9 +139,10 @@ def rows(bench: Bench, arms: Sequence[Arm], samples: Sequence[Sample]) -> list[d
     return lines
 
 
-def run_checks(bench: Bench, read: ReadState | None, sensors: Any, seconds: float) -> dict[str, Any]:
+def run_checks(bench: Bench, device: torch.device, seconds: float) -> dict[str, Any]:
     """All checks; the energy windows come afterwards."""
     knobs = make.union_of_first(bench.shape, min(MATCHED_K0[0], bench.shape.top_k - 1))
+    sensors = card.open_sensors(device, COUNTER_EVERY_S)  # as `thermoe` opens them, to watch
     monitor = GpuSystemMonitor(sensors, interval_s=1.0 / reference_checks.MONITOR_HZ) if sensors else None
     with torch.inference_mode():
         checks = {"bits": reference_checks.same_bits(bench.model, bench.blocks, bench.attach)}
@@ -180,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("model", "text"):
         settings[name] = settings[name] and Path(settings[name]).name
     env = card.describe(device, read, settings) | {"note": NOTE, "calibration": {"before": card.calibrate(device)}}
-    checks = run_checks(bench, read, sensors, 10.0)
+    checks = run_checks(bench, device, 10.0)
     arms = prepare_arms(bench)
     samples: list[Sample] = []
     by_name = {arm.name: arm for arm in arms}

@@ -41,6 +41,7 @@ class Run:
         arrival_rate: Tokens arriving per second, so many that no step waits over 600 s; 0 starts each step when the
             last one ends.
         device: cpu or cuda.
+        dtype: auto, float32 or bfloat16; auto is float32 on the CPU and bfloat16 on a GPU.
         telemetry: auto, nvml, nvml:INDEX, simulated or replay:FILE.
         window_s: Least length of a measured energy window in seconds.
         scenario: Disturbance of the simulated board, such as hot_ambient or throttling.
@@ -85,6 +86,7 @@ class Run:
     control_steps: int | None = None
     arrival_rate: float | None = None
     device: str | None = None
+    dtype: str | None = None
     telemetry: str | None = None
     window_s: float | None = None
     scenario: str | None = None

@@ -50,7 +50,7 @@ def calibrate_to_file(config: RunConfig, out: Path, console: Console) -> None:
     assert config.model is not None
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder: name a file in it, such as {out / CALIBRATION_FILE}")
-    model, tokenizer = load_model(config.model, config.device)
+    model, tokenizer = load_model(config.model, config.device, config.dtype)
     write_file(out, json.dumps(make(config, model, tokenizer, console).to_dict()))
 
 

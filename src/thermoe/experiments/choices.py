@@ -36,6 +36,7 @@ TENSOR_STRATEGIES = ("baseline", "opportunistic", "gate_mass", "top_p")
 OWN_SHAPE = "model"
 PRICE_NAMES = (*NAMED_SHAPES, OWN_SHAPE)
 DEVICES = ("cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16")
 TELEMETRY_FORMS = "auto, nvml, nvml:INDEX, simulated, replay:FILE"
 TELEMETRY = re.compile(r"auto|simulated|nvml(:[0-9]+)?|replay:.*", re.DOTALL)
 EXPERT_TYPES = ("simple", "quantized", "mixed")

@@ -49,6 +49,7 @@ class RunConfig:
         control_steps: Steps between two updates of the control plane.
         arrival_rate: Tokens that arrive per second, no step waiting over 600 s; 0 starts each when the last ends.
         device: Where the model runs.
+        dtype: Of a Hugging Face model: `float32`, `bfloat16`, or `auto`, float32 on the CPU and bfloat16 on a GPU.
         telemetry: `auto`, `nvml`, `nvml:INDEX`, `simulated` or `replay:FILE`.
         window_s: Least length of a measured energy window [s].
         scenario: Disturbance of the simulated board.
@@ -81,6 +82,7 @@ class RunConfig:
     control_steps: int = 8
     arrival_rate: float = 0.0
     device: str = "cpu"
+    dtype: str = "auto"
     telemetry: str = "auto"
     window_s: float = 2.0
     scenario: str | None = None
@@ -227,6 +229,7 @@ class RunConfig:
             ("strategy", self.strategies, choices.STRATEGY_NAMES),
             ("workload", self.workloads, choices.TEXT_WORKLOADS if self.is_text else choices.TENSOR_WORKLOADS),
             ("device", (self.device,), choices.DEVICES),
+            ("dtype", (self.dtype,), choices.DTYPES),
             ("priced_as", (self.priced_as,), choices.PRICE_NAMES),
             ("expert_type", (self.expert_type,), choices.EXPERT_TYPES),
         ):

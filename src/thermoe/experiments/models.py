@@ -12,18 +12,19 @@ from thermoe.errors import ConfigError, UnsupportedModelError
 
 #: What the libraries raise on files that are cut, edited or of another model.
 _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
+_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 #: Tensors named in one message.
 _LISTED = 3
 
 
-def load_model(name: str, device: str) -> tuple[nn.Module, Any]:
+def load_model(name: str, device: str, dtype: str = "auto") -> tuple[nn.Module, Any]:
     """A causal language model in eval mode and its tokenizer.
-
-    float32 on the CPU, so that figures do not depend on the machine; bfloat16 on a GPU.
 
     Args:
         name: Folder, or id on the hub.
         device: `cpu` or `cuda`.
+        dtype: `float32` or `bfloat16`; `auto` takes float32 on the CPU, so that figures do not depend on the
+            machine, and bfloat16 on a GPU.
 
     Raises:
         ConfigError: Nothing there, or it cannot be loaded, or some of its weights are missing.
@@ -40,11 +41,11 @@ def load_model(name: str, device: str) -> tuple[nn.Module, Any]:
         raise ConfigError(f"model folder {name} does not exist: give an existing folder or a hub id such as owner/name")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    chosen = _DTYPES[dtype] or (torch.float32 if device == "cpu" else torch.bfloat16)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         _refuse_quantised(name, AutoConfig.from_pretrained(name))
-        model, loading = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model, loading = AutoModelForCausalLM.from_pretrained(name, dtype=chosen, output_loading_info=True)
     except _BROKEN as err:
         reason = " ".join(str(err).split())[:300].rstrip(".!")
         raise ConfigError(f"model {name} cannot be loaded: {reason}; give the folder or hub id of a whole one") from err

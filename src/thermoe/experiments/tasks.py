@@ -60,7 +60,7 @@ def check_texts(paths: tuple[str, ...]) -> None:
 def _text_task(config: RunConfig) -> Task:
     check_texts((*config.text, *config.calibration_text))
     assert config.model is not None
-    model, tokenizer = load_model(config.model, config.device)
+    model, tokenizer = load_model(config.model, config.device, config.dtype)
     shape = find_routers(model).shape
     workloads: dict[str, Callable[[int], Workload]] = {}
     for mode in config.resolved_workloads:

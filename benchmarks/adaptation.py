@@ -61,8 +61,10 @@ class _Lab:
 
     def experiment(self, arrival_rate: float) -> dict[str, Any]:
         """Baseline, opportunistic activation, and adaptation with a live and a frozen adapter."""
-        own = self._run("baseline", {}, arrival_rate)
-        rivals = {k0: self._run("opportunistic", {"k0": float(k0)}, arrival_rate) for k0 in OPPORTUNISTIC_K0}
+        rivals: dict[int, pd.DataFrame] = {}
+        for k0 in OPPORTUNISTIC_K0:
+            steps = self._run("opportunistic", {"k0": float(k0)}, arrival_rate)
+            rivals[k0], own = steps["opportunistic"], steps["baseline"]
         baseline = _figures(own)
         if arrival_rate:
             target = {"target_power_w": (1.0 - POWER_CUT) * baseline["power_w"]}
@@ -84,7 +86,7 @@ class _Lab:
     def _adapted(
         self, settings: Mapping[str, float], arrival_rate: float, own: pd.DataFrame, rivals: list[pd.DataFrame]
     ) -> dict[str, Any]:
-        steps = self._run("kernel_aware_ttha", settings, arrival_rate)
+        steps = self._run("kernel_aware_ttha", settings, arrival_rate)["kernel_aware_ttha"]
         key = "power_w" if arrival_rate else "energy_j_per_token"
         goal = settings.get("target_power_w") or settings["target_energy_j_per_token"]
         errors = [value / goal - 1.0 for value in _windows(steps, key)]
@@ -102,7 +104,7 @@ class _Lab:
             }
         )
 
-    def _run(self, strategy: str, settings: Mapping[str, float], arrival_rate: float) -> pd.DataFrame:
+    def _run(self, strategy: str, settings: Mapping[str, float], arrival_rate: float) -> dict[str, pd.DataFrame]:
         self._runs += 1
         out = self.folder / f"{self._runs:02d}-{strategy}"
         config = RunConfig(
@@ -121,7 +123,7 @@ class _Lab:
         self.env = json.loads((out / "env.json").read_text()) | {"model": Path(self.options.model).name}
         steps = pd.read_parquet(out / "steps.parquet").sort_values("step")
         print(f"{self.options.text.name}: run {self._runs}: {strategy} {dict(settings)}", flush=True)
-        return steps
+        return {str(name): group for name, group in steps.groupby("strategy")}
 
 
 def _figures(steps: pd.DataFrame) -> dict[str, float]:

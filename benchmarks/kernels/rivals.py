@@ -155,14 +155,16 @@ def _sorted_plan(ids_TK: Tensor, weights_TK: Tensor, edges_E1: Tensor) -> tuple[
 
 
 def _torch_union(cell: Cell, dtype: str, num_layers: int) -> Run:
-    """The union policy in separate torch operations, then the sorted plan."""
+    """The union policy in separate torch operations, then the sorted plan; any knobs may be written later."""
     knobs = DeviceKnobs(union_knobs(cell.shape, num_layers), cell.device)
+    views = [
+        replace(knobs.layer(layer), biased=True, priced=True, ranked=True, slots_kept=0) for layer in range(num_layers)
+    ]
     edges_E1 = torch.arange(cell.shape.num_experts + 1, device=cell.device)
 
     def run(layer: int) -> Output:
         logits_TE = cell.input(layer).logits_TE
-        views = knobs.layer(layer)
-        routing = route_reference(logits_TE, logits_TE.softmax(dim=-1), views, top_k=cell.shape.top_k)
+        routing = route_reference(logits_TE, logits_TE.softmax(dim=-1), views[layer], top_k=cell.shape.top_k)
         return (routing.ids_TK, routing.weights_TK, *_sorted_plan(routing.ids_TK, routing.weights_TK, edges_E1))
 
     return run

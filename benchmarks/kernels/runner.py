@@ -62,9 +62,32 @@ class Runner:
             for tokens, op in itertools.product(self._plan.tokens, ops):
                 if op == "dequantize" and tokens != self._plan.tokens[0]:
                     continue  # it does not depend on the tokens
-                self._run_cell(Cell(name, tokens, self._device, store), op)
-                self._forget()
+                alive = self._survived(Cell(name, tokens, self._device, store), op)
                 after_cell(self.found)
+                if not alive:
+                    return
+
+    def _survived(self, cell: Cell, op: str) -> bool:
+        """Run a cell; False where the device does not answer any more, as after an illegal access."""
+        try:
+            self._run_cell(cell, op)
+            self._forget()
+        except RuntimeError as err:
+            reason = " ".join(str(err).split())
+            self._say(f"{op} {cell.shape_name} T={cell.num_tokens} was given up: {reason}")
+            self.found.skipped.append(
+                {"op": op, "shape_name": cell.shape_name, "tokens": cell.num_tokens, "reason": reason}
+            )
+            return self._answers()
+        return True
+
+    def _answers(self) -> bool:
+        try:
+            self._forget()
+        except RuntimeError:
+            self._say("the device does not answer any more: what was measured so far is in the file")
+            return False
+        return True
 
     def _run_cell(self, cell: Cell, op: str) -> None:
         started_s = time.monotonic()
@@ -100,6 +123,7 @@ class Runner:
             self._skip(entry, cell, dtype, str(err))
         except Exception as err:  # noqa: BLE001 - one broken implementation must not cost the others their rows
             self._skip(entry, cell, dtype, f"{type(err).__name__}: {err}")
+            self._forget()  # raises where it broke the device too
         else:
             return arm
         return None
@@ -128,7 +152,7 @@ class Runner:
 
     def _sustained(self, arm: Arm) -> bool:
         long = arm.cell.num_tokens >= SUSTAINED_TOKENS and arm.entry.op == "expert_mlp"
-        return long or (self._plan.energy and arm.entry.plan_included)
+        return (long and self._plan.energy) or ((long or self._plan.energy) and arm.entry.plan_included)
 
     def _forget(self) -> None:
         """Give graphs and their memory back before the next cell."""

@@ -88,25 +88,30 @@ def _bound(entry: Entry, work: Work, card: Card, dtype: str) -> str:
 def _sustained(windows: Sequence[Window]) -> Row:
     """Medians over the windows."""
     sensors = [w.sensors for w in windows if w.sensors is not None]
-
-    def energy_mj(power: Callable[[Any], float | None]) -> float | None:
-        pairs = [(power(w.sensors), w.layer_s) for w in windows if w.sensors is not None]
-        return _median([None if power_w is None else 1e3 * power_w * layer_s for power_w, layer_s in pairs])
-
     masks = [w.throttle_reasons for w in windows if w.throttle_reasons is not None]
     mask = 0
     for reasons in masks:
         mask |= reasons
     return {
         "latency_us_sustained": _median([1e6 * w.layer_s for w in windows]),
-        "energy_mj": energy_mj(lambda s: s.power_counter_w),
-        "energy_mj_integrated": energy_mj(lambda s: s.power_integrated_w),
+        "energy_mj": energy_mj(windows),
+        "energy_mj_integrated": energy_mj(windows, integrated=True),
         "power_w": _median([s.power_counter_w for s in sensors]),
         "temp_c": _median([s.temp_c for s in sensors]),
         "sm_clock_mhz": _median([s.sm_clock_mhz for s in sensors]),
         "throttled": any(bool(s.throttled) for s in sensors) if sensors else None,
         "throttle_reasons": mask if masks else None,
     }
+
+
+def energy_mj(windows: Sequence[Window], *, integrated: bool = False) -> float | None:
+    """Millijoules of a layer by the energy counter or by integrated instant power, median over the windows."""
+    values = []
+    for window in windows:
+        if window.sensors is not None:
+            power_w = window.sensors.power_integrated_w if integrated else window.sensors.power_counter_w
+            values.append(None if power_w is None else 1e3 * power_w * window.layer_s)
+    return _median(values)
 
 
 def _targets(arm: Arm, work: Work, card: Card) -> Row:

@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -46,6 +47,7 @@ class Arm:
         loop: Repeats steps.
         rounds_us: Median microseconds per layer of each round.
         windows: Sustained loads.
+        settings: Launch configuration, where one is tried out.
     """
 
     entry: Entry
@@ -59,6 +61,11 @@ class Arm:
     verdict: Verdict | None = None
     rounds_us: list[float] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def median_us(self) -> float:
+        """Microseconds per layer, median over the rounds."""
+        return statistics.median(self.rounds_us)
 
 
 def prepare(entry: Entry, cell: Cell, dtype: str, num_layers: int, floor_us: float) -> Arm:

@@ -19,6 +19,7 @@ from thermoe.profiling.operations import relative_error
 CHECKED_TOKENS = 64
 WORST_TOKEN = 3.0  # one token may err so many times more than all of them together
 FLOAT32_ERROR = 1e-4
+_NO_PLAN = "the plan is not the stable order of these slots by expert, dropped ones last"
 TIE = 1e-5  # gates this near to each other may change places
 
 
@@ -34,6 +35,10 @@ def check(entry: Entry, cell: Cell, dtype: str, layer: int, output: Output) -> V
     """Hold one layer's output against the truth."""
     if entry.op == "routing":
         return _check_routing(entry, cell.input(layer), union_k0(cell.shape), output)
+    if entry.op == "dispatch":
+        given = cell.input(layer)
+        holds = _plan_holds(given.ids_TK, given.weights_TK != 0, output[0], output[1], cell.shape.num_experts)
+        return Verdict(0.0, None) if holds else Verdict(float("inf"), _NO_PLAN)
     got = output[0]
     assert got is not None
     if not bool(torch.isfinite(got).all()):
@@ -119,7 +124,7 @@ def _check_routing(entry: Entry, given: LayerInputs, k0: int, output: Output) ->
     if not rel_error <= FLOAT32_ERROR:
         return Verdict(rel_error, f"weights are off by {rel_error:.2g} relative to float64")
     if entry.plan_included and not _plan_holds(ids_TK, kept_TK, slot_N, offsets_E1, num_experts):
-        return Verdict(rel_error, "the plan is not the stable order of these slots by expert, dropped ones last")
+        return Verdict(rel_error, _NO_PLAN)
     return Verdict(rel_error, None)
 
 

@@ -68,6 +68,12 @@ def routing_work(shape: MoEShape, num_tokens: int, *, plan: bool) -> Work:
     return Work(bytes_moved=FLOAT32_BYTES * (num_tokens * shape.num_experts + out), flops=0.0)
 
 
+def dispatch_work(shape: MoEShape, num_tokens: int) -> Work:
+    """Ids and weights in, the plan out; a launch takes longer."""
+    slots = num_tokens * shape.top_k
+    return Work(bytes_moved=float(FLOAT32_BYTES * (3 * slots + shape.num_experts + 1)), flops=0.0)
+
+
 def combine_work(shape: MoEShape, num_tokens: int) -> Work:
     """Every slot's row in, every token's row out."""
     slots = num_tokens * shape.top_k

@@ -56,6 +56,17 @@ def _plans(cell: Cell, num_layers: int) -> list[Any]:
     return [dispatch_plan(given.ids_TK, given.weights_TK, cell.shape.num_experts) for given in inputs]
 
 
+def _dispatch(cell: Cell, dtype: str, num_layers: int) -> Run:
+    dispatch_plan = public("dispatch", "dispatch_plan")
+
+    def run(layer: int) -> Output:
+        given = cell.input(layer)
+        plan = dispatch_plan(given.ids_TK, given.weights_TK, cell.shape.num_experts)
+        return (plan.slot_N, plan.offsets_E1)
+
+    return run
+
+
 def _combine(cell: Cell, dtype: str, num_layers: int) -> Run:
     combine = public("combine", "combine")
     rows = [slot_rows(cell, layer) for layer in range(num_layers)]
@@ -82,6 +93,7 @@ FORMAT_NAMES = tuple(FORMATS)
 OWN_KERNELS = [
     Entry(op="expert_mlp", impl=OWN, dtypes=FORMAT_NAMES, build=_expert_mlp(plan_included=True)),
     Entry(op="expert_mlp", impl=OWN, dtypes=FORMAT_NAMES, build=_expert_mlp(plan_included=False), plan_included=False),
+    Entry(op="dispatch", impl=OWN, dtypes=("i64",), build=_dispatch),
     Entry(op="combine", impl=OWN, dtypes=("bf16",), build=_combine),
     Entry(op="dequantize", impl=OWN, dtypes=tuple(n for n in FORMATS if n != "bf16"), build=_dequantize),
 ]

@@ -19,6 +19,7 @@ from benchmarks.kernels.floors import (
     Work,
     combine_work,
     dequantize_work,
+    dispatch_work,
     expert_mlp_work,
     routing_work,
     targets,
@@ -39,6 +40,8 @@ def work_of(entry: Entry, cell: Cell, dtype: str, distinct_experts: float) -> Wo
         return expert_mlp_work(cell.shape, dtype, cell.num_tokens, distinct_experts)
     if entry.op == "routing":
         return routing_work(cell.shape, cell.num_tokens, plan=entry.plan_included)
+    if entry.op == "dispatch":
+        return dispatch_work(cell.shape, cell.num_tokens)
     if entry.op == "combine":
         return combine_work(cell.shape, cell.num_tokens)
     return dequantize_work(cell.shape, dtype)
@@ -79,8 +82,8 @@ def dtype_on(device: torch.device, dtype: str) -> str:
 
 
 def _bound(entry: Entry, work: Work, card: Card, dtype: str) -> str:
-    """What sets the floor; a routing kernel moves so little that nothing but its launch can."""
-    if entry.op == "routing":
+    """What sets the floor; routing and the plan move so little that nothing but their launch can."""
+    if entry.op in ("routing", "dispatch"):
         return "launch"
     return "memory" if work.bound_by_memory(card, dtype) else "matrix"
 

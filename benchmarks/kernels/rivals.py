@@ -170,6 +170,16 @@ def _torch_union(cell: Cell, dtype: str, num_layers: int) -> Run:
     return run
 
 
+def _torch_dispatch(cell: Cell, dtype: str, num_layers: int) -> Run:
+    edges_E1 = torch.arange(cell.shape.num_experts + 1, device=cell.device)
+
+    def run(layer: int) -> Output:
+        given = cell.input(layer)
+        return _sorted_plan(given.ids_TK, given.weights_TK, edges_E1)
+
+    return run
+
+
 def union_knobs(shape: MoEShape, num_layers: int) -> RoutingKnobs:
     """Every token's first half of its experts is loaded, and nothing else."""
     return union_of_first(replace(shape, num_layers=num_layers), union_k0(shape))
@@ -203,5 +213,6 @@ RIVALS = [
     ),
     Entry(op="routing", impl="torch", dtypes=("f32",), build=_torch_topk(plan=True), policy="top_k"),
     Entry(op="routing", impl="torch", dtypes=("f32",), build=_torch_union, policy="union"),
+    Entry(op="dispatch", impl="torch", dtypes=("i64",), build=_torch_dispatch),
     Entry(op="combine", impl="torch", dtypes=("bf16",), build=_torch_combine),
 ]

@@ -147,7 +147,7 @@ def test_the_file_holds_what_the_design_asks_for(tmp_path, capsys):
     assert results["env"]["gpu"].startswith("cpu")
     assert {"copy_tb_s", "matmul_tflop_s", "matmul_burst_tflop_s"} <= set(results["env"]["calibration"])
     assert {"date", "git_revision", "torch", "triton", "driver", "settings"} <= set(results["env"])
-    assert len(results["rows"]) == 2 * (3 + 3 + 1)
+    assert len(results["rows"]) == 2 * (3 + 3 + 1 + 1)
     for found in results["rows"]:
         assert set(found) >= KEYS
         assert found["latency_us"]["low"] <= found["latency_us"]["median"] <= found["latency_us"]["high"]
@@ -178,7 +178,7 @@ ROUTE = {e.policy: e.build for e in RIVALS if e.op == "routing" and e.plan_inclu
 
 def measure(op, builds, tokens=7, policy=None):
     """Rows and skipped of entries named by their place."""
-    dtypes = ("bf16",) if op != "routing" else ("f32",)
+    dtypes = {"routing": ("f32",), "dispatch": ("i64",)}.get(op, ("bf16",))
     entries = [Entry(op=op, impl=name, dtypes=dtypes, build=build, policy=policy) for name, build in builds.items()]
     plan = Plan(entries=entries, shapes=["tiny"], formats=["bf16"], tokens=[tokens], rounds=1, seconds=0.01)
     runner = Runner(plan, CPU, REFERENCE_CARD, None, lambda line: None)
@@ -246,6 +246,13 @@ def test_routing_is_checked_with_its_policy_and_its_plan(tokens):
     assert rows["right"]["policy"] == "union_k0_2"
     escaped = [name for name in wrong if rows[name]["wrong"] is None]
     assert escaped == (["free choice"] if tokens == 129 else [])  # 129 tokens load all 16 experts
+
+
+def test_the_plan_alone_is_checked():
+    right = next(e.build for e in RIVALS if e.op == "dispatch")
+    wrong = {"flipped": changed(right, lambda s, o: (s.flip(0), o)), "short": changed(right, lambda s, o: (s, o[:-1]))}
+    rows, _ = measure("dispatch", {"right": right} | wrong)
+    assert [rows[name]["wrong"] is None for name in ("right", "flipped", "short")] == [True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,7 @@ class LayerKnobs:
     priced: bool = True
     ranked: bool = True
     slots_kept: int = 0
+    row: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,59 @@
+"""The dispatch plan: which slots each expert computes, in one permutation."""
+
+import torch
+from torch import Tensor
+
+from thermoe.errors import ConfigError
+from thermoe.kernels.dispatch.reference import DispatchPlan, dispatch_plan_reference
+
+__all__ = ["DispatchPlan", "dispatch_plan", "dispatch_plan_reference"]
+
+
+def dispatch_plan(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> DispatchPlan:
+    """Order the slots by expert, stable within an expert, dropped slots last; never waits for the host.
+
+    A slot is dropped when its weight is exactly 0 or its id is outside 0..num_experts - 1. The same
+    input gives the same plan, bit for bit, on every device.
+
+    Args:
+        ids_TK: (T, K) integer expert ids.
+        weights_TK: (T, K) weights of the slots, floating point.
+        num_experts: number of experts (E).
+
+    Raises:
+        ConfigError: shapes, types or devices that do not fit.
+    """
+    _check(ids_TK, weights_TK, num_experts)
+    if not ids_TK.is_cuda:
+        return dispatch_plan_reference(ids_TK, weights_TK, num_experts)
+    slot_N, offsets_E1 = _plan_op()(ids_TK, weights_TK, num_experts)
+    return DispatchPlan(slot_N=slot_N, offsets_E1=offsets_E1)
+
+
+def _plan_op() -> torch._ops.OpOverload:
+    """The custom op, which needs triton; only a GPU comes here."""
+    from thermoe.kernels.dispatch.op import dispatch_plan_op
+
+    return dispatch_plan_op
+
+
+def _check(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> None:
+    if ids_TK.ndim != 2 or weights_TK.shape != ids_TK.shape:
+        raise ConfigError(
+            f"dispatch plan of ids {tuple(ids_TK.shape)} and weights {tuple(weights_TK.shape)}: "
+            "needed two of one shape (tokens, experts per token)"
+        )
+    if ids_TK.is_floating_point() or ids_TK.dtype is torch.bool or not weights_TK.is_floating_point():
+        raise ConfigError(
+            f"dispatch plan of {ids_TK.dtype} ids and {weights_TK.dtype} weights: "
+            "needed integers and floating-point numbers"
+        )
+    if ids_TK.device != weights_TK.device:
+        raise ConfigError(
+            f"dispatch plan of ids on {ids_TK.device} and weights on {weights_TK.device}: move both to one device"
+        )
+    if num_experts < 1 or ids_TK.numel() >= 2**31:
+        raise ConfigError(
+            f"dispatch plan of {ids_TK.numel()} slots for {num_experts} experts: needed at least one expert "
+            "and fewer than 2**31 slots"
+        )

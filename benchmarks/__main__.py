@@ -1,6 +1,7 @@
 """`python -m benchmarks --out FILE`: kernels against their floors, their targets and their rivals, in one run."""
 
 import argparse
+import contextlib
 import math
 import sys
 import time
@@ -15,6 +16,7 @@ from benchmarks.kernels.calibration import calibrate, calibration_line, card_of
 from benchmarks.kernels.cell import SHAPES
 from benchmarks.kernels.formats import FORMATS
 from benchmarks.kernels.own import OWN_KERNELS
+from benchmarks.kernels.precompile import Precompiler, own_tasks
 from benchmarks.kernels.registry import check_names, choose
 from benchmarks.kernels.results import environment, write
 from benchmarks.kernels.rivals import RIVALS
@@ -47,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a sustained window, at least 2 on a GPU")
     parser.add_argument("--windows", type=int, default=1, help="sustained windows for each row")
     parser.add_argument("--rounds", type=int, default=5, help="passes over all arms of a cell")
+    parser.add_argument("--jobs", type=int, default=None, help="processes that compile ahead; 1 for none beside")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--revision", default=None, help="git revision to write down where there is no checkout")
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
@@ -70,6 +73,7 @@ def _run(options: argparse.Namespace) -> int:
         calibration = calibrate(device)
         env = environment(device, read, _settings(options), calibration, options.revision)
         _say(f"{env['gpu']}: {calibration_line(calibration)}")
+        _compile(plan, device, options.jobs)
         runner = Runner(plan, device, card_of(calibration), read, _say)
 
         def keep(found: Found) -> None:
@@ -80,6 +84,16 @@ def _run(options: argparse.Namespace) -> int:
     wrong = sum(row["wrong"] is not None for row in runner.found.rows)
     _say(f"{len(runner.found.rows)} rows, {wrong} wrong, {len(runner.found.skipped)} skipped: {env['seconds']} s")
     return 1 if wrong else 0
+
+
+def _compile(plan: Plan, device: torch.device, jobs: int | None) -> None:
+    """Have Thermoe's kernels compiled by several processes before anything is timed."""
+    started_s = time.monotonic()
+    tasks = own_tasks(plan.entries, plan.shapes, plan.formats, plan.tokens, device)
+    with contextlib.closing(Precompiler(jobs, device)) as compiler:
+        failed = compiler.run(tasks)
+    if device.type == "cuda":
+        _say(f"compiled ahead for {len(tasks)} rows, {failed} did not run: {time.monotonic() - started_s:.1f} s")
 
 
 def make_plan(options: argparse.Namespace) -> Plan:

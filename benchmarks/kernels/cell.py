@@ -4,15 +4,16 @@ Shapes: T tokens, K experts per token, E experts, D model width.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from benchmarks.arms import union_of_first
 from benchmarks.kernels.formats import FORMATS, make_experts
 from thermoe.kernels.expert_mlp.weights import ExpertWeights
 from thermoe.profiling.draw import Draw
-from thermoe.types import NAMED_SHAPES, MoEShape
+from thermoe.types import NAMED_SHAPES, MoEShape, RoutingKnobs
 
 SHAPES: dict[str, MoEShape] = NAMED_SHAPES | {
     "tiny": MoEShape(num_layers=2, hidden_size=192, inter_size=96, num_experts=16, top_k=4)
@@ -125,3 +126,8 @@ def slot_rows(cell: Cell, layer: int) -> Tensor:
     """(N, D) rows to combine, always the same for the same layer."""
     x_TD = cell.input(layer).x_TD
     return Draw(cell.device, x_TD.dtype, seed=layer).normal(len(x_TD) * cell.shape.top_k, x_TD.shape[1])
+
+
+def union_knobs(shape: MoEShape, num_layers: int) -> RoutingKnobs:
+    """Every token's first half of its experts is loaded, and nothing else."""
+    return union_of_first(replace(shape, num_layers=num_layers), union_k0(shape))

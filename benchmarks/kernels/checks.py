@@ -108,7 +108,7 @@ def _check_routing(entry: Entry, given: LayerInputs, k0: int, output: Output) ->
     if bool(((ids_TK < 0) | (ids_TK >= num_experts)).any()):
         return Verdict(float("inf"), f"an id lies outside 0..{num_experts - 1}, or was not written")
     allowed_TE = gates_TE
-    if entry.policy == "union":
+    if entry.unites:
         loaded = gates_TE.topk(k0, dim=-1).indices.unique()
         allowed_TE = torch.zeros_like(gates_TE).index_copy(1, loaded, gates_TE[:, loaded])
     kept_TK = weights_TK != 0

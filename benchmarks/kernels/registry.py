@@ -27,7 +27,7 @@ class Entry:
         build: From a cell, a format and a number of layers to a function that runs one of these layers.
             Raises `UnavailableError` where it cannot run.
         plan_included: Whether the dispatch plan is made inside what is timed.
-        policy: Routing only: "top_k" or "union".
+        policy: Routing only: "top_k", "union", or "union_counted" with the counters of the data plane.
     """
 
     op: str
@@ -36,6 +36,11 @@ class Entry:
     build: Callable[[Cell, str, int], Run]
     plan_included: bool = True
     policy: str | None = None
+
+    @property
+    def unites(self) -> bool:
+        """Whether the batch chooses its experts together."""
+        return self.policy is not None and self.policy.startswith("union")
 
     @property
     def label(self) -> str:

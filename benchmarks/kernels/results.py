@@ -50,7 +50,7 @@ def work_of(entry: Entry, cell: Cell, dtype: str, distinct_experts: float) -> Wo
 def row_of(arm: Arm, card: Card) -> Row:
     """One row; figures that were not obtained are None."""
     entry, cell, dtype = arm.entry, arm.cell, arm.dtype
-    shape, distinct = cell.shape, cell.distinct_experts(arm.num_layers, union=entry.policy == "union")
+    shape, distinct = cell.shape, cell.distinct_experts(arm.num_layers, union=entry.unites)
     work = work_of(entry, cell, dtype, distinct)
     assert arm.verdict is not None
     return {
@@ -62,7 +62,7 @@ def row_of(arm: Arm, card: Card) -> Row:
         "tokens": cell.num_tokens,
         "distinct_experts": round(distinct, 2),
         "plan_included": entry.plan_included,
-        "policy": f"union_k0_{union_k0(shape)}" if entry.policy == "union" else entry.policy,
+        "policy": entry.policy.replace("union", f"union_k0_{union_k0(shape)}") if entry.policy else None,
         "layers": arm.num_layers,
         "latency_us": spread(arm.rounds_us, DIGITS),
         **_sustained(arm.windows),
@@ -118,7 +118,7 @@ def energy_mj(windows: Sequence[Window], *, integrated: bool = False) -> float |
 
 
 def _targets(arm: Arm, work: Work, card: Card) -> Row:
-    if arm.entry.impl != OWN or not arm.entry.plan_included or arm.entry.policy == "top_k":
+    if arm.entry.impl != OWN or not arm.entry.plan_included or arm.entry.policy not in (None, "union"):
         return dict.fromkeys(("target_us", "target_mj", "target_us_this_card", "target_mj_this_card"))
     figures = targets((arm.entry.op, arm.cell.shape_name, arm.dtype, arm.cell.num_tokens), work, card)
     return {name: None if value is None else _short(value) for name, value in figures.items()}

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nn_functional
 
-from benchmarks.arms import union_of_first
-from benchmarks.kernels.cell import Cell, slot_rows, union_k0
+from benchmarks.kernels.cell import Cell, slot_rows, union_knobs
 from benchmarks.kernels.registry import Entry, Output, Run, UnavailableError
 from thermoe.kernels.expert_mlp.weights import DenseMatrices, ExpertWeights
 from thermoe.kernels.route import route_reference
 from thermoe.profiling.operations import combine, dispatch, grouped_mm
 from thermoe.runtime.knobs import DeviceKnobs
-from thermoe.types import MoEShape, RoutingKnobs
+from thermoe.types import MoEShape
 
 GATHER_LIMIT_BYTES = 24e9
 
@@ -178,11 +177,6 @@ def _torch_dispatch(cell: Cell, dtype: str, num_layers: int) -> Run:
         return _sorted_plan(given.ids_TK, given.weights_TK, edges_E1)
 
     return run
-
-
-def union_knobs(shape: MoEShape, num_layers: int) -> RoutingKnobs:
-    """Every token's first half of its experts is loaded, and nothing else."""
-    return union_of_first(replace(shape, num_layers=num_layers), union_k0(shape))
 
 
 def _torch_combine(cell: Cell, dtype: str, num_layers: int) -> Run:

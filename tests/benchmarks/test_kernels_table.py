@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -196,9 +197,9 @@ def changed(build, change):
     return rebuilt
 
 
-def one_row_off(out_TD):
+def one_row_off(out_TD, factor=1.001):
     wrong = out_TD.clone()
-    wrong[3] *= 1.001
+    wrong[3] *= factor
     return (wrong,)
 
 
@@ -216,6 +217,25 @@ def test_a_wrong_result_is_not_timed():
     for name in wrong:
         assert rows[name]["wrong"]
         assert rows[name]["latency_us"] is None
+
+
+def test_one_wrong_row_among_many_is_seen():
+    right = BUILD["torch_grouped_mm"]
+    rows, _ = measure("expert_mlp", {"off": changed(right, lambda y: one_row_off(y, 1.0005))}, tokens=64)
+    assert rows["off"]["rel_error"] < 1e-4
+    assert "in one row" in rows["off"]["wrong"]
+
+
+def test_latency_is_per_layer():
+    right = BUILD["torch_grouped_mm"]
+
+    def slow(out_TD):
+        time.sleep(0.02)
+        return (out_TD,)
+
+    rows, _ = measure("expert_mlp", {"slow": changed(right, slow)})
+    assert rows["slow"]["layers"] == 2
+    assert 20e3 <= rows["slow"]["latency_us"]["median"] < 38e3
 
 
 def test_what_cannot_run_or_breaks_is_skipped_with_its_reason():

@@ -71,9 +71,7 @@ def expert_mlp(
         out_TD = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
     if x_TD.shape[0] == 0:
         return out_TD
-    expert_mlp_op(
-        out_TD, x_TD.contiguous(), ids_TK.contiguous(), weights_TK.contiguous(), *flatten(experts, plan)
-    )
+    expert_mlp_op(out_TD, x_TD.contiguous(), ids_TK.contiguous(), weights_TK.contiguous(), *flatten(experts, plan))
     return out_TD
 
 

@@ -2,7 +2,7 @@
 
 `configs.json` holds {"schema": 1, "entries": [{"gpu", "format", "d_model", "inter_size", "num_experts", "top_k",
 "tokens", "config"}]}: `gpu` as torch.cuda.get_device_name says, `format` as `format_name` says, `tokens` the bucket
-(`token_bucket`), `config` as `MlpConfig.to_dict` writes it. It is read once, at first use. Nothing here measures anything.
+(`token_bucket`), `config` as `MlpConfig.to_dict` writes it. It is read once, at first use. Nothing here measures.
 
 Shapes: T tokens, K experts per token, E experts, D model width, I expert width.
 """

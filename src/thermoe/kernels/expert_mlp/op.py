@@ -131,9 +131,7 @@ def _on_gpu(
             expert_mlp_many(x_TD, ids_TK, weights_TK, experts, config, out_TD, plan)
 
 
-def _run_cuda(
-    out_TD: Tensor, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights
-) -> bool:
+def _run_cuda(out_TD: Tensor, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights) -> bool:
     """Whether the kernel built with nvcc took the call."""
     from thermoe.kernels.expert_mlp import cuda
 

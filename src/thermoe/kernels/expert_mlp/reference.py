@@ -3,6 +3,7 @@
 Shapes: T tokens, K experts per token, E experts, D model width, I expert width, R rows of one expert.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -54,7 +55,8 @@ def one_expert(x_RD: Tensor, expert: int, experts: ExpertWeights) -> Tensor:
 def activate(hidden: Tensor, activation: Activation) -> Tensor:
     """What lies between the two matrices, over the last dimension: 2 I to I where gated."""
     if not activation.gated:
-        return _PLAIN[activation](hidden)
+        plain: Tensor = _PLAIN[activation](hidden)
+        return plain
     gate, up = hidden.chunk(2, dim=-1)
     if activation is Activation.SWIGLU_CLAMPED:
         gate = gate.clamp(max=CLAMP)
@@ -87,7 +89,7 @@ def _gelu(x: Tensor) -> Tensor:
     return nn_functional.gelu(x, approximate="tanh")
 
 
-_PLAIN = {
+_PLAIN: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.RELU: nn_functional.relu,
     Activation.GELU: _gelu,
     Activation.SILU: nn_functional.silu,

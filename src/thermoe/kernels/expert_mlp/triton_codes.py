@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN202 - Triton takes pointers and tensors, which have no Python types
+# ruff: noqa: ANN001, ANN201 - Triton takes pointers and tensors, which have no Python types
 """Codes to operands of the matrix unit, in registers: a few integer operations for four weights at a time.
 
 Integer codes of b bits become odd integers 2 c - (2**b - 1), exact in bf16 and f16, so that no zero point is left: byte
@@ -61,7 +61,7 @@ def _code_text(bits: int, slot: int, bf16: bool) -> str:
 
 def _fp8_text(bf16: bool) -> str:
     constants = _Constants(bf16)
-    text = "{ .reg .b32 t, u, f, z; mov.b32 z, 0x80008000; mov.b32 f, %d;" % constants.fp8_factor
+    text = f"{{ .reg .b32 t, u, f, z; mov.b32 z, 0x80008000; mov.b32 f, {constants.fp8_factor};"
     for out, selector in (("$0", 0x1404), ("$1", 0x3424)):
         text += f"""
         prmt.b32 t, $2, 0, {selector};
@@ -84,7 +84,10 @@ _CODE_TEXTS = tl.constexpr(
 )
 _FP8_TEXTS = tl.constexpr({bf16: _fp8_text(bool(bf16)) for bf16 in range(2)})
 _SCALE_TEXTS = tl.constexpr(
-    {bf16: f"{{ .reg .b32 z; mov.b32 z, 0x80008000; fma.rn.{_Constants(bool(bf16)).kind} $0, $1, $2, z; }}" for bf16 in range(2)}
+    {
+        bf16: f"{{ .reg .b32 z; mov.b32 z, 0x80008000; fma.rn.{_Constants(bool(bf16)).kind} $0, $1, $2, z; }}"
+        for bf16 in range(2)
+    }
 )
 
 
@@ -92,7 +95,7 @@ _SCALE_TEXTS = tl.constexpr(
 def odd_codes(high, middle, low, SLOT: tl.constexpr, BITS: tl.constexpr, OPERAND: tl.constexpr, ASM: tl.constexpr):
     """2 c - (2**BITS - 1) for the codes c of one slot, from bytes of the planes."""
     if ASM:
-        text: tl.constexpr = _CODE_TEXTS[100 * (OPERAND == tl.bfloat16) + 10 * BITS + SLOT]
+        text: tl.constexpr = _CODE_TEXTS[100 * (tl.bfloat16 == OPERAND) + 10 * BITS + SLOT]
         if BITS == 2:
             odd = tl.inline_asm_elementwise(text, "=r,=r,r", [high], OPERAND.value, True, 4)
         elif BITS == 4:
@@ -113,7 +116,7 @@ def odd_codes(high, middle, low, SLOT: tl.constexpr, BITS: tl.constexpr, OPERAND
 def fp8_values(codes, OPERAND: tl.constexpr, ASM: tl.constexpr):
     """Values of e4m3 codes given as bytes; exact, and on every GPU that has bf16."""
     if ASM:
-        text: tl.constexpr = _FP8_TEXTS[1 * (OPERAND == tl.bfloat16)]
+        text: tl.constexpr = _FP8_TEXTS[1 * (tl.bfloat16 == OPERAND)]
         values = tl.inline_asm_elementwise(text, "=r,=r,r", [codes], OPERAND.value, True, 4)
     else:
         code = codes.to(tl.int32)
@@ -126,9 +129,10 @@ def fp8_values(codes, OPERAND: tl.constexpr, ASM: tl.constexpr):
 def scaled(values, scale_M, OPERAND: tl.constexpr, ASM: tl.constexpr):
     """Operands times the float32 scales of their rows, both rounded to the operand's type."""
     if ASM:
-        text: tl.constexpr = _SCALE_TEXTS[1 * (OPERAND == tl.bfloat16)]
-        product = tl.inline_asm_elementwise(text, "=r,r,r", [values, scale_M.to(OPERAND)[:, None]], OPERAND.value, True, 2)
+        text: tl.constexpr = _SCALE_TEXTS[1 * (tl.bfloat16 == OPERAND)]
+        product = tl.inline_asm_elementwise(
+            text, "=r,r,r", [values, scale_M.to(OPERAND)[:, None]], OPERAND.value, True, 2
+        )
     else:
         product = (values.to(tl.float32) * scale_M[:, None]).to(OPERAND)
     return product
-

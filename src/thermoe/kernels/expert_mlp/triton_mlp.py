@@ -1,10 +1,10 @@
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN202 - Triton takes pointers and tensors, which have no Python types
+# ruff: noqa: ANN001, ANN201, ANN202 - Triton takes pointers and tensors, which have no Python types
 """The two products of an expert as kernels, for a few tokens (no plan) and for many (tiles from a dispatch plan).
 
-Shapes: S = T * K slots (slot = token * K + k), E experts, D model width, I expert width, M rows of a tile, N its tokens.
+Shapes: S = T * K slots (slot = token * K + k), E experts, D model width, I expert width, M rows and N tokens of a tile.
 A few tokens: a program finds the slots of its expert among the ids by itself and walks over them in tiles of N.
-Many tokens: a program is one tile of at most N consecutive places of the plan; tiles that share weights are neighbours.
+Many tokens: a program is a tile of at most N consecutive places of the plan; tiles sharing weights are neighbours.
 """
 
 import triton

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN202 - Triton takes pointers and tensors, which have no Python types
+# ruff: noqa: ANN001, ANN201, ANN202 - Triton takes pointers and tensors, which have no Python types
 """Rows of one expert's matrix times a tile of tokens, for every format.
 
 The product is transposed, out[rows, tokens] = W[rows, C] x^T[C, tokens]: weights are the operand that may come from
@@ -91,7 +91,7 @@ def fp8_product(
 
 
 @triton.jit
-def planes_product(
+def planes_product(  # noqa: C901 - one branch for each thing that a format may have
     x_ptr, x_rows, high_ptr, middle_ptr, low_ptr, scale_ptr, zero_ptr, rows, BITS: tl.constexpr, ZEROS: tl.constexpr,
     GROUP: tl.constexpr, C: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr,
     SCALE_IN: tl.constexpr, OPERAND: tl.constexpr, ASM: tl.constexpr,

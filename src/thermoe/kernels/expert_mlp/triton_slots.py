@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-# ruff: noqa: ANN001, ANN202 - Triton takes pointers and tensors, which have no Python types
+# ruff: noqa: ANN001, ANN201 - Triton takes pointers and tensors, which have no Python types
 """Which slots a program works on: found among the ids of a few tokens, or read from a dispatch plan.
 
 Shapes: S = T * K slots (slot = token * K + k), E experts, N tokens of a tile.
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def own_slots(ids_ptr, weights_ptr, num_slots, num_experts, entry, BY_SLOT: tl.constexpr, BLOCK_S: tl.constexpr):
-    """The expert that an entry of the grid stands for, the rank of each slot within it (-1: another's) and their number.
+    """The expert that an entry of the grid stands for, the rank of each slot in it (-1: another's) and their number.
 
     BY_SLOT: the entry is a slot, and only the first slot of an expert stands for it (fewer programs than experts).
     """
@@ -43,7 +43,7 @@ def pick_slots(rank, first, count, BLOCK_S: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def planned_tile(offsets_ptr, num_experts, program, row_blocks, BLOCK_E: tl.constexpr, N: tl.constexpr):
-    """Expert, first place, places left and block of rows of a program; the expert is num_experts beyond the last tile."""
+    """Expert, first place, places left and block of rows of a program; the expert is num_experts past the last."""
     e = tl.arange(0, BLOCK_E)
     start = tl.load(offsets_ptr + e, mask=e < num_experts, other=0)
     stop = tl.load(offsets_ptr + e + 1, mask=e < num_experts, other=0)

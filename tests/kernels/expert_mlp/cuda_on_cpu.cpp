@@ -1,0 +1,9 @@
+// The decode kernel as a CPU library: see cuda_on_cpu.h. THERMOE_FORMAT is the format, as for the device.
+#include "bytes.cuh"
+#include "kernel.cuh"
+#include "planes.cuh"
+
+extern "C" int run_on_cpu(const Problem* problem, int blocks, uint32_t seed) {
+  return cpu::run(blocks, THREADS, seed, [problem] { decode_block<THERMOE_FORMAT>(*problem); }) ? 0 : 1;
+}
+extern "C" int problem_bytes() { return sizeof(Problem); }

@@ -1,0 +1,334 @@
+// The decode kernel's primitives on a CPU: every thread of every block is a coroutine, and whatever a thread may wait
+// for is a condition. Copies land late, at random, and spoil their destination when they start: a missing wait, a slot
+// freed too early or a circle of waits shows as a wrong result or as a deadlock, not as luck.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <random>
+#include <unordered_map>
+#include <vector>
+
+#define DEV inline
+
+struct TensorMap {  // 128 bytes, as on the device
+  const uint8_t* base;
+  int64_t row_bytes, rows, box_bytes;
+  uint64_t unused[12];
+};
+static_assert(sizeof(TensorMap) == 128);
+
+constexpr uint32_t SHARED_START = 1024, SHARED_SIZE = 228 * 1024;
+
+namespace cpu {
+
+struct Barrier {
+  int expected = 0, pending = 0;
+  int64_t bytes = 0;
+  uint32_t phase = 0;
+  void settle() {
+    if (pending == 0 && bytes == 0) ++phase, pending = expected;
+  }
+};
+struct Group {
+  int arrived = 0;
+  uint32_t generation = 0;
+};
+struct Warp {
+  Group group;
+  uint32_t in[32][10];
+  uint32_t out[32][4];
+};
+struct Block {
+  std::vector<uint8_t> shared = std::vector<uint8_t>(SHARED_SIZE, 0xff);
+  std::unordered_map<uint32_t, Barrier> barriers;
+  Group groups[16];
+  std::vector<Warp> warps;
+};
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  Block* block;
+  int thread, index;
+  bool done = false;
+  std::function<bool()> ready;
+  std::vector<std::function<void()>> words;  // copies not yet joined to a barrier
+};
+struct Machine {
+  std::vector<std::unique_ptr<Block>> blocks;
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::deque<std::pair<int, std::function<void()>>> flights;  // sweeps left, what lands
+  ucontext_t scheduler;
+  Fiber* current = nullptr;
+  std::mt19937 random;
+  int threads = 0;
+  std::function<void()> kernel;
+};
+inline Machine* machine = nullptr;
+inline Fiber& self() { return *machine->current; }
+
+[[noreturn]] inline void fail(const char* what, uint32_t at) {
+  std::fprintf(stderr, "thread %d of block %d: %s at %u\n", self().thread, self().index, what, at);
+  std::abort();
+}
+inline void wait_until(std::function<bool()> ready) {
+  if (ready()) return;
+  self().ready = std::move(ready);
+  swapcontext(&self().context, &machine->scheduler);
+}
+inline uint8_t* at(uint32_t address, uint32_t size) {
+  if (address < SHARED_START || address + size > SHARED_SIZE) fail("outside shared memory", address);
+  if (address % size) fail("not aligned in shared memory", address);
+  return self().block->shared.data() + address;
+}
+inline void meet(Group& group, int threads, const std::function<void()>& last = [] {}) {
+  uint32_t generation = group.generation;
+  if (++group.arrived == threads) {
+    last();
+    group.arrived = 0, ++group.generation;
+  } else {
+    wait_until([&group, generation] { return group.generation != generation; });
+  }
+}
+inline Warp& warp() { return self().block->warps[self().thread / 32]; }
+inline void launch_copy(std::function<void()> land) {
+  machine->flights.emplace_back(static_cast<int>(machine->random() % 4), std::move(land));
+}
+inline float bf16(uint32_t bits) {
+  uint32_t wide = bits << 16;
+  float v;
+  std::memcpy(&v, &wide, 4);
+  return v;
+}
+
+inline void enter() {
+  machine->kernel();
+  self().done = true;
+  swapcontext(&self().context, &machine->scheduler);
+}
+
+inline bool run(int blocks, int threads, uint32_t seed, std::function<void()> kernel) {
+  Machine here;
+  machine = &here;
+  here.random.seed(seed), here.threads = threads, here.kernel = std::move(kernel);
+  for (int b = 0; b < blocks; ++b) {
+    here.blocks.push_back(std::make_unique<Block>());
+    here.blocks.back()->warps.resize(threads / 32);
+    for (int t = 0; t < threads; ++t) {
+      auto fiber = std::make_unique<Fiber>();
+      fiber->block = here.blocks.back().get(), fiber->thread = t, fiber->index = b;
+      fiber->stack.reset(new char[1 << 16]);
+      getcontext(&fiber->context);
+      fiber->context.uc_stack.ss_sp = fiber->stack.get(), fiber->context.uc_stack.ss_size = 1 << 16;
+      fiber->context.uc_link = nullptr;
+      makecontext(&fiber->context, enter, 0);
+      here.fibers.push_back(std::move(fiber));
+    }
+  }
+  for (size_t left = here.fibers.size(); left > 0;) {
+    bool moved = false;
+    for (size_t i = here.flights.size(); i > 0; --i) {
+      auto flight = std::move(here.flights.front());
+      here.flights.pop_front();
+      if (flight.first-- > 0) here.flights.push_back(std::move(flight)); else flight.second();
+      moved = true;
+    }
+    for (auto& fiber : here.fibers) {
+      if (fiber->done || (fiber->ready && !fiber->ready())) continue;
+      fiber->ready = nullptr, here.current = fiber.get(), moved = true;
+      swapcontext(&here.scheduler, &fiber->context);
+      left -= fiber->done;
+    }
+    if (!moved) {
+      std::fprintf(stderr, "deadlock: %zu threads wait\n", left);
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace cpu
+
+DEV int thread_index() { return cpu::self().thread; }
+DEV int block_index() { return cpu::self().index; }
+DEV int num_blocks() { return static_cast<int>(cpu::machine->blocks.size()); }
+
+template <int N>
+void load_words(uint32_t at, uint32_t (&r)[N]) { std::memcpy(r, cpu::at(at, 4 * N), 4 * N); }
+DEV void lds128(uint32_t at, uint32_t (&r)[4]) { load_words(at, r); }
+DEV void lds64(uint32_t at, uint32_t (&r)[2]) { load_words(at, r); }
+DEV uint32_t lds32(uint32_t at) {
+  uint32_t r[1];
+  load_words(at, r);
+  return r[0];
+}
+DEV uint16_t lds16(uint32_t at) {
+  uint16_t v;
+  std::memcpy(&v, cpu::at(at, 2), 2);
+  return v;
+}
+DEV float as_float(uint32_t v) {
+  float f;
+  std::memcpy(&f, &v, 4);
+  return f;
+}
+DEV uint32_t as_bits(float f) {
+  uint32_t v;
+  std::memcpy(&v, &f, 4);
+  return v;
+}
+DEV float lds_float(uint32_t at) { return as_float(lds32(at)); }
+DEV void sts128(uint32_t at, const uint32_t (&r)[4]) { std::memcpy(cpu::at(at, 16), r, 16); }
+DEV void sts32(uint32_t at, uint32_t v) { std::memcpy(cpu::at(at, 4), &v, 4); }
+DEV void sts16(uint32_t at, uint16_t v) { std::memcpy(cpu::at(at, 2), &v, 2); }
+DEV void sts_float(uint32_t at, float v) { sts32(at, as_bits(v)); }
+DEV void shared_or(uint32_t at, uint32_t v) { sts32(at, lds32(at) | v); }
+DEV void shared_max(uint32_t at, uint32_t v) { sts32(at, lds32(at) > v ? lds32(at) : v); }
+
+DEV void sync_block() { cpu::meet(cpu::self().block->groups[0], cpu::machine->threads); }
+DEV void sync_warp() { cpu::meet(cpu::warp().group, 32); }
+DEV void sync_group(int id, int threads) { cpu::meet(cpu::self().block->groups[id], threads); }
+DEV uint32_t shuffle(uint32_t v, const std::function<int(int)>& source) {
+  cpu::Warp& warp = cpu::warp();
+  int lane = cpu::self().thread % 32;
+  warp.in[lane][0] = v;
+  cpu::meet(warp.group, 32, [&] {
+    for (int i = 0; i < 32; ++i) warp.out[i][0] = warp.in[source(i)][0];
+  });
+  return warp.out[lane][0];
+}
+DEV uint32_t shuffle_up(uint32_t v, int by) {
+  return shuffle(v, [by](int i) { return i < by ? i : i - by; });
+}
+DEV float shuffle_xor(float v, int mask) {
+  return as_float(shuffle(as_bits(v), [mask](int i) { return i ^ mask; }));
+}
+
+DEV void barrier_init(uint32_t bar, uint32_t arrivals) {
+  cpu::Barrier fresh;
+  fresh.expected = fresh.pending = static_cast<int>(arrivals);
+  if (bar % 8 || !cpu::self().block->barriers.emplace(bar, fresh).second) cpu::fail("barrier laid twice or crooked", bar);
+}
+DEV void barrier_init_fence() {}
+DEV cpu::Barrier& barrier_at(uint32_t bar) {
+  auto found = cpu::self().block->barriers.find(bar);
+  if (found == cpu::self().block->barriers.end()) cpu::fail("no barrier", bar);
+  return found->second;
+}
+DEV void barrier_arrive(uint32_t bar) {
+  cpu::Barrier& b = barrier_at(bar);
+  if (--b.pending < 0) cpu::fail("one arrival too many", bar);
+  b.settle();
+}
+DEV void barrier_expect(uint32_t bar, uint32_t bytes) {
+  cpu::Barrier& b = barrier_at(bar);
+  b.bytes += bytes;
+  if (--b.pending < 0) cpu::fail("one arrival too many", bar);
+}
+DEV void barrier_wait(uint32_t bar, uint32_t parity) {
+  cpu::Barrier& b = barrier_at(bar);
+  cpu::wait_until([&b, parity] { return (b.phase & 1) != parity; });
+}
+
+DEV void fence_async() {}
+DEV uint64_t stream_policy() { return 0; }
+DEV void prefetch_map(const TensorMap*) {}
+DEV void copy_tile(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar, uint64_t) {
+  const int box = static_cast<int>(map->box_bytes);
+  if (to % 1024 || row < 0 || row + 16 > map->rows || byte < 0) cpu::fail("bad copy", to);
+  uint8_t* shared = cpu::self().block->shared.data();
+  cpu::at(to, 16), cpu::at(to + 16 * box - 16, 16);
+  std::memset(shared + to, 0xff, 16 * box);
+  cpu::Barrier& b = barrier_at(bar);
+  cpu::launch_copy([=, &b] {
+    for (int r = 0; r < 16; ++r)
+      for (int i = 0; i < box; i += 16) {
+        uint32_t place = to + r * box + i;
+        place ^= (place >> 7 & (box == 64 ? 3 : 7)) << 4;
+        for (int j = 0; j < 16; ++j)
+          shared[place + j] = byte + i + j < map->row_bytes ? map->base[(row + r) * map->row_bytes + byte + i + j] : 0;
+      }
+    b.bytes -= 16 * box;
+    b.settle();
+  });
+}
+DEV void copy_word(uint32_t to, const void* from, bool inside) {
+  uint8_t* place = cpu::at(to, 4);
+  if (reinterpret_cast<uintptr_t>(from) % 4) cpu::fail("word not aligned in global memory", to);
+  std::memset(place, 0xff, 4);
+  uint32_t v = 0;
+  if (inside) std::memcpy(&v, from, 4);
+  cpu::self().words.push_back([=] { std::memcpy(place, &v, 4); });
+}
+DEV void copy_word_arrive(uint32_t bar) {
+  cpu::Barrier& b = barrier_at(bar);
+  cpu::launch_copy([&b, words = std::move(cpu::self().words)] {
+    for (const auto& word : words) word();
+    --b.pending;
+    b.settle();
+  });
+  cpu::self().words.clear();
+}
+
+DEV void load_fresh(const void* from, uint32_t (&r)[4]) {
+  if (reinterpret_cast<uintptr_t>(from) % 16) cpu::fail("load not aligned in global memory", 0);
+  std::memcpy(r, from, 16);
+}
+DEV uint32_t load_acquire(const uint32_t* from) { return *from; }
+DEV void add_release(uint32_t* to, uint32_t v) { *to += v; }
+DEV uint32_t increment_wrapping(uint32_t* to, uint32_t last) {
+  uint32_t old = *to;
+  *to = old >= last ? 0 : old + 1;
+  return old;
+}
+DEV void pause() {
+  bool passed = false;
+  cpu::wait_until([passed]() mutable { return std::exchange(passed, true); });
+}
+
+DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  cpu::Warp& warp = cpu::warp();
+  const int lane = cpu::self().thread % 32;
+  for (int i = 0; i < 4; ++i) warp.in[lane][i] = as_bits(d[i]), warp.in[lane][4 + i] = a[i];
+  warp.in[lane][8] = b0, warp.in[lane][9] = b1;
+  cpu::meet(warp.group, 32, [&warp] {
+    float left[16][16], right[16][8];
+    for (int i = 0; i < 32; ++i)
+      for (int half = 0; half < 2; ++half) {
+        const int g = i / 4, k = 2 * (i % 4) + half, shift = 16 * half;
+        left[g][k] = cpu::bf16(warp.in[i][4] >> shift & 0xffff), left[g + 8][k] = cpu::bf16(warp.in[i][5] >> shift & 0xffff);
+        left[g][k + 8] = cpu::bf16(warp.in[i][6] >> shift & 0xffff), left[g + 8][k + 8] = cpu::bf16(warp.in[i][7] >> shift & 0xffff);
+        right[k][g] = cpu::bf16(warp.in[i][8] >> shift & 0xffff), right[k + 8][g] = cpu::bf16(warp.in[i][9] >> shift & 0xffff);
+      }
+    for (int i = 0; i < 32; ++i)
+      for (int j = 0; j < 4; ++j) {
+        float sum = as_float(warp.in[i][j]);
+        for (int k = 0; k < 16; ++k) sum += left[i / 4 + 8 * (j / 2)][k] * right[k][2 * (i % 4) + j % 2];
+        warp.out[i][j] = as_bits(sum);
+      }
+  });
+  for (int i = 0; i < 4; ++i) d[i] = as_float(warp.out[lane][i]);
+}
+DEV int count_bits(uint32_t v) { return __builtin_popcount(v); }
+DEV float half_to_float(uint16_t v) {
+  const int exponent = v >> 10 & 31, mantissa = v & 1023;
+  float size = exponent ? std::ldexp(1024.f + mantissa, exponent - 25) : std::ldexp(static_cast<float>(mantissa), -24);
+  if (exponent == 31) size = mantissa ? NAN : INFINITY;
+  return v & 0x8000 ? -size : size;
+}
+DEV uint32_t round_bf16(float v) {
+  uint32_t bits = as_bits(v);
+  return std::isnan(v) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+DEV uint32_t pack_bf16(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
+DEV float fast_exp(float v) { return std::exp(v); }
+DEV float fast_divide(float a, float b) { return a / b; }
+DEV float fast_tanh(float v) { return std::tanh(v); }

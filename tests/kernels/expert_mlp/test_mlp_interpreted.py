@@ -1,0 +1,26 @@
+"""The kernel tests in Triton's interpreter: a process of its own, because Triton reads the variable at its import."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the same tests run on the GPU")
+def test_kernels_pass_in_the_interpreter():
+    tests = Path(__file__).with_name("test_mlp_triton.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-m", "not gpu", "-p", "no:cacheprovider", str(tests)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert int(re.search(r"(\d+) passed", done.stdout).group(1)) >= 20

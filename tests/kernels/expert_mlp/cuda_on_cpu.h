@@ -15,11 +15,12 @@
 #include <memory>
 #include <random>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #define DEV inline
 
-struct TensorMap {  // 128 bytes, as on the device
+struct alignas(64) TensorMap {  // 128 bytes, as on the device
   const uint8_t* base;
   int64_t row_bytes, rows, box_bytes;
   uint64_t unused[12];
@@ -58,7 +59,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   Block* block;
   int thread, index;
-  bool done = false;
+  bool done = false, spins = false;
   std::function<bool()> ready;
   std::vector<std::function<void()>> words;  // copies not yet joined to a barrier
 };
@@ -133,6 +134,7 @@ inline bool run(int blocks, int threads, uint32_t seed, std::function<void()> ke
       here.fibers.push_back(std::move(fiber));
     }
   }
+  int still = 0;  // sweeps in which nobody did more than look again
   for (size_t left = here.fibers.size(); left > 0;) {
     bool moved = false;
     for (size_t i = here.flights.size(); i > 0; --i) {
@@ -143,11 +145,13 @@ inline bool run(int blocks, int threads, uint32_t seed, std::function<void()> ke
     }
     for (auto& fiber : here.fibers) {
       if (fiber->done || (fiber->ready && !fiber->ready())) continue;
-      fiber->ready = nullptr, here.current = fiber.get(), moved = true;
+      moved |= !fiber->spins;
+      fiber->ready = nullptr, fiber->spins = false, here.current = fiber.get();
       swapcontext(&here.scheduler, &fiber->context);
       left -= fiber->done;
     }
-    if (!moved) {
+    still = moved ? 0 : still + 1;
+    if (still > 8) {
       std::fprintf(stderr, "deadlock: %zu threads wait\n", left);
       return false;
     }
@@ -290,8 +294,8 @@ DEV uint32_t increment_wrapping(uint32_t* to, uint32_t last) {
   return old;
 }
 DEV void pause() {
-  bool passed = false;
-  cpu::wait_until([passed]() mutable { return std::exchange(passed, true); });
+  cpu::self().spins = true;
+  cpu::wait_until([passed = false]() mutable { return std::exchange(passed, true); });
 }
 
 DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

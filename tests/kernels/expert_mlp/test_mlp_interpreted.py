@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+OLD_NUMPY_USE = "ignore:Conversion of an array with ndim > 0:DeprecationWarning"  # by the interpreter of Triton 3.6
+
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the same tests run on the GPU")
 def test_kernels_pass_in_the_interpreter():
     tests = Path(__file__).with_name("test_mlp_triton.py")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "not gpu", "-p", "no:cacheprovider", str(tests)],
+        [sys.executable, "-m", "pytest", "-W", OLD_NUMPY_USE, "-m", "not gpu", "-p", "no:cacheprovider", str(tests)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

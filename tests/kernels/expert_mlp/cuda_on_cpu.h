@@ -321,6 +321,8 @@ DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   });
   for (int i = 0; i < 4; ++i) d[i] = as_float(warp.out[lane][i]);
 }
+DEV uint32_t keep_and_set(uint32_t v, uint32_t keep, uint32_t set) { return (v & keep) | set; }
+DEV uint32_t blend(uint32_t a, uint32_t b, uint32_t from_a) { return (a & from_a) | (b & ~from_a); }
 DEV int count_bits(uint32_t v) { return __builtin_popcount(v); }
 DEV float half_to_float(uint16_t v) {
   const int exponent = v >> 10 & 31, mantissa = v & 1023;

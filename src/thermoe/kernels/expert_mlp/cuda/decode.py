@@ -1,0 +1,132 @@
+"""The decode kernel: a whole layer of experts in one launch, for up to 512 slots.
+
+Shapes: T tokens, K experts per token, D model width.
+
+Where it can be built and takes the layer, `run` plans, multiplies, activates and combines in one launch that waits for
+nothing on the host, and gives the same result for the same input every time. See docs/concepts/cuda_decode.md.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from thermoe.errors import ConfigError
+from thermoe.kernels.expert_mlp.cuda import build, driver
+from thermoe.kernels.expert_mlp.cuda.geometry import MAX_SLOTS, geometry, tensors_of
+from thermoe.kernels.expert_mlp.cuda.problem import TensorMap, fill, row_bytes
+from thermoe.kernels.expert_mlp.weights import ExpertWeights
+
+_HELPER_WARPS = 8  # of layout.cuh: they stage activations and finish units
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuning:
+    """What a launch may choose.
+
+    Attributes:
+        warps: that multiply, of each block: 8 to 16.
+        together: whether the driver must start all blocks at once (a cooperative launch). Without it two launches on
+            two streams at the same time can each hold processors that the other waits for.
+        blocks: of the launch, one for each processor if None.
+    """
+
+    warps: int = 8
+    together: bool = True
+    blocks: int | None = None
+
+
+def supports(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dtype) -> bool:
+    """Whether `run` takes these experts and this many slots; builds the kernel on the first call."""
+    return refusal(experts, num_tokens, top_k, dtype) is None
+
+
+def refusal(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dtype) -> str | None:
+    """Why `run` does not take these experts, in one sentence, or None."""
+    if dtype != torch.bfloat16:
+        return f"tokens of {dtype}: the kernel takes bf16"
+    if not 1 <= num_tokens * top_k <= MAX_SLOTS:
+        return f"{num_tokens} tokens of {top_k} slots: the kernel takes 1 to {MAX_SLOTS} slots"
+    device = tensors_of(experts.fc1)[0].device
+    if device.type != "cuda":
+        return f"weights on {device}: the kernel runs on a GPU"
+    if torch.cuda.get_device_capability(device)[0] not in (9, 10):
+        return "the kernel needs compute capability 9.x or 10.x: a tensor copy engine and 227 KiB of shared memory"
+    cut = geometry(experts)
+    if isinstance(cut, str):
+        return cut
+    return _kernel_or_refusal(cut.format, Tuning().warps, device.index)[1]
+
+
+@cache
+def _kernel_or_refusal(format_name: str, warps: int, device: int) -> tuple[ctypes.c_void_p | None, str | None]:
+    """The loaded kernel, or why there is none; either is kept for the life of the process."""
+    try:
+        major, minor = torch.cuda.get_device_capability(device)
+        code = build.cubin(format_name, warps=warps, architecture=f"sm_{major}{minor}")
+        with torch.cuda.device(device):
+            driver.make_current(device)
+            return driver.load(code), None
+    except (ConfigError, OSError) as err:
+        return None, str(err)
+
+
+def run(
+    x_TD: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    experts: ExpertWeights,
+    out_TD: Tensor,
+    *,
+    tuning: Tuning | None = None,
+) -> None:
+    """Send each token through its experts and sum their outputs by its weights, into `out_TD`.
+
+    A slot whose id is outside 0..E-1 or whose weight is exactly 0 contributes nothing and reads nothing. Launches of
+    one stream, and those of one captured graph, share a few kilobytes of counters: replay a graph on one stream at a
+    time, as CUDA itself asks.
+
+    Args:
+        x_TD: (T, D) bf16, contiguous.
+        ids_TK: (T, K) int32 or int64, contiguous.
+        weights_TK: (T, K) float32 or bf16, contiguous.
+        experts: for which `supports` said yes.
+        out_TD: (T, D) bf16, contiguous.
+
+    Raises:
+        ConfigError: `supports` would have said no.
+    """
+    tuning = tuning or Tuning()
+    device = x_TD.device
+    cut = geometry(experts)
+    if isinstance(cut, str):
+        raise ConfigError(f"the decode kernel cannot take {cut}")
+    function, reason = _kernel_or_refusal(cut.format, tuning.warps, device.index)
+    if function is None:
+        raise ConfigError(f"the decode kernel could not be built: {reason}")
+    slots = ids_TK.numel()
+    hidden_NI = torch.empty((slots, experts.inter_size), dtype=torch.bfloat16, device=device)
+    product_SND = torch.empty((cut.splits, slots, experts.d_model), dtype=torch.float32, device=device)
+    problem = fill(cut, experts, x_TD, ids_TK, weights_TK, out_TD)
+    problem.hidden, problem.product = hidden_NI.data_ptr(), product_SND.data_ptr()
+    narrow = cut.format.startswith("Planes")
+    for m, matrices in enumerate((experts.fc1, experts.fc2)):
+        for plane, tensor in enumerate(tensors_of(matrices)):
+            box_bytes = 64 if narrow and plane < 2 else 128
+            rows = tensor.shape[0] * tensor.shape[1]
+            described = driver.tensor_map(tensor.data_ptr(), rows, row_bytes(tensor), box_bytes)
+            problem.map[m][plane] = TensorMap.from_buffer_copy(described)
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        driver.make_current(device.index)
+        problem.counters = driver.counters(device.index, stream)
+        driver.launch(
+            function,
+            problem,
+            blocks=tuning.blocks or torch.cuda.get_device_properties(device).multi_processor_count,
+            threads=32 * (tuning.warps + _HELPER_WARPS),
+            stream=stream,
+            together=tuning.together,
+        )

@@ -1,0 +1,130 @@
+"""How a layer's products are cut into jobs for the decode kernel, and which layers it takes.
+
+Shapes: E experts, D model width, I expert width, C columns of a matrix, G scale groups of a row, T tokens, K experts
+per token. The terms (segment, run, unit, job) are explained in layout.cuh.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from thermoe.kernels.expert_mlp.weights import (
+    Activation,
+    DenseMatrices,
+    ExpertWeights,
+    Fp8Matrices,
+    Matrices,
+    PlaneMatrices,
+)
+
+MAX_SLOTS = 512  # T * K: the kernel makes its plan with a thread for each
+MAX_EXPERTS = 512
+ROWS_BYTES = 136 * 1024  # shared memory for activations; the rest is the ring of weights (static_assert in layout.cuh)
+SPLIT_COLUMNS = 2048  # of the second matrix, whose activations a block holds at a time
+ROW_CAPS = (32, 24, 16, 8, 4, 2, 1)  # tokens of an expert that share one reading of its weights
+ACTIVATIONS = {Activation.SWIGLU: 0, Activation.GEGLU: 1, Activation.SWIGLU_CLAMPED: 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """A layer as the kernel sees it.
+
+    Attributes:
+        format: the C++ type of its weights, for example `Planes<4, 128, false, false>`.
+        jobs: of a unit, for both matrices.
+        groups: scales along a row (or blocks of scales), for both matrices.
+        splits: parts of the second matrix's columns.
+        row_cap: most tokens of a segment.
+        bits: of every expert's codes where `bits_E` does not say.
+    """
+
+    format: str
+    jobs: tuple[int, int]
+    groups: tuple[int, int]
+    splits: int
+    row_cap: int
+    bits: int
+
+
+def geometry(experts: ExpertWeights) -> Geometry | str:
+    """Cut a layer into jobs, or say in one sentence why the kernel does not take it."""
+    if experts.activation not in ACTIVATIONS:
+        return f"activation {experts.activation}: the kernel takes gated ones"
+    D, I = experts.d_model, experts.inter_size  # noqa: E741
+    if D % 32 or I % 16:
+        return f"widths {D} and {I}: the kernel needs a model width in 32s and an expert width in 16s"
+    if experts.num_experts > MAX_EXPERTS:
+        return f"{experts.num_experts} experts: the kernel takes up to {MAX_EXPERTS}"
+    name, other = _format(experts.fc1), _format(experts.fc2)
+    if name != other:
+        return f"matrices of formats {name} and {other}: the kernel needs one for both"
+    if "<" not in name and name != "Bf16":
+        return name
+    refusal = _alignment(experts.fc1) or _alignment(experts.fc2)
+    if refusal:
+        return refusal
+    job_columns = 128 if name == "Bf16" else 256
+    whole = -(-I // job_columns)
+    splits = -(-whole * job_columns // SPLIT_COLUMNS)
+    jobs = (-(-D // job_columns), -(-whole // splits))
+    sums = job_columns // experts.fc1.group_size if isinstance(experts.fc1, PlaneMatrices) else 0
+    row_cap = _row_cap(max(jobs), job_columns, sums)
+    if row_cap == 0:
+        return f"model width {D}: a token does not fit in shared memory"
+    bits = experts.fc1.max_bits if isinstance(experts.fc1, PlaneMatrices) else 16
+    return Geometry(
+        format=name,
+        jobs=jobs,
+        groups=(_groups(experts.fc1), _groups(experts.fc2)),
+        splits=splits,
+        row_cap=row_cap,
+        bits=bits,
+    )
+
+
+def _row_cap(jobs: int, job_columns: int, sums: int) -> int:
+    pitch = 2 * job_columns * jobs + 64
+    for rows in ROW_CAPS:
+        tiles = 1 if rows <= 8 else 2 if rows <= 16 else 4
+        if rows * pitch + 32 * tiles * sums * jobs <= ROWS_BYTES:
+            return rows
+    return 0
+
+
+def _format(matrices: Matrices) -> str:
+    """The C++ type, or a sentence."""
+    if isinstance(matrices, DenseMatrices):
+        dtype = matrices.weight_ENC.dtype
+        return "Bf16" if dtype == torch.bfloat16 else f"weights of {dtype}: the kernel takes bf16"
+    if isinstance(matrices, Fp8Matrices):
+        return "Fp8<true>" if matrices.blocks else "Fp8<false>"
+    if matrices.group_size not in (32, 64, 128):
+        return f"groups of {matrices.group_size} columns: the kernel takes 32, 64 and 128"
+    flags = ", ".join(str(flag).lower() for flag in (matrices.nested, matrices.zero_PENG is not None))
+    return f"Planes<{matrices.max_bits}, {matrices.group_size}, {flags}>"
+
+
+def _groups(matrices: Matrices) -> int:
+    if isinstance(matrices, PlaneMatrices):
+        return matrices.scale_PENG.shape[3]
+    return matrices.scale.shape[-1] if isinstance(matrices, Fp8Matrices) and matrices.blocks else 0
+
+
+def _alignment(matrices: Matrices) -> str:
+    """Why rows cannot be copied in 16-byte pieces and pairs of scales, or nothing."""
+    columns = matrices.shape[2]
+    step = 16 if isinstance(matrices, Fp8Matrices) else 8
+    if columns % step:
+        return f"rows of {columns} columns: the kernel needs a multiple of {step}"
+    if isinstance(matrices, PlaneMatrices) and _groups(matrices) % 2:
+        return f"{_groups(matrices)} scales a row: the kernel needs an even number"
+    if any(tensor.data_ptr() % 16 or not tensor.is_contiguous() for tensor in tensors_of(matrices)):
+        return "weights that are not contiguous, or do not begin at a multiple of 16 bytes"
+    return ""
+
+
+def tensors_of(matrices: Matrices) -> tuple[torch.Tensor, ...]:
+    """The tensors whose rows the kernel streams: 1, or the planes."""
+    if isinstance(matrices, PlaneMatrices):
+        return matrices.planes
+    return (matrices.code_ENC if isinstance(matrices, Fp8Matrices) else matrices.weight_ENC,)

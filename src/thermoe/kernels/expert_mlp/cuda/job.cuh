@@ -1,0 +1,47 @@
+// What the weight formats share: where a job lies in a tensor and in shared memory, and who holds what in a product.
+//
+// A format is a struct with
+//   JOB_COLUMNS   columns of a job;
+//   JOB_SUMS      sums of activations that a job needs (one a scale group), 0 for none;
+//   SCALE_BYTES   of a job in the ring, beside its data;
+//   FULL_ARRIVALS on the barrier of a slot: the thread that expects bytes, and 32 where words are copied;
+//   ROW_SCALES    whether a finished row is multiplied by a float32 scale of its own; UNIT, by a constant;
+//   NARROW_PLANES whether the first two tensors are copied in rows of 64 bytes, not 128;
+//   slot_bytes(bits), row(group), issue(...), stage(...) and multiply<TILES>(...), explained at Bf16.
+#pragma once
+
+#include "layout.cuh"
+
+struct Lane {  // matrix products see a warp as eight groups of four lanes
+  int group, quad;
+  DEV explicit Lane(int lane) : group(lane / 4), quad(lane % 4) {}
+};
+
+// Where a job lies among the weights: its 16 upper and 16 lower rows begin at these rows of the tensor.
+struct Place {
+  int matrix, expert, upper, lower;
+  int job;   // along the columns
+  int bits;  // of the expert's codes
+};
+
+// Where a job lies in shared memory.
+struct Job {
+  uint32_t data, scales, full;  // its slot, and the barrier that says it has landed
+  uint32_t sums;                // of the job's first scale group, for the lane's first two tokens
+  int sums_stride;
+};
+
+template <int TILES>
+DEV void set_zero(float (&v)[TILES][2][4]) {
+#pragma unroll
+  for (int i = 0; i < 8 * TILES; ++i) v[i / 8][i / 4 % 2][i % 4] = 0.f;
+}
+
+// Swaps the middle columns of each four: pairs are then (0, 2) and (1, 3), as masks pick them out of a word of codes.
+DEV void swap_middles(uint32_t (&v)[4]) {
+  for (int i = 0; i < 4; i += 2) {
+    uint32_t first = v[i], second = v[i + 1];
+    v[i] = (first & 0xffffu) | second << 16;
+    v[i + 1] = first >> 16 | (second & 0xffff0000u);
+  }
+}

@@ -1,0 +1,124 @@
+// What one launch is asked to do, and where things lie in shared memory.
+//
+// Shapes: T tokens, K slots a token, slots t * K + k, E experts, D model width, I expert width. Matrix 0 is the first
+// of an expert, (2 I, D), matrix 1 the second, (D, I).
+// A segment is one expert with at most row_cap of its slots. A run is one segment at one matrix and one split of its
+// columns; it needs one block of activations. A unit is 32 rows of a run's weights: 16 gate rows with the 16 up rows
+// they meet, or 32 neighbouring rows. A job is 32 rows by JOB_COLUMNS columns of a unit, what one warp multiplies.
+#pragma once
+
+#include "primitives.cuh"
+
+#ifndef THERMOE_WARPS
+#define THERMOE_WARPS 8  // warps that multiply
+#endif
+
+constexpr int WARPS = THERMOE_WARPS;
+constexpr int HELPERS = 4;  // warps that stage activations, and as many that finish units
+constexpr int THREADS = 32 * (WARPS + 2 * HELPERS);
+constexpr int HELPER_THREADS = 32 * HELPERS;
+constexpr int MAX_SLOTS = 512;  // T * K
+constexpr int MAX_EXPERTS = 512;
+constexpr int MAX_TILES = 4;  // of 8 tokens in a segment
+constexpr int MAX_RING = 96;
+constexpr int NUM_PARTS = WARPS > 8 ? 24 : 16;
+
+enum ActivationKind : int { SWIGLU = 0, GEGLU = 1, SWIGLU_CLAMPED = 2 };
+
+struct Problem {
+  TensorMap map[2][3];  // of each matrix's planes (or its only tensor), rows of bytes
+  const uint16_t* x;    // (T, D) bf16
+  const void* ids;      // (T, K) int32 or int64
+  const void* gates;    // (T, K) float32 or bf16
+  uint16_t* out;        // (T, D) bf16
+  uint16_t* hidden;     // (T * K, I) bf16, between the matrices
+  float* product;       // (splits, T * K, D), before the sum over a token's slots
+  uint32_t* counters;   // COUNTER_WORDS, zero before the first launch; each launch leaves them ready for the next
+  const void* scale[2];     // planes (P, E, N, G) f16; fp8 (E, N) or (E, N / 128, C / 128) float32
+  const uint16_t* zero[2];  // planes, f16, or null
+  const float* bias[2];     // (E, 2 I), (E, D), or null
+  const int32_t* bits;      // (E), or null: bits_all
+  int32_t tokens, top_k, experts;
+  int32_t columns[2];  // D, I
+  int32_t jobs[2];     // of a unit
+  int32_t groups[2];   // scales along a row
+  int32_t planes;      // tensors of a matrix: 1 to 3
+  int32_t splits;      // of the second matrix's columns
+  int32_t row_cap;
+  int32_t bits_all;
+  int32_t scale_precisions;  // P
+  int32_t wide_ids, narrow_gates, activation;
+};
+
+// ---- counters in device memory
+constexpr int COUNTER_ARRIVED = 0;     // blocks at the last barrier
+constexpr int COUNTER_GENERATION = 1;  // launches that have passed it
+constexpr int COUNTER_UNITS = 32;      // finished units of each segment, for even and for odd generations
+constexpr int COUNTER_WORDS = COUNTER_UNITS + 2 * MAX_SLOTS;
+
+// ---- shared memory, addresses in bytes
+constexpr uint32_t BAR_FULL = SHARED_START;
+constexpr uint32_t BAR_PART_FULL = BAR_FULL + 8 * MAX_RING;
+constexpr uint32_t BAR_PART_EMPTY = BAR_PART_FULL + 8 * NUM_PARTS;
+constexpr uint32_t BAR_ROWS_FULL = BAR_PART_EMPTY + 8 * NUM_PARTS;
+constexpr uint32_t BAR_ROWS_EMPTY = BAR_ROWS_FULL + 16;
+constexpr uint32_t INFO = BAR_ROWS_EMPTY + 16;
+constexpr uint32_t SCAN = INFO + 64;
+constexpr uint32_t ROW_SLOT = SCAN + 16 * 8;                      // u16 a kept slot: slots in order of expert
+constexpr uint32_t GATES = ROW_SLOT + 2 * MAX_SLOTS;              // f32 a slot, 0 where dropped
+constexpr uint32_t SEGMENT = GATES + 4 * MAX_SLOTS;               // u32 a segment: expert << 16 | first row
+constexpr uint32_t SEGMENT_ROWS = SEGMENT + 4 * MAX_SLOTS;        // u32 a segment: bits << 16 | rows
+constexpr uint32_t COST = SEGMENT_ROWS + 4 * MAX_SLOTS;           // u32: cost of a unit, summed over earlier segments
+constexpr uint32_t PARTS = (COST + 4 * (MAX_SLOTS + 1) + 127) / 128 * 128;
+constexpr uint32_t PART_ROW = 4 * 20;               // a token's 16 rows, padded against bank conflicts
+constexpr uint32_t PART_HALF = 8 * PART_ROW;        // 16 rows by 8 tokens
+constexpr uint32_t PART_BYTES = 2 * PART_HALF;
+constexpr uint32_t DYNAMIC = (PARTS + NUM_PARTS * PART_BYTES + 1023) / 1024 * 1024;
+constexpr uint32_t SHARED_BYTES = 227 * 1024;
+constexpr uint32_t DYNAMIC_BYTES = SHARED_START + SHARED_BYTES - DYNAMIC;
+constexpr uint32_t MIN_TWO_BLOCKS_RING = 96 * 1024;  // a second block of activations must leave this for weights
+static_assert(DYNAMIC_BYTES >= (136 + 48) * 1024, "geometry.py gives activations up to 136 KiB");
+
+// ---- INFO words
+constexpr uint32_t INFO_SEGMENTS = INFO;
+constexpr uint32_t INFO_MAX_ROWS = INFO + 4;
+constexpr uint32_t INFO_MAX_BITS = INFO + 8;
+constexpr uint32_t INFO_RANGE = INFO + 16;  // 4 words: first and past-the-last unit of both matrices
+
+DEV int tiles_of(int rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
+
+// How the rest of shared memory is shared out; every thread computes the same.
+struct Split {
+  int ring;              // slots
+  uint32_t slot_bytes;
+  uint32_t data, scales, rows;  // where each begins
+  uint32_t rows_bytes;          // of one block of activations, sums included
+  uint32_t sums;                // where in a block the sums begin
+  int sums_stride;              // bytes from group to group
+  int row_blocks;               // 1 or 2
+};
+
+template <class Format>
+DEV uint32_t row_pitch(const Problem& p) {  // odd multiples of 64 bytes: eight lanes meet all banks
+  int jobs = p.jobs[0] > p.jobs[1] ? p.jobs[0] : p.jobs[1];
+  return 2u * Format::JOB_COLUMNS * jobs + 64u;
+}
+
+template <class Format>
+DEV Split split_shared(const Problem& p) {
+  Split s;
+  int max_rows = static_cast<int>(lds32(INFO_MAX_ROWS));
+  int jobs = p.jobs[0] > p.jobs[1] ? p.jobs[0] : p.jobs[1];
+  s.sums = max_rows * row_pitch<Format>(p);
+  s.sums_stride = 32 * tiles_of(max_rows);
+  s.rows_bytes = (s.sums + s.sums_stride * Format::JOB_SUMS * jobs + 127) / 128 * 128;
+  s.row_blocks = DYNAMIC_BYTES >= 2 * s.rows_bytes + MIN_TWO_BLOCKS_RING ? 2 : 1;
+  s.slot_bytes = Format::slot_bytes(static_cast<int>(lds32(INFO_MAX_BITS)));
+  uint32_t ring_bytes = DYNAMIC_BYTES - s.row_blocks * s.rows_bytes - 128;
+  int ring = static_cast<int>(ring_bytes / (s.slot_bytes + Format::SCALE_BYTES));
+  s.ring = ring < MAX_RING ? ring : MAX_RING;
+  s.data = DYNAMIC;
+  s.scales = s.data + s.ring * s.slot_bytes;
+  s.rows = (s.scales + s.ring * Format::SCALE_BYTES + 127) / 128 * 128;
+  return s;
+}

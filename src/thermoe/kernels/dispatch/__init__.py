@@ -26,15 +26,10 @@ def dispatch_plan(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> Dispa
     _check(ids_TK, weights_TK, num_experts)
     if not ids_TK.is_cuda:
         return dispatch_plan_reference(ids_TK, weights_TK, num_experts)
-    slot_N, offsets_E1 = _plan_op()(ids_TK, weights_TK, num_experts)
-    return DispatchPlan(slot_N=slot_N, offsets_E1=offsets_E1)
-
-
-def _plan_op() -> torch._ops.OpOverload:
-    """The custom op, which needs triton; only a GPU comes here."""
     from thermoe.kernels.dispatch.op import dispatch_plan_op
 
-    return dispatch_plan_op
+    slot_N, offsets_E1 = dispatch_plan_op(ids_TK, weights_TK, num_experts)
+    return DispatchPlan(slot_N=slot_N, offsets_E1=offsets_E1)
 
 
 def _check(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> None:

@@ -1,7 +1,18 @@
-"""K3, routing: scores to expert ids and weights under the knobs of one layer."""
+"""K3, routing: scores to expert ids and weights under the knobs of one layer; from logits in one launch."""
 
+from thermoe.kernels.route.fused import SOFTMAX, Fused, Scoring, route_logits
 from thermoe.kernels.route.reference import LayerKnobs, Routing, loaded_experts, route_reference
 
 route = route_reference
 
-__all__ = ["LayerKnobs", "Routing", "loaded_experts", "route", "route_reference"]
+__all__ = [
+    "SOFTMAX",
+    "Fused",
+    "LayerKnobs",
+    "Routing",
+    "Scoring",
+    "loaded_experts",
+    "route",
+    "route_logits",
+    "route_reference",
+]

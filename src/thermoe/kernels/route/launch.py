@@ -9,11 +9,11 @@ import triton
 from torch import Tensor
 
 from thermoe.kernels.dispatch.triton import dispatch_plan_triton
+from thermoe.kernels.route.cuda import run, supports
 from thermoe.kernels.route.triton import route_kernel
 from thermoe.kernels.route.triton_large import choose_kernel, place_kernel, vote_kernel
 
-_TILE = 8192  # elements of the (tokens, experts) tile of one program
-_LARGE_TILE = 4096
+_TILE = 2048  # elements of the (tokens, experts) tile of a program: larger ones spill
 _MAX_BLOCKS = 256
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -54,8 +54,16 @@ def launch(
     sigmoid, groups, groups_kept, renormalise, union = flags
     if live_T is not None:
         live_T = live_T.contiguous()
-        live_T = live_T.view(torch.uint8) if live_T.dtype is torch.bool else live_T
-    scoring = {"SIGMOID": bool(sigmoid), "CORRECTED": correction_E is not None, "GROUPS": groups, "KEPT_GROUPS": groups_kept}
+        live_T = live_T.view(torch.uint8) if live_T.element_size() == 1 else live_T.float()
+    if supports(logits_TE, top_k, groups, columns):
+        run(logits_TE, knob_row, correction_E, live_T, sums, top_k, flags, scale, out)
+        return
+    scoring = {
+        "SIGMOID": bool(sigmoid),
+        "CORRECTED": correction_E is not None,
+        "GROUPS": groups,
+        "KEPT_GROUPS": groups_kept,
+    }
     rows = num_tokens // columns
     sizes = {
         "HAS_LIVE": live_T is not None,
@@ -63,7 +71,8 @@ def launch(
         "E": triton.next_power_of_2(num_experts),
         "K": triton.next_power_of_2(top_k),
     }
-    inputs = (logits_TE, knob_row, knob_row if correction_E is None else correction_E, knob_row if live_T is None else live_T)
+    optional = [knob_row if t is None else t for t in (correction_E, live_T)]  # never read where it stands in
+    inputs = (logits_TE, knob_row, *optional)
     weighing = {"RENORMALISE": bool(renormalise), "TALLY": sums is not None}
     if columns > 1 or triton.next_power_of_2(rows) * sizes["E"] <= _TILE:
         _launch_small(inputs, sums, rows, columns, union, scale, out, {**scoring, **sizes, **weighing})
@@ -96,7 +105,7 @@ def _launch_large(inputs, sums, union, scale, out, options, weighing) -> None:  
     logits_TE = inputs[0]
     ids_TK, weights_TK, kept_TK, own_TK, loaded_CE, slot_N, offsets_E1, last_3C = out
     (num_tokens, num_experts), top_k = logits_TE.shape, options["TOP_K"]
-    tile_rows = max(1, _LARGE_TILE // options["E"])
+    tile_rows = max(1, _TILE // options["E"])
     steps = triton.cdiv(num_tokens, tile_rows * _MAX_BLOCKS)
     blocks = triton.cdiv(num_tokens, tile_rows * steps)
     counts_e = triton.next_power_of_2(num_experts + 1)
@@ -110,9 +119,9 @@ def _launch_large(inputs, sums, union, scale, out, options, weighing) -> None:  
             *inputs, votes, values, stride, num_tokens, num_experts, steps, R=tile_rows, num_warps=8, **options
         )
     choose_kernel[(blocks,)](
-        *inputs, ids_TK, weights_TK, kept_TK.view(torch.uint8), own_TK, loaded_CE.view(torch.uint8), scratch, votes, values,
-        counts, tally, stride, num_tokens, num_experts, blocks, steps, scale, union, R=tile_rows, COUNTS_E=counts_e,
-        num_warps=8, **options, **weighing,
+        *inputs, ids_TK, weights_TK, kept_TK.view(torch.uint8), own_TK, loaded_CE.view(torch.uint8), scratch, votes,
+        values, counts, tally, stride, num_tokens, num_experts, blocks, steps, scale, union, R=tile_rows,
+        COUNTS_E=counts_e, num_warps=8, **options, **weighing,
     )  # fmt: skip
     totals = tally if sums is None else sums
     place_kernel[(blocks,)](
@@ -122,5 +131,5 @@ def _launch_large(inputs, sums, union, scale, out, options, weighing) -> None:  
 
 
 def _warps(elements: int) -> int:
-    """Warps of a program, for about 16 elements in a thread."""
-    return max(1, min(16, elements // 512))
+    """Warps of a program, for 8 elements in a thread."""
+    return max(1, min(8, elements // 256))

@@ -18,7 +18,7 @@ def route_logits_op(
     flags: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Ids, weights, kept, own ids, loaded set, slots, offsets, figures; `flags`: sigmoid, groups, kept, renormalise, union."""
+    """`launch.outputs`, written; `flags` are sigmoid, groups, groups kept, renormalise, union."""
     out = outputs(logits_TE, top_k, columns)
     launch(logits_TE, knob_row, correction_E, live_T, sums, top_k, columns, flags, scale, out)
     return out

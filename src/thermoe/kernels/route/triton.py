@@ -41,6 +41,7 @@ def scored(
 
 @triton.jit
 def live_rows(live_ptr, token_R, real_R, HAS_LIVE: tl.constexpr):
+    """(R,) 1 for a token that counts."""
     if HAS_LIVE:
         return (tl.load(live_ptr + token_R, mask=real_R, other=0) != 0).to(tl.int32)
     return real_R.to(tl.int32)
@@ -49,16 +50,17 @@ def live_rows(live_ptr, token_R, real_R, HAS_LIVE: tl.constexpr):
 @triton.jit
 def write_slots(
     logits_ptr, knob_ptr, stride, token_R, real_R, k_K, num_experts, own_ids_RK, ids_RK, scores_RK, largest_R, sum_R,
-    scale, ids_ptr, weights_ptr, kept_ptr, own_ptr, SIGMOID: tl.constexpr, RENORMALISE: tl.constexpr, TOP_K: tl.constexpr,
+    scale, ids_ptr, weights_ptr, kept_ptr, own_ptr, SIGMOID: tl.constexpr, RENORMALISE: tl.constexpr,
+    TOP_K: tl.constexpr,
 ):  # fmt: skip
     """Weigh the slots of chosen experts and write them; bits (R,) of the kept slots, and of those with a weight."""
     scalar_ptr = knob_ptr + 3 * num_experts
     there = real_R[:, None] & (k_K < TOP_K)[None, :]
     at = token_R[:, None].to(tl.int64)
     x_RK = tl.load(logits_ptr + at * stride + ids_RK, mask=there, other=0.0).to(tl.float32)
-    gates_RK, kept_RK, weights_RK = weigh_slots(
-        x_RK, scores_RK, largest_R, sum_R, k_K, tl.load(scalar_ptr + 1), tl.load(scalar_ptr + 4), tl.load(scalar_ptr + 5),
-        scale, SIGMOID, RENORMALISE, TOP_K,
+    kept_RK, weights_RK = weigh_slots(
+        x_RK, scores_RK, largest_R, sum_R, k_K, tl.load(scalar_ptr + 1), tl.load(scalar_ptr + 4),
+        tl.load(scalar_ptr + 5), scale, SIGMOID, RENORMALISE, TOP_K,
     )  # fmt: skip
     kept_RK = kept_RK & there
     first_R = tl.sum(tl.where((k_K == 0)[None, :], ids_RK, 0), axis=1)

@@ -2,8 +2,8 @@
 # ruff: noqa: ANN001, ANN201, ANN202 - Triton takes pointers and tensors, which have no Python types
 """Routing of one batch that is too large for one program: vote, choose, place.
 
-Shapes: T tokens in B blocks of `steps` tiles of R, E experts, K slots per token. The blocks vote on the batch's set, then
-choose in it, then place their slots behind those of the blocks before them: three launches, two without a union.
+Shapes: T tokens in B blocks of `steps` tiles of R, E experts, K slots per token. The blocks vote on the batch's set,
+then choose in it, then place their slots behind those of the blocks before them: three launches, two without a union.
 """
 
 import triton
@@ -132,15 +132,14 @@ def place_kernel(
         ids_ptr, weights_ptr, slot_ptr, counts_ptr, offsets_ptr, num_slots, num_experts, num_blocks, steps,
         STEP, COUNTS_E, 16,
     )  # fmt: skip
-    if TALLY:
-        if tl.program_id(0) == 0:
-            e_E = tl.arange(0, E)
-            tokens_E = tl.zeros((E,), tl.float32)
-            live, mass, changed = 0.0, 0.0, 0.0
-            for block in range(num_blocks):
-                row_ptr = tally_ptr + block * (E + 4)
-                tokens_E += tl.load(row_ptr + e_E)
-                live += tl.load(row_ptr + E)
-                mass += tl.load(row_ptr + E + 1)
-                changed += tl.load(row_ptr + E + 2)
-            add_tally(sums_ptr, last_ptr, tokens_E, live, mass, changed, e_E, tl.arange(0, 4), num_experts, 1, 0, True)
+    if TALLY and tl.program_id(0) == 0:
+        e_E = tl.arange(0, E)
+        tokens_E = tl.zeros((E,), tl.float32)
+        live, mass, changed = 0.0, 0.0, 0.0
+        for block in range(num_blocks):
+            row_ptr = tally_ptr + block * (E + 4)
+            tokens_E += tl.load(row_ptr + e_E)
+            live += tl.load(row_ptr + E)
+            mass += tl.load(row_ptr + E + 1)
+            changed += tl.load(row_ptr + E + 2)
+        add_tally(sums_ptr, last_ptr, tokens_E, live, mass, changed, e_E, tl.arange(0, 4), num_experts, 1, 0, True)

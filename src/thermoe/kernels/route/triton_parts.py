@@ -38,7 +38,9 @@ def load_tile(logits_ptr, stride, token_R, real_R, e_E, num_experts):
 
 
 @triton.jit
-def _keep_groups(ranks_RE, GROUPS: tl.constexpr, KEPT: tl.constexpr, R: tl.constexpr, E: tl.constexpr, BY_TWO: tl.constexpr):
+def _keep_groups(
+    ranks_RE, GROUPS: tl.constexpr, KEPT: tl.constexpr, R: tl.constexpr, E: tl.constexpr, BY_TWO: tl.constexpr
+):
     """Ranks with every expert outside the best groups at -inf; a group counts its best rank, or its two best."""
     SIZE: tl.constexpr = E // GROUPS
     by_group = tl.reshape(ranks_RE, (R, GROUPS, SIZE))
@@ -117,7 +119,7 @@ def pick_slots(score_RE, e_E, k_K, TOP_K: tl.constexpr, R: tl.constexpr, E: tl.c
 
 @triton.jit
 def batch_votes(place_RE, score_RE, gates_RE, live_R, protected_k0, value_power, valued, TOP_K: tl.constexpr):
-    """What these rows say of each expert (E,): whether one protects it, and their summed value where it is asked for."""
+    """What these rows say of each expert (E,): whether one protects it; their summed value, if asked for."""
     own_RE = (place_RE < TOP_K) & (score_RE > OUTSIDE) & (live_R > 0)[:, None]
     protected_E = tl.max((own_RE & (place_RE < protected_k0)).to(tl.int32), axis=0)
     value_E = tl.zeros_like(protected_E).to(tl.float32)
@@ -168,7 +170,7 @@ def weigh_slots(
     x_RK, scores_RK, largest_R, sum_R, k_K, top_k, gate_mass, skip_ratio, scale,
     SIGMOID: tl.constexpr, RENORMALISE: tl.constexpr, TOP_K: tl.constexpr,
 ):  # fmt: skip
-    """Unbiased gates of the slots, which slots are kept, and their weights (R, K)."""
+    """Which slots are kept, and their weights (R, K), from the unbiased gates."""
     first_RK = (k_K == 0)[None, :]
     if SIGMOID:
         # 1 / (1 + exp(-x)), without a large exp
@@ -194,7 +196,7 @@ def weigh_slots(
             weights_RK = tl.where((sum_R < FAINT)[:, None], exact_exp(from_best_RK), weights_RK)
             sum_R = tl.sum(weights_RK, axis=1)
         weights_RK = tl.div_rn(weights_RK, tl.broadcast_to(tl.maximum(sum_R, TINY)[:, None], weights_RK.shape))
-    return gates_RK, kept_RK, weights_RK * scale
+    return kept_RK, weights_RK * scale
 
 
 @triton.jit

@@ -1,0 +1,172 @@
+"""Routing in CUDA C++: one launch for any batch, a warp for each token.
+
+Up to 256 tokens the blocks are one cluster and meet in its shared memory; more tokens fill a grid whose blocks are all
+resident and meet at two barriers. Shapes: T tokens, E experts, K slots per token.
+"""
+
+import ctypes
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import resources
+
+import torch
+from torch import Tensor
+
+from thermoe.errors import ConfigError
+from thermoe.kernels.route.cuda.driver import Kernel, compile_source, is_available
+
+_POINTERS = (
+    *("logits", "knobs", "correction", "live", "ids", "weights", "kept", "own_ids", "loaded"),
+    *("slots", "offsets", "sums", "last", "workspace"),
+)
+_MAX_STEPS = 16
+_LOGITS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class _Arguments(ctypes.Structure):
+    """`RouteArgs` of token.cuh."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        ("stride", ctypes.c_longlong),
+        *((name, ctypes.c_int) for name in ("tokens", "live_kind", "joint", "steps")),
+        ("scale", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a launch is compiled for: see token.cuh."""
+
+    experts: int
+    top_k: int
+    logits: int
+    sigmoid: int
+    corrected: int
+    renormalise: int
+    groups: int
+    kept_groups: int
+    aligned: int
+    warps: int
+    cluster: int
+
+    def macros(self) -> str:
+        """The definitions at the head of the source."""
+        return "".join(f"#define {f.name.upper()} {getattr(self, f.name)}\n" for f in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How tokens are spread: `warps` a block, `blocks`, `steps` tokens a warp; one cluster or a grid."""
+
+    warps: int
+    blocks: int
+    steps: int
+    cluster: bool
+
+
+def layout_for(num_tokens: int, num_experts: int, processors: int) -> Layout | None:
+    """The spread of a batch over a GPU with clusters; None where it is too large."""
+    for most, warps, blocks in ((1, 1, 1), (4, 4, 1), (8, 4, 2), (16, 4, 4), (32, 4, 8), (64, 8, 8), (128, 16, 8)):
+        if num_tokens <= most:
+            return Layout(warps, blocks, 1, cluster=True)
+    widest = 32 if num_experts <= 128 else 16
+    warps = next((w for w in (8, 16) if num_tokens <= w * processors), widest)
+    steps = -(-num_tokens // (warps * processors))
+    if steps > _MAX_STEPS or num_tokens > 65535:
+        return None
+    return Layout(warps, -(-num_tokens // (warps * steps)), steps, cluster=False)
+
+
+def supports(logits_TE: Tensor, top_k: int, groups: int, columns: int) -> bool:
+    """Whether this forward can be routed here; needs compute capability 9.0 and NVRTC."""
+    num_tokens, num_experts = logits_TE.shape
+    if not logits_TE.is_cuda or logits_TE.dtype not in _LOGITS or columns != 1 or top_k > 16 or num_experts > 256:
+        return False
+    if groups > 1 and (num_experts not in (32, 64, 128, 256) or groups > 32):  # a group is some whole lanes
+        return False
+    properties = torch.cuda.get_device_properties(logits_TE.device)
+    if properties.major < 9 or not is_available():
+        return False
+    return layout_for(num_tokens, num_experts, properties.multi_processor_count) is not None
+
+
+def run(
+    logits_TE: Tensor,
+    knob_row: Tensor,
+    correction_E: Tensor | None,
+    live_T: Tensor | None,
+    sums: Tensor | None,
+    top_k: int,
+    flags: list[int],
+    scale: float,
+    out: tuple[Tensor, ...],
+    layout: Layout | None = None,
+) -> None:
+    """Route into `out` (see `launch.outputs`), on the current stream; `layout` overrides the frozen choice."""
+    (num_tokens, num_experts), device = logits_TE.shape, logits_TE.device
+    sigmoid, groups, kept_groups, renormalise, joint = flags
+    properties = torch.cuda.get_device_properties(device)
+    layout = layout or layout_for(num_tokens, num_experts, properties.multi_processor_count)
+    assert layout is not None, "asked by `supports`"
+    addresses = logits_TE.data_ptr() | knob_row.data_ptr() | (0 if correction_E is None else correction_E.data_ptr())
+    shape = Shape(
+        experts=num_experts,
+        top_k=top_k,
+        logits=_LOGITS[logits_TE.dtype],
+        sigmoid=sigmoid,
+        corrected=int(correction_E is not None),
+        renormalise=renormalise,
+        groups=groups,
+        kept_groups=kept_groups,
+        aligned=int(addresses % 16 == 0 and logits_TE.stride(0) % 8 == 0),
+        warps=layout.warps,
+        cluster=layout.blocks if layout.cluster else 1,
+    )
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream().cuda_stream
+        workspace = None if layout.cluster else _workspace_for(device.index, stream, num_experts)
+        inputs = (logits_TE, knob_row, correction_E, live_T)
+        tensors = (*inputs, *out[:7], sums, out[7], workspace)
+        pointers = {n: None if t is None else t.data_ptr() for n, t in zip(_POINTERS, tensors, strict=True)}
+        live_kind = 0 if live_T is None else 1 if live_T.element_size() == 1 else 2
+        arguments = _Arguments(
+            **pointers, stride=logits_TE.stride(0), tokens=num_tokens, live_kind=live_kind, joint=joint,
+            steps=layout.steps, scale=scale,
+        )  # fmt: skip
+        kernel = _kernel(shape, layout.cluster, device.index)
+        kernel.launch(
+            arguments, blocks=layout.blocks, threads=32 * layout.warps, stream=stream, resident=not layout.cluster
+        )
+
+
+def source(shape: Shape, cluster: bool) -> str:
+    """The whole source of one kernel."""
+    here = resources.files(__package__)
+    names = ("device.cuh", "token.cuh", "batch.cuh", "cluster.cu" if cluster else "grid.cu")
+    parts = [here.joinpath(name).read_text().replace("#pragma once\n", "") for name in names]
+    return shape.macros() + "".join(parts)
+
+
+def _workspace_for(device: int, stream: int, num_experts: int) -> Tensor:
+    """The stream's workspace. All captured graphs share one, which is made with the first launch outside a capture."""
+    shared = _workspace(device, None, num_experts)
+    return shared if torch.cuda.is_current_stream_capturing() else _workspace(device, stream, num_experts)
+
+
+@cache
+def _kernel(shape: Shape, cluster: bool, device: int) -> Kernel:
+    name = "route_cluster" if cluster else "route_grid"
+    code = compile_source(source(shape, cluster), f"{name}.cu", torch.cuda.get_device_capability(device))
+    return Kernel(code, name)
+
+
+@cache
+def _workspace(device: int, stream: int | None, num_experts: int) -> Tensor:
+    """Barrier, sums and rows of a grid: one for each stream, since two launches at a time must not share it."""
+    if torch.cuda.is_current_stream_capturing():
+        raise ConfigError("routing of a large batch is captured before it has run: run the step once, then capture it")
+    padded = max(32, 1 << (num_experts - 1).bit_length())
+    blocks = torch.cuda.get_device_properties(device).multi_processor_count
+    size = 16 + 2 * (64 + 12 * padded) + 2 * blocks * padded
+    return torch.zeros(size, dtype=torch.uint8, device=f"cuda:{device}")

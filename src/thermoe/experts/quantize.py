@@ -1,0 +1,121 @@
+"""Quantisers: round to nearest with a clipping search, and error compensation where inputs were seen.
+
+Shapes: E experts, N rows, C columns, G groups, P precisions.
+"""
+
+import torch
+from torch import Tensor
+
+from thermoe.errors import ConfigError
+from thermoe.experts.codes import QuantizedMatrix, check_weights, levels, nearest_codes
+from thermoe.experts.compensation import compensated_codes, descended_codes
+from thermoe.experts.scales import clipped_scales, gain_corrected, refitted_scales
+from thermoe.kernels.expert_mlp.planes import per_column
+
+# What a squared error costs at each precision of a nested bank. Higher ones weigh more, so that int4 and int8 give
+# up little for int2: with these, int4 loses what a plain int4 quantiser loses (docs/concepts/formats.md).
+NESTED_WEIGHT = {2: 1.0, 4: 6.0, 8: 20.0}
+DESCENTS = 2
+_CHUNK_ELEMENTS = 2**24  # weights quantised at once: bounds the memory of the search
+_BLOCK_ELEMENTS = 2**20
+
+
+@torch.no_grad()
+def quantize(
+    weight_ENC: Tensor,
+    bits: int | tuple[int, ...],
+    *,
+    group_size: int = 128,
+    moment_ECC: Tensor | None = None,
+    nested_weight: dict[int, float] | None = None,
+    descents: int = DESCENTS,
+    unbiased: bool = True,
+) -> QuantizedMatrix:
+    """Quantise the same matrix of all experts.
+
+    Args:
+        weight_ENC: (E, N, C) weights of any floating-point dtype.
+        bits: 2, 3, 4 or 8; or (2, 4) or (2, 4, 8) for codes whose highest bits are the codes of lower precisions.
+        group_size: Columns that share a scale: 32, 64 or a multiple of 128.
+        moment_ECC: (E, C, C) second moment of the inputs of each expert, up to a factor per expert. Where given,
+            errors are compensated; otherwise each weight is rounded by itself.
+        nested_weight: Cost of a squared error by precision, for nested codes.
+        descents: Sweeps of coordinate descent after the compensating one.
+        unbiased: Whether scales are corrected so that outputs do not shrink.
+
+    Raises:
+        ConfigError: weights, moments, bits or groups that cannot be used.
+    """
+    precisions = (bits,) if isinstance(bits, int) else bits
+    check_weights(weight_ENC, precisions, group_size)
+    _check_moment(weight_ENC, moment_ECC)
+    costs = NESTED_WEIGHT if nested_weight is None else nested_weight
+    weight_P = tuple(costs.get(b, 1.0) for b in precisions)
+    _, rows, columns = weight_ENC.shape
+    per_chunk = max(1, _CHUNK_ELEMENTS // (rows * columns))
+    codes, scales = [], []
+    for start in range(0, weight_ENC.shape[0], per_chunk):
+        chunk = weight_ENC[start : start + per_chunk].float()
+        if moment_ECC is None:
+            code, scale = _rounded(chunk, precisions, group_size, weight_P)
+            moment = None
+        else:
+            moment = _normalised(moment_ECC[start : start + per_chunk])
+            code, scale = _compensated(chunk, moment, precisions, group_size, weight_P, descents)
+        if unbiased:
+            value = levels(code, per_column(scale, group_size, columns), precisions)
+            scale = gain_corrected(chunk, moment, value, scale)
+        codes.append(code)
+        scales.append(scale.half())
+    return QuantizedMatrix(
+        code_ENC=torch.cat(codes), scale_PENG=torch.cat(scales, dim=1), bits=precisions, group_size=group_size
+    )
+
+
+def _rounded(
+    weight: Tensor, bits: tuple[int, ...], group_size: int, weight_P: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    experts, rows, columns = weight.shape
+    scale = clipped_scales(weight, weight.new_ones(experts, columns), bits, group_size, weight_P)
+    by_column = per_column(scale, group_size, columns)
+    block = max(1, _BLOCK_ELEMENTS // (experts * rows))
+    code = [
+        nearest_codes(
+            weight[..., a : a + block].expand(len(bits), -1, -1, -1), by_column[..., a : a + block], bits, weight_P
+        )
+        for a in range(0, columns, block)
+    ]
+    return torch.cat(code, dim=-1), scale
+
+
+def _compensated(
+    weight: Tensor, moment: Tensor, bits: tuple[int, ...], group_size: int, weight_P: tuple[float, ...], descents: int
+) -> tuple[Tensor, Tensor]:
+    scale = clipped_scales(weight, moment.diagonal(dim1=1, dim2=2), bits, group_size, weight_P)
+    code = compensated_codes(weight, moment, scale, bits, group_size, weight_P)
+    scale = refitted_scales(weight, moment, code, bits, group_size, scale)
+    for _ in range(descents):
+        code = descended_codes(weight, moment, scale, code, bits, group_size, weight_P)
+        scale = refitted_scales(weight, moment, code, bits, group_size, scale)
+    return code, scale
+
+
+def _normalised(moment_ECC: Tensor) -> Tensor:
+    """Mean diagonal 1; an expert that never saw an input is treated as if its inputs were white."""
+    moment = moment_ECC.float()
+    size = moment.diagonal(dim1=1, dim2=2).mean(dim=-1).view(-1, 1, 1)
+    white = torch.eye(moment.shape[-1], device=moment.device)
+    return torch.where(size > 0, moment / size.clamp_min(1e-30), white)
+
+
+def _check_moment(weight_ENC: Tensor, moment_ECC: Tensor | None) -> None:
+    if moment_ECC is None:
+        return
+    experts, _, columns = weight_ENC.shape
+    if tuple(moment_ECC.shape) != (experts, columns, columns) or moment_ECC.device != weight_ENC.device:
+        raise ConfigError(
+            f"moments of shape {tuple(moment_ECC.shape)} on {moment_ECC.device} for weights of shape "
+            f"{tuple(weight_ENC.shape)} on {weight_ENC.device}: need {(experts, columns, columns)} there"
+        )
+    if not bool(moment_ECC.isfinite().all()):
+        raise ConfigError("moments of the inputs hold NaN or infinity: calibrate on inputs that are finite")

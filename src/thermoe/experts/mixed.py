@@ -1,0 +1,69 @@
+"""Experts of several formats in one layer."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import torch
+from torch import nn
+
+from thermoe.errors import ConfigError
+from thermoe.experts.quantized import Fp8Expert, QuantizedExpert
+from thermoe.experts.simple import ExpertKind, SimpleExpert
+
+
+class ExpertFormat(StrEnum):
+    """How one expert's weights are held."""
+
+    DENSE = "dense"
+    FP8 = "fp8"
+    FP8_BLOCKS = "fp8_blocks"
+    INT8 = "int8"
+    INT4 = "int4"
+    INT3 = "int3"
+    INT2 = "int2"
+
+
+_BITS = {ExpertFormat.INT8: 8, ExpertFormat.INT4: 4, ExpertFormat.INT3: 3, ExpertFormat.INT2: 2}
+
+
+def compressed(expert: SimpleExpert, held_as: ExpertFormat, *, group_size: int = 128) -> nn.Module:
+    """The expert in another format; itself if that is dense."""
+    if held_as is ExpertFormat.DENSE:
+        return expert
+    if held_as in _BITS:
+        return QuantizedExpert.from_expert(expert, bits=_BITS[held_as], group_size=group_size)
+    return Fp8Expert.from_expert(expert, blocks=held_as is ExpertFormat.FP8_BLOCKS)
+
+
+def make_experts(
+    d_model: int,
+    inter_size: int,
+    formats: Sequence[ExpertFormat | str],
+    *,
+    kind: ExpertKind = ExpertKind.SWIGLU,
+    group_size: int = 128,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.ModuleList:
+    """One expert for each entry of `formats`, all with `forward`, `num_bytes`, `flops_per_row`, `reset_parameters`.
+
+    Args:
+        d_model, inter_size, kind: As for `SimpleExpert`.
+        formats: How each expert is held.
+        group_size: Of the integer formats.
+        device: Of the weights.
+        dtype: Of dense weights.
+
+    Raises:
+        ConfigError: no expert, an unknown format or a size that is none.
+    """
+    if not formats:
+        raise ConfigError("a layer without experts: give a format for at least one")
+    unknown = sorted({str(f) for f in formats} - set(ExpertFormat))
+    if unknown:
+        raise ConfigError(f"expert format {', '.join(unknown)}: choose from {', '.join(ExpertFormat)}")
+    experts = nn.ModuleList()
+    for held_as in formats:
+        expert = SimpleExpert(d_model, inter_size, kind=kind, device=device, dtype=dtype)
+        experts.append(compressed(expert, ExpertFormat(held_as), group_size=group_size))
+    return experts

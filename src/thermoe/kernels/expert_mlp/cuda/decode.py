@@ -100,7 +100,7 @@ def run(
     """
     tuning = tuning or Tuning()
     device = x_TD.device
-    cut = geometry(experts)
+    cut = geometry(experts, tuning.warps)
     if isinstance(cut, str):
         raise ConfigError(f"the decode kernel cannot take {cut}")
     function, reason = _kernel_or_refusal(cut.format, tuning.warps, device.index)

@@ -19,7 +19,8 @@ from thermoe.kernels.expert_mlp.weights import (
 
 MAX_SLOTS = 512  # T * K: the kernel makes its plan with a thread for each
 MAX_EXPERTS = 512
-ROWS_BYTES = 136 * 1024  # shared memory for activations; the rest is the ring of weights (static_assert in layout.cuh)
+SHARED_BYTES = 184 * 1024  # for activations and the ring of weights (static_assert in layout.cuh)
+SLOT_BYTES = 9 * 1024  # most that a slot of the ring takes; there is at least one for each warp
 SPLIT_COLUMNS = 2048  # of the second matrix, whose activations a block holds at a time
 ROW_CAPS = (32, 24, 16, 8, 4, 2, 1)  # tokens of an expert that share one reading of its weights
 ACTIVATIONS = {Activation.SWIGLU: 0, Activation.GEGLU: 1, Activation.SWIGLU_CLAMPED: 2}
@@ -46,8 +47,8 @@ class Geometry:
     bits: int
 
 
-def geometry(experts: ExpertWeights) -> Geometry | str:
-    """Cut a layer into jobs, or say in one sentence why the kernel does not take it."""
+def geometry(experts: ExpertWeights, warps: int = 8) -> Geometry | str:
+    """Cut a layer into jobs for `warps` warps that multiply, or say in one sentence why the kernel does not take it."""
     if experts.activation not in ACTIVATIONS:
         return f"activation {experts.activation}: the kernel takes gated ones"
     D, I = experts.d_model, experts.inter_size  # noqa: E741
@@ -68,7 +69,7 @@ def geometry(experts: ExpertWeights) -> Geometry | str:
     splits = -(-whole * job_columns // SPLIT_COLUMNS)
     jobs = (-(-D // job_columns), -(-whole // splits))
     sums = job_columns // experts.fc1.group_size if isinstance(experts.fc1, PlaneMatrices) else 0
-    row_cap = _row_cap(max(jobs), job_columns, sums)
+    row_cap = _row_cap(max(jobs), job_columns, sums, SHARED_BYTES - SLOT_BYTES * warps)
     if row_cap == 0:
         return f"model width {D}: a token does not fit in shared memory"
     bits = experts.fc1.max_bits if isinstance(experts.fc1, PlaneMatrices) else 16
@@ -82,11 +83,11 @@ def geometry(experts: ExpertWeights) -> Geometry | str:
     )
 
 
-def _row_cap(jobs: int, job_columns: int, sums: int) -> int:
+def _row_cap(jobs: int, job_columns: int, sums: int, room: int) -> int:
     pitch = 2 * job_columns * jobs + 64
     for rows in ROW_CAPS:
         tiles = 1 if rows <= 8 else 2 if rows <= 16 else 4
-        if rows * pitch + 32 * tiles * sums * jobs <= ROWS_BYTES:
+        if rows * pitch + 32 * tiles * sums * jobs <= room:
             return rows
     return 0
 

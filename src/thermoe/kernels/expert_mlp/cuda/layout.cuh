@@ -77,7 +77,7 @@ constexpr uint32_t DYNAMIC = (PARTS + NUM_PARTS * PART_BYTES + 1023) / 1024 * 10
 constexpr uint32_t SHARED_BYTES = 227 * 1024;
 constexpr uint32_t DYNAMIC_BYTES = SHARED_START + SHARED_BYTES - DYNAMIC;
 constexpr uint32_t MIN_TWO_BLOCKS_RING = 96 * 1024;  // a second block of activations must leave this for weights
-static_assert(DYNAMIC_BYTES >= (136 + 48) * 1024, "geometry.py gives activations up to 136 KiB");
+static_assert(DYNAMIC_BYTES >= 184 * 1024, "geometry.py gives activations what a slot of 9 KiB for each warp leaves of it");
 
 // ---- INFO words
 constexpr uint32_t INFO_SEGMENTS = INFO;
@@ -116,7 +116,8 @@ DEV Split split_shared(const Problem& p) {
   s.slot_bytes = Format::slot_bytes(static_cast<int>(lds32(INFO_MAX_BITS)));
   uint32_t ring_bytes = DYNAMIC_BYTES - s.row_blocks * s.rows_bytes - 128;
   int ring = static_cast<int>(ring_bytes / (s.slot_bytes + Format::SCALE_BYTES));
-  s.ring = ring < MAX_RING ? ring : MAX_RING;
+  // Whole turns of the warps: a slot then belongs to one warp, and no warp can wait for a later copy than the next.
+  s.ring = (ring < MAX_RING ? ring : MAX_RING) / WARPS * WARPS;
   s.data = DYNAMIC;
   s.scales = s.data + s.ring * s.slot_bytes;
   s.rows = (s.scales + s.ring * Format::SCALE_BYTES + 127) / 128 * 128;

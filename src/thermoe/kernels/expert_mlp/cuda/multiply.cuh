@@ -124,6 +124,8 @@ struct Multiplier {
         here.advance(split, WARPS);
       }
       for (int tile = 0; tile * 8 < segment.rows && tile < TILES; ++tile) hand_over(parts + tile * sharers + first, sum[tile]);
+    } else {  // a barrier tells odd turns from even ones only: no warp may run two turns ahead
+      barrier_wait(BAR_PART_EMPTY + 8 * (parts % NUM_PARTS), (parts / NUM_PARTS & 1) ^ 1);
     }
     next -= jobs;
     parts += sharers * ((segment.rows + 7) / 8);

@@ -17,7 +17,7 @@ class Activation(StrEnum):
 
     SWIGLU = "swiglu"  # silu(gate) * up
     GEGLU = "geglu"  # gelu(gate, tanh form) * up
-    SWIGLU_CLAMPED = "swiglu_clamped"  # GPT-OSS: (min(up, 7) clamped at -7, + 1) * gate * sigmoid(1.702 gate), gate <= 7
+    SWIGLU_CLAMPED = "swiglu_clamped"  # GPT-OSS: (up within 7 of 0, + 1) * gate * sigmoid(1.702 gate), gate <= 7
     RELU = "relu"
     GELU = "gelu"  # tanh form
     SILU = "silu"

@@ -56,6 +56,8 @@ class MlpConfig:
         dependent: each launch may start while the one before it ends (compute capability 9.0 and later).
         eight: e4m3 weights meet tokens quantised to e4m3, each by its own largest value. It changes the result by
             more than rounding to bf16, so it is never chosen unless the frozen file says so.
+        bulk: with a plan, dense weights (and e4m3 ones that meet e4m3 tokens) come by the bulk copy engine
+            (capability 9.0 and later).
         cuda: the kernel built with nvcc is taken where it is there and supports the call.
     """
 
@@ -65,6 +67,7 @@ class MlpConfig:
     dependent: bool = False
     eight: bool = False
     cuda: bool = False
+    bulk: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For the frozen file."""

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import cuda as tl_cuda
 
+from thermoe.kernels.expert_mlp.triton_activation import activate
 from thermoe.kernels.expert_mlp.triton_product import (
     DENSE,
     FP8_BLOCKS,
@@ -20,36 +21,6 @@ from thermoe.kernels.expert_mlp.triton_product import (
     planes_product,
 )
 from thermoe.kernels.expert_mlp.triton_slots import own_slots, pick_slots, planned_tile
-
-
-@triton.jit
-def _sigmoid(z):
-    return 1.0 / (1.0 + tl.exp(-z))
-
-
-@triton.jit
-def _gelu(z):
-    """The tanh form: z * (1 + tanh(a)) / 2 = z * sigmoid(2 a)."""
-    return z * _sigmoid(1.5957691216057308 * (z + 0.044715 * z * z * z))
-
-
-@triton.jit
-def _activate(gate, up, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "swiglu":
-        hidden = gate * _sigmoid(gate) * up
-    elif ACTIVATION == "geglu":
-        hidden = _gelu(gate) * up
-    elif ACTIVATION == "swiglu_clamped":
-        gate = tl.minimum(gate, 7.0)
-        up = tl.minimum(tl.maximum(up, -7.0), 7.0)
-        hidden = (up + 1.0) * gate * _sigmoid(1.702 * gate)
-    elif ACTIVATION == "relu":
-        hidden = tl.maximum(gate, 0.0)
-    elif ACTIVATION == "gelu":
-        hidden = _gelu(gate)
-    else:
-        hidden = gate * _sigmoid(gate)
-    return hidden
 
 
 @triton.jit
@@ -141,9 +112,9 @@ def _tile(
     if PAIR:
         pairs = tl.permute(tl.reshape(out, (M // 16, 2, 8, N)), (0, 2, 3, 1))
         gate, up = tl.split(tl.reshape(pairs, (WIDTH, N, 2)))
-        out = _activate(gate, up, ACTIVATION)
+        out = activate(gate, up, ACTIVATION)
     elif ACTIVATION != "none":
-        out = _activate(out, out, ACTIVATION)
+        out = activate(out, out, ACTIVATION)
     column = block * WIDTH + tl.arange(0, WIDTH)
     target_ptrs = target_ptr + target_rows[:, None] * OUT + column[None, :]
     tl.store(target_ptrs, tl.trans(out.to(target_ptr.dtype.element_ty)), mask=valid[:, None] & (column < OUT)[None, :])

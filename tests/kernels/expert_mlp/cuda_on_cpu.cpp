@@ -3,7 +3,7 @@
 #include "kernel.cuh"
 #include "planes.cuh"
 
-extern "C" int run_on_cpu(const Problem* problem, int blocks, uint32_t seed) {
-  return cpu::run(blocks, THREADS, seed, [problem] { decode_block<THERMOE_FORMAT>(*problem); }) ? 0 : 1;
+extern "C" int run_on_cpu(const Problem* problem, int blocks, uint32_t seed, int uneven) {
+  return cpu::run(blocks, THREADS, seed, uneven != 0, [problem] { decode_block<THERMOE_FORMAT>(*problem); }) ? 0 : 1;
 }
 extern "C" int problem_bytes() { return sizeof(Problem); }

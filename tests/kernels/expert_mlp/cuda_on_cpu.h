@@ -1,10 +1,15 @@
 // The decode kernel's primitives on a CPU: every thread of every block is a coroutine, and whatever a thread may wait
 // for is a condition. Copies land late, at random, and spoil their destination when they start: a missing wait, a slot
 // freed too early or a circle of waits shows as a wrong result or as a deadlock, not as luck.
+//
+// Two schedules. In the even one all threads take turns. In the uneven one warps are ranked, and the first that can go
+// on does: it runs as far ahead as its barriers let it, while the last stand still until nobody else can move. Ranks
+// change at random, some copies land only when nothing else can happen, and warps that poll fall behind.
 #pragma once
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -13,6 +18,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <unordered_map>
 #include <utility>
@@ -30,6 +36,8 @@ static_assert(sizeof(TensorMap) == 128);
 constexpr uint32_t SHARED_START = 1024, SHARED_SIZE = 228 * 1024;
 
 namespace cpu {
+
+constexpr int NEVER_BY_ITSELF = 1 << 30;  // lands when nothing else can happen
 
 struct Barrier {
   int expected = 0, pending = 0;
@@ -65,8 +73,9 @@ struct Fiber {
 };
 struct Machine {
   std::vector<std::unique_ptr<Block>> blocks;
-  std::vector<std::unique_ptr<Fiber>> fibers;
-  std::deque<std::pair<int, std::function<void()>>> flights;  // sweeps left, what lands
+  std::vector<std::unique_ptr<Fiber>> fibers;  // 32 of a warp, warps of a block, blocks
+  std::deque<std::pair<int, std::function<void()>>> flights;  // steps left, what lands
+  bool uneven = false;
   ucontext_t scheduler;
   Fiber* current = nullptr;
   std::mt19937 random;
@@ -101,7 +110,9 @@ inline void meet(Group& group, int threads, const std::function<void()>& last = 
 }
 inline Warp& warp() { return self().block->warps[self().thread / 32]; }
 inline void launch_copy(std::function<void()> land) {
-  machine->flights.emplace_back(static_cast<int>(machine->random() % 4), std::move(land));
+  const int delays[] = {0, 300, 3000, NEVER_BY_ITSELF};
+  const int choice = static_cast<int>(machine->random() % 4);
+  machine->flights.emplace_back(machine->uneven ? delays[choice] : choice, std::move(land));
 }
 inline float bf16(uint32_t bits) {
   uint32_t wide = bits << 16;
@@ -116,10 +127,69 @@ inline void enter() {
   swapcontext(&self().context, &machine->scheduler);
 }
 
-inline bool run(int blocks, int threads, uint32_t seed, std::function<void()> kernel) {
+inline void resume(Fiber& fiber) {
+  fiber.ready = nullptr, fiber.spins = false, machine->current = &fiber;
+  swapcontext(&machine->scheduler, &fiber.context);
+}
+inline bool can_resume(const Fiber& fiber) { return !fiber.done && (!fiber.ready || fiber.ready()); }
+
+inline bool land(bool forced) {  // the copies whose time has come, or one of the others
+  bool moved = false;
+  for (size_t i = machine->flights.size(); i > 0; --i) {
+    auto flight = std::move(machine->flights.front());
+    machine->flights.pop_front();
+    if (flight.first > 0 && !(forced && !moved)) {
+      flight.first -= flight.first != NEVER_BY_ITSELF;
+      machine->flights.push_back(std::move(flight));
+    } else {
+      flight.second();
+      moved = true;
+    }
+  }
+  return moved;
+}
+
+inline bool step_all() {  // every thread that can goes on to its next wait
+  bool moved = land(false) || !machine->flights.empty();
+  for (auto& fiber : machine->fibers) {
+    if (!can_resume(*fiber)) continue;
+    moved |= !fiber->spins;
+    resume(*fiber);
+  }
+  return moved;
+}
+
+inline bool step_first(std::vector<int>& ranks) {  // the first warp that can goes on to its next wait
+  land(false);
+  const size_t changed = machine->random() % (200 * ranks.size());
+  if (changed < ranks.size()) {
+    ranks.push_back(ranks[changed]);
+    ranks.erase(ranks.begin() + changed);
+  }
+  for (size_t rank = 0, left = ranks.size(); left > 0; --left) {
+    const int warp = ranks[rank], first = static_cast<int>(machine->random() % 32);
+    bool moved = false, polled = false;
+    for (int i = 0; i < 32; ++i) {
+      Fiber& fiber = *machine->fibers[32 * warp + (first + i) % 32];
+      if (!can_resume(fiber)) continue;
+      (fiber.spins ? polled : moved) = true;
+      resume(fiber);
+    }
+    if (polled) {
+      ranks.erase(ranks.begin() + rank);
+      ranks.push_back(warp);
+    } else {
+      ++rank;
+    }
+    if (moved) return true;
+  }
+  return land(true);
+}
+
+inline bool run(int blocks, int threads, uint32_t seed, bool uneven, std::function<void()> kernel) {
   Machine here;
   machine = &here;
-  here.random.seed(seed), here.threads = threads, here.kernel = std::move(kernel);
+  here.random.seed(seed), here.uneven = uneven, here.threads = threads, here.kernel = std::move(kernel);
   for (int b = 0; b < blocks; ++b) {
     here.blocks.push_back(std::make_unique<Block>());
     here.blocks.back()->warps.resize(threads / 32);
@@ -134,29 +204,18 @@ inline bool run(int blocks, int threads, uint32_t seed, std::function<void()> ke
       here.fibers.push_back(std::move(fiber));
     }
   }
-  int still = 0;  // sweeps in which nobody did more than look again
-  for (size_t left = here.fibers.size(); left > 0;) {
-    bool moved = false;
-    for (size_t i = here.flights.size(); i > 0; --i) {
-      auto flight = std::move(here.flights.front());
-      here.flights.pop_front();
-      if (flight.first-- > 0) here.flights.push_back(std::move(flight)); else flight.second();
-      moved = true;
-    }
-    for (auto& fiber : here.fibers) {
-      if (fiber->done || (fiber->ready && !fiber->ready())) continue;
-      moved |= !fiber->spins;
-      fiber->ready = nullptr, fiber->spins = false, here.current = fiber.get();
-      swapcontext(&here.scheduler, &fiber->context);
-      left -= fiber->done;
-    }
-    still = moved ? 0 : still + 1;
-    if (still > 8) {
-      std::fprintf(stderr, "deadlock: %zu threads wait\n", left);
-      return false;
-    }
+  std::vector<int> ranks(blocks * threads / 32);
+  std::iota(ranks.begin(), ranks.end(), 0);
+  std::shuffle(ranks.begin(), ranks.end(), here.random);
+  const auto unfinished = [&here] {
+    return std::count_if(here.fibers.begin(), here.fibers.end(), [](const auto& fiber) { return !fiber->done; });
+  };
+  for (int still = 0; still <= 8;) {  // steps in which nobody did more than look again
+    still = (uneven ? step_first(ranks) : step_all()) ? 0 : still + 1;
+    if (still > 0 && unfinished() == 0) return true;
   }
-  return true;
+  std::fprintf(stderr, "deadlock: %d threads wait\n", static_cast<int>(unfinished()));
+  return false;
 }
 
 }  // namespace cpu

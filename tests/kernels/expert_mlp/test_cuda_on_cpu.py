@@ -78,16 +78,17 @@ class Launch:
                 for word, value in enumerate((tensor.data_ptr(), row_bytes(tensor), rows, box_bytes)):
                     self.problem.map[m][plane][word] = value
 
-    def run(self, *, blocks: int, seed: int) -> Tensor:
+    def run(self, *, blocks: int, seed: int, uneven: bool = False) -> Tensor:
         for tensor in (self.out_TD, self.hidden_NI, self.product_SND):
             tensor.fill_(float("nan"))
-        assert self.kernel.run_on_cpu(ctypes.byref(self.problem), blocks, ctypes.c_uint32(seed)) == 0, "deadlock"
+        ended = self.kernel.run_on_cpu(ctypes.byref(self.problem), blocks, ctypes.c_uint32(seed), int(uneven)) == 0
+        assert ended, "deadlock"
         return self.out_TD.clone()
 
 
 def launch_of(kernel_of, case: Case, *, warps: int = 8, seed: int = 0) -> tuple[Launch, Tensor]:
     x_TD, ids_TK, weights_TK, experts = drawn(case, seed)
-    cut = geometry(experts)
+    cut = geometry(experts, warps)
     assert isinstance(cut, Geometry), cut
     launch = Launch(kernel_of(cut.format, warps), cut, x_TD, ids_TK, weights_TK, experts)
     return launch, wanted(x_TD, ids_TK, weights_TK, experts)
@@ -158,6 +159,28 @@ def test_launches_leave_the_counters_ready_and_repeat_bit_for_bit(kernel_of):
 
     assert relative_error(results[0], want) < TOLERANCE
     assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+UNEVEN = {  # jobs of a unit, tokens of an expert
+    "a ring that warps would share": (case(tokens=2, top_k=1, experts=2, d_model=2048, inter_size=96), 1, 8),
+    "six jobs, a token": (case(tokens=2, top_k=1, experts=2, d_model=768, inter_size=192), 1, 8),
+    "seven jobs, three tiles of tokens": (case(tokens=20, top_k=1, experts=1, d_model=896, inter_size=128), 1, 8),
+    "four jobs, three tiles of tokens": (case(tokens=20, top_k=1, experts=1, d_model=512, inter_size=256), 1, 8),
+    "thirteen jobs of twelve warps": (case(tokens=10, top_k=1, experts=1, d_model=1664, inter_size=96), 1, 12),
+    "three blocks": (case(tokens=9, top_k=2, experts=4, d_model=288, inter_size=80, routing="dropped"), 3, 8),
+    "scales copied by words": (case(format="int4-zeros", tokens=9, d_model=1024, inter_size=64, experts=2), 1, 8),
+}
+
+
+@pytest.mark.parametrize(("shape", "blocks", "warps"), UNEVEN.values(), ids=UNEVEN.keys())
+def test_warps_far_apart_and_copies_long_under_way_change_nothing(kernel_of, shape, blocks, warps):
+    launch, want = launch_of(kernel_of, shape, warps=warps)
+    even = launch.run(blocks=blocks, seed=0)
+
+    results = [launch.run(blocks=blocks, seed=seed, uneven=True) for seed in range(8)]
+
+    assert relative_error(even, want) < TOLERANCE
+    assert all(torch.equal(even, result) for result in results)
 
 
 def test_slots_that_are_all_dropped_give_zeros(kernel_of):

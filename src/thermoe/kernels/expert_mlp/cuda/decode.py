@@ -27,7 +27,7 @@ class Tuning:
     """What a launch may choose.
 
     Attributes:
-        warps: that multiply, of each block: 8 to 16.
+        warps: that multiply, of each block: 8 or 12.
         together: whether the driver must start all blocks at once (a cooperative launch). Without it two launches on
             two streams at the same time can each hold processors that the other waits for.
         blocks: of the launch, one for each processor if None.

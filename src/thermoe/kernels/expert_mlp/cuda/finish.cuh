@@ -28,7 +28,8 @@ struct Finisher {
   const Problem& p;
   const int thread;
   const Output own;
-  uint32_t parts = 0;
+  int first_warp = 0;   // that holds the coming unit's first job
+  uint32_t turns = 0;   // shares taken from each warp, modulo 4: two bits a warp
 
   DEV Finisher(const Problem& problem, int t) : p(problem), thread(t), own(t) {}
 
@@ -52,9 +53,11 @@ struct Finisher {
     const Rows rows = rows_of(matrix, segment, run, unit_row);
     for (int tile = 0; 8 * tile < segment.rows; ++tile) {
       float sum[2] = {0.f, 0.f};
-      for (int share = 0; share < sharers; ++share, ++parts) {
-        const uint32_t index = parts % NUM_PARTS, from = PARTS + index * PART_BYTES + own.token * PART_ROW + 4 * own.row;
-        barrier_wait(BAR_PART_FULL + 8 * index, parts / NUM_PARTS & 1);
+      for (int share = 0, warp = first_warp; share < sharers; ++share, warp = warp + 1 < WARPS ? warp + 1 : 0) {
+        const uint32_t turn = turns >> 2 * warp & 3, index = 2 * warp + (turn & 1);
+        const uint32_t from = PARTS + index * PART_BYTES + own.token * PART_ROW + 4 * own.row;
+        turns ^= (turn & 1 ? 3u : 1u) << 2 * warp;
+        barrier_wait(BAR_PART_FULL + 8 * index, turn / 2);
         sum[0] += lds_float(from), sum[1] += lds_float(from + PART_HALF);
         sync_warp();
         if (thread % 32 == 0) barrier_arrive(BAR_PART_EMPTY + 8 * index);
@@ -69,6 +72,7 @@ struct Finisher {
         to[0] = upper, to[16] = lower;
       }
     }
+    first_warp = (first_warp + p.jobs[matrix]) % WARPS;
   }
 
   DEV void all(uint32_t generation) {

@@ -10,10 +10,11 @@
 #include "primitives.cuh"
 
 #ifndef THERMOE_WARPS
-#define THERMOE_WARPS 8  // warps that multiply
+#define THERMOE_WARPS 8  // warps that multiply: 8 or 12
 #endif
 
 constexpr int WARPS = THERMOE_WARPS;
+static_assert(WARPS == 8 || WARPS == 12, "a warp for each 32 slots of the plan, at most 24 bits of turns in finish.cuh");
 constexpr int HELPERS = 4;  // warps that stage activations, and as many that finish units
 constexpr int THREADS = 32 * (WARPS + 2 * HELPERS);
 constexpr int HELPER_THREADS = 32 * HELPERS;
@@ -21,7 +22,7 @@ constexpr int MAX_SLOTS = 512;  // T * K
 constexpr int MAX_EXPERTS = 512;
 constexpr int MAX_TILES = 4;  // of 8 tokens in a segment
 constexpr int MAX_RING = 96;
-constexpr int NUM_PARTS = WARPS > 8 ? 24 : 16;
+constexpr int NUM_PARTS = 2 * WARPS;  // each warp has two places of its own
 
 enum ActivationKind : int { SWIGLU = 0, GEGLU = 1, SWIGLU_CLAMPED = 2 };
 

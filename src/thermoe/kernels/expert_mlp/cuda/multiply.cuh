@@ -80,7 +80,7 @@ struct Multiplier {
   Walk ahead;     // the job whose copy starts when this warp's current slot is free
   Ring here;      // of the current job
   int next;       // first job of this warp in the coming unit
-  uint32_t parts; // results handed over so far
+  uint32_t parts; // results this warp has handed over so far
 
   DEV Multiplier(const Problem& problem, const Split& s, int thread)
       : p(problem), split(s), warp(thread / 32), lane_index(thread % 32), lane(thread % 32), policy(stream_policy()),
@@ -104,9 +104,8 @@ struct Multiplier {
 
   template <int TILES>
   DEV void unit(int matrix, const Segment& segment, uint32_t rows_at, const uint32_t (&rows)[TILES]) {
-    const int jobs = p.jobs[matrix], sharers = jobs < WARPS ? jobs : WARPS;
+    const int jobs = p.jobs[matrix];
     if (next < jobs) {
-      const int first = next;
       float sum[TILES][2][4];
       set_zero(sum);
       Place at{};
@@ -123,17 +122,15 @@ struct Multiplier {
         ahead.advance(p, WARPS);
         here.advance(split, WARPS);
       }
-      for (int tile = 0; tile * 8 < segment.rows && tile < TILES; ++tile) hand_over(parts + tile * sharers + first, sum[tile]);
-    } else {  // a barrier tells odd turns from even ones only: no warp may run two turns ahead
-      barrier_wait(BAR_PART_EMPTY + 8 * (parts % NUM_PARTS), (parts / NUM_PARTS & 1) ^ 1);
+      for (int tile = 0; tile * 8 < segment.rows && tile < TILES; ++tile) hand_over(sum[tile]);
     }
     next -= jobs;
-    parts += sharers * ((segment.rows + 7) / 8);
   }
 
-  // A warp's share of a unit's 32 rows by 8 tokens goes to the helpers that add the shares up.
-  DEV void hand_over(uint32_t part, const float (&sum)[2][4]) {
-    const uint32_t index = part % NUM_PARTS, turn = part / NUM_PARTS & 1;
+  // A warp's share of a unit's 32 rows by 8 tokens goes to the helpers that add the shares up. The place belongs to
+  // this warp: what it waits for is always the turn before its own, so the turn's parity tells it.
+  DEV void hand_over(const float (&sum)[2][4]) {
+    const uint32_t index = 2 * warp + (parts & 1), turn = parts++ / 2 & 1;
     const uint32_t to = PARTS + index * PART_BYTES + 2 * lane.quad * PART_ROW + 4 * Format::row(lane.group);
     barrier_wait(BAR_PART_EMPTY + 8 * index, turn ^ 1);
 #pragma unroll

@@ -19,12 +19,13 @@ _POINTERS = (
     *("logits", "knobs", "correction", "live", "ids", "weights", "kept", "own_ids", "loaded"),
     *("slots", "offsets", "sums", "last", "workspace"),
 )
+PARTS = ("inputs.cuh", "token.cuh", "batch.cuh")
 _MAX_STEPS = 16
 _LOGITS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class _Arguments(ctypes.Structure):
-    """`RouteArgs` of token.cuh."""
+    """`RouteArgs` of inputs.cuh."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
@@ -36,7 +37,7 @@ class _Arguments(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a launch is compiled for: see token.cuh."""
+    """What a launch is compiled for: see inputs.cuh."""
 
     experts: int
     top_k: int
@@ -49,6 +50,7 @@ class Shape:
     aligned: int
     warps: int
     cluster: int
+    steps: int
 
     def macros(self) -> str:
         """The definitions at the head of the source."""
@@ -65,9 +67,13 @@ class Layout:
     cluster: bool
 
 
+# Most tokens, warps and blocks of a cluster: the fastest measured on an H200 at 1, 16 and 64 tokens of 128 experts.
+_CLUSTERS = ((4, 4, 1), (8, 8, 1), (16, 16, 1), (32, 8, 4), (64, 8, 8), (128, 16, 8))
+
+
 def layout_for(num_tokens: int, num_experts: int, processors: int) -> Layout | None:
     """The spread of a batch over a GPU with clusters; None where it is too large."""
-    for most, warps, blocks in ((1, 1, 1), (4, 4, 1), (8, 4, 2), (16, 4, 4), (32, 4, 8), (64, 8, 8), (128, 16, 8)):
+    for most, warps, blocks in _CLUSTERS:
         if num_tokens <= most:
             return Layout(warps, blocks, 1, cluster=True)
     widest = 32 if num_experts <= 128 else 16
@@ -105,13 +111,30 @@ def run(
 ) -> None:
     """Route into `out` (see `launch.outputs`), on the current stream; `layout` overrides the frozen choice."""
     (num_tokens, num_experts), device = logits_TE.shape, logits_TE.device
-    sigmoid, groups, kept_groups, renormalise, joint = flags
-    properties = torch.cuda.get_device_properties(device)
-    layout = layout or layout_for(num_tokens, num_experts, properties.multi_processor_count)
+    if layout is None:
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        layout = layout_for(num_tokens, num_experts, processors)
     assert layout is not None, "asked by `supports`"
+    kernel = _kernel(shape_of(logits_TE, knob_row, correction_E, top_k, flags, layout), layout.cluster, device.index)
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream().cuda_stream
+        workspace = None if layout.cluster else _workspace_for(device.index, stream, num_experts)
+        arguments = arguments_of(
+            (logits_TE, knob_row, correction_E, live_T, *out[:7], sums, out[7], workspace), flags, scale, layout
+        )
+        kernel.launch(
+            arguments, blocks=layout.blocks, threads=32 * layout.warps, stream=stream, resident=not layout.cluster
+        )
+
+
+def shape_of(
+    logits_TE: Tensor, knob_row: Tensor, correction_E: Tensor | None, top_k: int, flags: list[int], layout: Layout
+) -> Shape:
+    """What has to be compiled for this forward."""
+    sigmoid, groups, kept_groups, renormalise, _ = flags
     addresses = logits_TE.data_ptr() | knob_row.data_ptr() | (0 if correction_E is None else correction_E.data_ptr())
-    shape = Shape(
-        experts=num_experts,
+    return Shape(
+        experts=logits_TE.shape[1],
         top_k=top_k,
         logits=_LOGITS[logits_TE.dtype],
         sigmoid=sigmoid,
@@ -122,28 +145,30 @@ def run(
         aligned=int(addresses % 16 == 0 and logits_TE.stride(0) % 8 == 0),
         warps=layout.warps,
         cluster=layout.blocks if layout.cluster else 1,
+        steps=1 if layout.steps == 1 else _MAX_STEPS,
     )
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream().cuda_stream
-        workspace = None if layout.cluster else _workspace_for(device.index, stream, num_experts)
-        inputs = (logits_TE, knob_row, correction_E, live_T)
-        tensors = (*inputs, *out[:7], sums, out[7], workspace)
-        pointers = {n: None if t is None else t.data_ptr() for n, t in zip(_POINTERS, tensors, strict=True)}
-        live_kind = 0 if live_T is None else 1 if live_T.element_size() == 1 else 2
-        arguments = _Arguments(
-            **pointers, stride=logits_TE.stride(0), tokens=num_tokens, live_kind=live_kind, joint=joint,
-            steps=layout.steps, scale=scale,
-        )  # fmt: skip
-        kernel = _kernel(shape, layout.cluster, device.index)
-        kernel.launch(
-            arguments, blocks=layout.blocks, threads=32 * layout.warps, stream=stream, resident=not layout.cluster
-        )
+
+
+def arguments_of(tensors: tuple[Tensor | None, ...], flags: list[int], scale: float, layout: Layout) -> ctypes.Structure:
+    """The structure that a kernel takes; `tensors` in the order of its pointers."""
+    logits_TE, live_T = tensors[0], tensors[3]
+    assert logits_TE is not None
+    pointers = {n: None if t is None else t.data_ptr() for n, t in zip(_POINTERS, tensors, strict=True)}
+    return _Arguments(
+        **pointers,
+        stride=logits_TE.stride(0),
+        tokens=logits_TE.shape[0],
+        live_kind=0 if live_T is None else 1 if live_T.element_size() == 1 else 2,
+        joint=flags[4],
+        steps=layout.steps,
+        scale=scale,
+    )
 
 
 def source(shape: Shape, cluster: bool) -> str:
     """The whole source of one kernel."""
     here = resources.files(__package__)
-    names = ("device.cuh", "token.cuh", "batch.cuh", "cluster.cu" if cluster else "grid.cu")
+    names = ("device.cuh", *PARTS, "cluster.cu" if cluster else "grid.cu")
     parts = [here.joinpath(name).read_text().replace("#pragma once\n", "") for name in names]
     return shape.macros() + "".join(parts)
 
@@ -161,12 +186,16 @@ def _kernel(shape: Shape, cluster: bool, device: int) -> Kernel:
     return Kernel(code, name)
 
 
+def workspace_bytes(blocks: int, num_experts: int) -> int:
+    """Size of `Workspace` in grid.cu, for so many blocks."""
+    padded = max(32, 1 << (num_experts - 1).bit_length())
+    return 16 + 2 * (64 + 12 * padded) + 2 * blocks * padded
+
+
 @cache
 def _workspace(device: int, stream: int | None, num_experts: int) -> Tensor:
     """Barrier, sums and rows of a grid: one for each stream, since two launches at a time must not share it."""
     if torch.cuda.is_current_stream_capturing():
         raise ConfigError("routing of a large batch is captured before it has run: run the step once, then capture it")
-    padded = max(32, 1 << (num_experts - 1).bit_length())
     blocks = torch.cuda.get_device_properties(device).multi_processor_count
-    size = 16 + 2 * (64 + 12 * padded) + 2 * blocks * padded
-    return torch.zeros(size, dtype=torch.uint8, device=f"cuda:{device}")
+    return torch.zeros(workspace_bytes(blocks, num_experts), dtype=torch.uint8, device=f"cuda:{device}")

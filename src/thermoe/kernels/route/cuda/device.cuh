@@ -15,10 +15,17 @@ __device__ __forceinline__ S& shared_memory() {
     return *reinterpret_cast<S*>(raw);
 }
 
-// All threads of the cluster; shared memory written before is visible to all of them after.
-__device__ __forceinline__ void cluster_sync() {
+// A barrier of all threads of the cluster: shared memory written before arriving is visible to all of them after waiting.
+__device__ __forceinline__ void cluster_arrive() {
 #if CLUSTER > 1
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    __syncwarp();  // aligned: whole warps arrive
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait() {
+#if CLUSTER > 1
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
     __syncthreads();
 #endif
@@ -56,16 +63,30 @@ __device__ __forceinline__ float from_f16(unsigned short bits) {
     return value;
 }
 
-// All blocks of the grid, which are resident together (cooperative launch). The top bit of the word turns at each use.
-__device__ __forceinline__ void grid_sync(unsigned* word) {
+// A barrier of all blocks of the grid, which are resident together (cooperative launch). The top bit of its word turns
+// when the last block arrives; thread 0 of a block keeps what it was (`phase`), which must be read before arriving.
+constexpr unsigned TURNING = 0x80000000u;
+
+__device__ __forceinline__ unsigned grid_phase(const unsigned* word) {
+    unsigned now = 0;
+    if (threadIdx.x == 0) asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(now) : "l"(word) : "memory");
+    return now & TURNING;
+}
+
+__device__ __forceinline__ void grid_arrive(unsigned* word) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        const unsigned step = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
-        unsigned before, now;
-        asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], %2;" : "=r"(before) : "l"(word), "r"(step) : "memory");
+        const unsigned step = blockIdx.x == 0 ? TURNING - (gridDim.x - 1) : 1u;
+        asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(word), "r"(step) : "memory");
+    }
+}
+
+__device__ __forceinline__ void grid_wait(const unsigned* word, unsigned phase) {
+    if (threadIdx.x == 0) {
+        unsigned now;
         do {
             asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(now) : "l"(word) : "memory");
-        } while (((before ^ now) & 0x80000000u) == 0);
+        } while ((now & TURNING) == phase);
     }
     __syncthreads();
 }

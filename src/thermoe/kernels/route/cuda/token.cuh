@@ -1,44 +1,5 @@
-// One warp routes one token: lane l holds the experts l * WIDE .. l * WIDE + WIDE - 1, then slot l of the choice.
-//
-// Set by whoever compiles: EXPERTS, TOP_K, LOGITS (0 f32, 1 bf16, 2 f16), SIGMOID, CORRECTED, RENORMALISE, GROUPS,
-// KEPT_GROUPS, ALIGNED (rows of logits and knobs allow vector loads), WARPS, CLUSTER.
+// One warp routes one token: each lane scores its experts, then holds one slot of the choice.
 #pragma once
-
-constexpr int WIDE = EXPERTS <= 32 ? 1 : EXPERTS <= 64 ? 2 : EXPERTS <= 128 ? 4 : 8;
-constexpr int PADDED = 32 * WIDE;
-constexpr int SLOTS = TOP_K <= 1 ? 1 : TOP_K <= 2 ? 2 : TOP_K <= 4 ? 4 : TOP_K <= 8 ? 8 : 16;
-constexpr int NO_KEY = -2147483647 - 1;
-constexpr float BARRED = -3.4028234663852886e38f;
-constexpr float OUTSIDE = -1e30f;
-constexpr float TINY = 1.1754943508222875e-38f;
-
-// The knobs of a layer: EXPERTS costs, biases, permissions, then these.
-struct Scalars {
-    float price, top_k, protected_k0, max_experts, gate_mass, skip_ratio, value_power;
-};
-
-struct RouteArgs {
-    const void* logits;
-    const float* knobs;
-    const float* correction;
-    const void* live;
-    long long* ids;
-    float* weights;
-    unsigned char* kept;
-    long long* own_ids;
-    unsigned char* loaded;
-    int* slots;
-    int* offsets;
-    double* sums;  // null: nothing is counted
-    float* last;
-    unsigned* workspace;
-    long long stride;
-    int tokens;
-    int live_kind;  // 0 all, 1 bytes, 2 floats
-    int joint;      // whether the batch chooses a set of experts
-    int steps;      // tokens of a warp, where the batch is large
-    float scale;
-};
 
 struct Token {
     float x[WIDE];
@@ -68,51 +29,6 @@ __device__ __forceinline__ float slot_sum(float value) {
 #pragma unroll
     for (int step = SLOTS / 2; step > 0; step >>= 1) value += __shfl_xor_sync(WARP_MASK, value, step);
     return value;
-}
-
-__device__ __forceinline__ float from_bits(unsigned short bits) { return LOGITS == 1 ? from_bf16(bits) : from_f16(bits); }
-
-// Whether a lane's experts can be read four at a time.
-constexpr bool BY_FOUR = ALIGNED && WIDE % 4 == 0 && EXPERTS == PADDED;
-
-__device__ __forceinline__ void load_floats(const float* from, int lane, float (&to)[WIDE], float beyond) {
-    from += lane * WIDE;
-    if (BY_FOUR) {
-#pragma unroll
-        for (int j = 0; j < WIDE; j += 4) {
-            const float4 four = *reinterpret_cast<const float4*>(from + j);
-            to[j] = four.x, to[j + 1] = four.y, to[j + 2] = four.z, to[j + 3] = four.w;
-        }
-        return;
-    }
-#pragma unroll
-    for (int j = 0; j < WIDE; ++j) to[j] = lane * WIDE + j < EXPERTS ? from[j] : beyond;
-}
-
-__device__ __forceinline__ void load_logits(const RouteArgs& a, int token, int lane, float (&x)[WIDE]) {
-    const long long first = token * a.stride + lane * WIDE;
-    const float* wide = static_cast<const float*>(a.logits) + first;
-    const unsigned short* narrow = static_cast<const unsigned short*>(a.logits) + first;
-    if (BY_FOUR) {
-#pragma unroll
-        for (int j = 0; j < WIDE; j += 4) {
-            if (LOGITS == 0) {
-                const float4 four = *reinterpret_cast<const float4*>(wide + j);
-                x[j] = four.x, x[j + 1] = four.y, x[j + 2] = four.z, x[j + 3] = four.w;
-            } else {
-                const uint2 four = *reinterpret_cast<const uint2*>(narrow + j);
-                x[j] = from_bits(four.x & 0xffff), x[j + 1] = from_bits(four.x >> 16);
-                x[j + 2] = from_bits(four.y & 0xffff), x[j + 3] = from_bits(four.y >> 16);
-            }
-        }
-        return;
-    }
-#pragma unroll
-    for (int j = 0; j < WIDE; ++j) {
-        const bool real = lane * WIDE + j < EXPERTS;
-        if (LOGITS == 0) x[j] = real ? wide[j] : 0.0f;
-        if (LOGITS != 0) x[j] = real ? from_bits(narrow[j]) : 0.0f;
-    }
 }
 
 __device__ __forceinline__ float sigmoid(float x) {
@@ -255,16 +171,18 @@ __device__ __forceinline__ bool usable(int key) { return key > ordered(OUTSIDE);
 __device__ __forceinline__ float weigh(const Scalars& knobs, int lane, int key, float x, float gate, float scale,
                                        bool& kept) {
     const bool available = lane < TOP_K && usable(key);
-    const float use = available ? gate : 0.0f;
-    float upto = use;
+    const float use = available ? gate : 0.0f, best = __shfl_sync(WARP_MASK, use, 0);
+    kept = lane == 0 || (available && lane < knobs.top_k && use >= knobs.skip_ratio * best);
+    if (knobs.gate_mass < 1.0f) {
+        float upto = use;
+        const float enough = knobs.gate_mass * slot_sum(use);
 #pragma unroll
-    for (int step = 1; step < SLOTS; step <<= 1) {
-        const float before = __shfl_up_sync(WARP_MASK, upto, step);
-        if (lane >= step) upto += before;
+        for (int step = 1; step < SLOTS; step <<= 1) {
+            const float before = __shfl_up_sync(WARP_MASK, upto, step);
+            if (lane >= step) upto += before;
+        }
+        kept = lane == 0 || (kept && upto - use < enough);
     }
-    const float best = __shfl_sync(WARP_MASK, use, 0), total = slot_sum(use);
-    const bool enough = knobs.gate_mass < 1.0f && upto - use >= knobs.gate_mass * total;
-    kept = lane == 0 || (available && lane < knobs.top_k && use >= knobs.skip_ratio * best && !enough);
     float weight = kept ? gate : 0.0f;
     if (RENORMALISE) {
         float sum = __shfl_sync(WARP_MASK, slot_sum(weight), 0);  // the same in all lanes, so that all go one way
@@ -280,19 +198,6 @@ __device__ __forceinline__ float weigh(const Scalars& knobs, int lane, int key, 
         weight /= fmaxf(sum, TINY);
     }
     return weight * scale;
-}
-
-__device__ __forceinline__ bool is_live(const RouteArgs& a, int token) {
-    if (a.live_kind == 0) return true;
-    if (a.live_kind == 1) return static_cast<const unsigned char*>(a.live)[token] != 0;
-    return static_cast<const float*>(a.live)[token] != 0.0f;
-}
-
-__device__ __forceinline__ void load_knobs(const RouteArgs& a, int lane, float (&bias)[WIDE], float (&allowed)[WIDE],
-                                           float (&correction)[WIDE]) {
-    load_floats(a.knobs + EXPERTS, lane, bias, 0.0f);
-    load_floats(a.knobs + 2 * EXPERTS, lane, allowed, 1.0f);
-    if (CORRECTED) load_floats(a.correction, lane, correction, 0.0f);
 }
 
 // From loaded logits to keys; `row` keeps the logits for the lanes that will hold slots.

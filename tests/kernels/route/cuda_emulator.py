@@ -1,0 +1,58 @@
+"""The CUDA sources of the routing, compiled for the CPU with the fibers of `cuda_on_cpu/device.cuh`."""
+
+import ctypes
+import subprocess
+from importlib import resources
+from pathlib import Path
+
+import torch
+from fused_cases import poisoned
+from torch import Tensor
+
+from thermoe.kernels.route import cuda
+from thermoe.kernels.route.cuda import Layout, Shape
+from thermoe.kernels.route.launch import Outputs
+
+FIBERS = Path(__file__).resolve().parents[1] / "cuda_on_cpu"
+
+
+class Emulator:
+    """Builds each kernel once and runs it on CPU tensors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.built: dict[tuple[Shape, bool], ctypes.CDLL] = {}
+        self.workspaces: dict[int, Tensor] = {}
+
+    def run(
+        self, layout: Layout, logits_TE: Tensor, knob_row: Tensor, correction_E: Tensor | None, live_T: Tensor | None,
+        sums: Tensor | None, top_k: int, columns: int, flags: list[int], scale: float, *, seed: int = 1,
+    ) -> Outputs:  # fmt: skip
+        """As the custom op, on one batch."""
+        assert columns == 1
+        out = poisoned(logits_TE, top_k, 1)
+        num_experts = logits_TE.shape[1]
+        live_T = live_T.view(torch.uint8) if live_T is not None and live_T.element_size() == 1 else live_T
+        if num_experts not in self.workspaces:
+            size = cuda.workspace_bytes(layout.blocks + 64, num_experts)
+            self.workspaces[num_experts] = torch.zeros(size, dtype=torch.uint8)
+        workspace = None if layout.cluster else self.workspaces[num_experts]
+        shape = cuda.shape_of(logits_TE, knob_row, correction_E, top_k, flags, layout)
+        tensors = (logits_TE, knob_row, correction_E, live_T, *out[:7], sums, out[7], workspace)
+        arguments = cuda.arguments_of(tensors, flags, scale, layout)
+        kernel = self.kernel(shape, cluster=layout.cluster)
+        assert kernel.argument_bytes() == ctypes.sizeof(arguments)
+        kernel.run(ctypes.byref(arguments), layout.blocks, seed)
+        return out
+
+    def kernel(self, shape: Shape, *, cluster: bool) -> ctypes.CDLL:
+        if (shape, cluster) not in self.built:
+            here, name = resources.files(cuda), "cluster" if cluster else "grid"
+            parts = [here.joinpath(part).read_text() for part in (*cuda.PARTS, f"{name}.cu")]
+            head = shape.macros() + f'#define KERNEL route_{name}\n#include "device.cuh"\n'
+            source = "\n".join([head, *parts, (FIBERS / "run.cpp").read_text()])
+            library = self.folder / f"kernel_{len(self.built)}.so"
+            command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{FIBERS}", "-x", "c++", "-"]
+            subprocess.run([*command, "-o", str(library)], input=source.encode(), check=True)
+            self.built[shape, cluster] = ctypes.CDLL(str(library))
+        return self.built[shape, cluster]

@@ -1,11 +1,15 @@
-"""Arguments of `thermoe.attach` of a wrong type, told before anything is touched."""
+"""Arguments of `thermoe.attach`, read and checked before anything is touched."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from thermoe.errors import ConfigError
-from thermoe.types import NUMBER
+from thermoe.errors import ConfigError, DataError
+from thermoe.integrations.batch_context import UnionScope
+from thermoe.routing.calibration import Calibration
+from thermoe.types import NAMED_SHAPES, NUMBER, MoEShape, RoutingStrategy
 
 
 def refuse_wrong_types(**given: tuple[Any, type | UnionType]) -> None:
@@ -31,6 +35,59 @@ def settings_of(settings: Mapping[str, Any] | None) -> Mapping[str, float]:
         if not isinstance(value, NUMBER):
             raise ConfigError(f"setting {key} = {_short(value)}: needs a number")
     return settings or {}
+
+
+def strategy_of(name: str) -> RoutingStrategy:
+    """The strategy of a name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    try:
+        return RoutingStrategy(name)
+    except ValueError:
+        raise ConfigError(f"unknown strategy {name!r}: choose from {', '.join(RoutingStrategy)}") from None
+
+
+def scope_of(name: str) -> UnionScope:
+    """The union scope of a name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    try:
+        return UnionScope(name)
+    except ValueError:
+        raise ConfigError(f"unknown union scope {name!r}: choose from {', '.join(UnionScope)}") from None
+
+
+def priced_shape_of(name: str, own: MoEShape) -> MoEShape:
+    """The shape whose costs stand in: that of a named model, or the model's own for "model".
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name == "model":
+        return own
+    if name not in NAMED_SHAPES:
+        raise ConfigError(f"cannot price as {name!r}: choose from model, {', '.join(NAMED_SHAPES)}")
+    return NAMED_SHAPES[name]
+
+
+def calibration_of(calibration: Calibration | str | Path | None) -> Calibration | None:
+    """A calibration as it is, or from its file.
+
+    Raises:
+        DataError: The file cannot be read, or holds none.
+    """
+    if calibration is None or isinstance(calibration, Calibration):
+        return calibration
+    try:
+        return Calibration.from_dict(json.loads(Path(calibration).read_text(encoding="utf-8")))
+    except OSError as err:
+        raise DataError(f"calibration {calibration} cannot be read: {err.strerror}") from err
+    except ValueError as err:
+        raise DataError(f"{calibration} is no calibration ({err}): make one with `thermoe calibrate`") from err
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,5 @@
 """`thermoe.attach`: one call that makes a Transformers MoE model energy-proportional, and takes it back."""
 
-import json
 import logging
 import math
 import time
@@ -11,12 +10,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.errors import ConfigError, DataError
-from thermoe.integrations.arguments import refuse_wrong_types, settings_of
-from thermoe.integrations.batch_context import UnionScope
+from thermoe.integrations.arguments import (
+    calibration_of,
+    priced_shape_of,
+    refuse_wrong_types,
+    scope_of,
+    settings_of,
+    strategy_of,
+)
+from thermoe.integrations.decoding import Decoder
+from thermoe.integrations.experts_quantised import QuantisedExperts, quantise_experts
 from thermoe.integrations.figures import summary_of
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.integrations.inspect import find_routers
@@ -24,7 +31,7 @@ from thermoe.integrations.serving import Driver, ThreadDriver, TwinDriver
 from thermoe.routing.calibration import Calibration
 from thermoe.runtime.control_plane import ControlPlane
 from thermoe.telemetry import DigitalTwin, EnergyWindow, GpuSystemMonitor, SimulatedSource, open_source
-from thermoe.types import NAMED_SHAPES, Budget, MoEShape, RoutingStrategy
+from thermoe.types import Budget, RoutingStrategy
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +49,20 @@ class Handle:
     Attributes:
         hooks: The data plane in the model.
         plane: The control plane beside it.
+        experts: The quantised copy of the experts, where one was asked for.
     """
 
-    def __init__(self, hooks: RouterHooks, plane: ControlPlane, driver: Driver, priced_as: str) -> None:
+    def __init__(
+        self,
+        hooks: RouterHooks,
+        plane: ControlPlane,
+        driver: Driver,
+        priced_as: str,
+        decoder: Decoder,
+        experts: QuantisedExperts | None = None,
+    ) -> None:
         self.hooks, self.plane, self._driver, self._priced_as = hooks, plane, driver, priced_as
+        self.experts, self._decoder = experts, decoder
         self._window: EnergyWindow | None = None
         self._attached = True
         driver.monitor.begin_window("handle")
@@ -79,8 +96,18 @@ class Handle:
         """
         self._needs_attached()
         with self._driver.lock:
-            _refuse_unheld(_strategy(strategy), _limits_of(self.plane.budget))
-            self.hooks.set_knobs(self.plane.switch(_strategy(strategy), settings_of(settings)))
+            _refuse_unheld(strategy_of(strategy), _limits_of(self.plane.budget))
+            self.hooks.set_knobs(self.plane.switch(strategy_of(strategy), settings_of(settings)))
+
+    def decode(self, input_ids: Tensor, *, max_new_tokens: int, **options: Any) -> Tensor:
+        """Prompts and what follows them, each step one CUDA graph that reads the knobs of now: see `Decoder.decode`.
+
+        Raises:
+            ConfigError: Prompts or options that cannot be decoded, or the handle is detached.
+            UnsupportedModelError: A model whose step cannot be captured.
+        """
+        self._needs_attached()
+        return self._decoder.decode(input_ids, max_new_tokens=max_new_tokens, **options)
 
     def reset(self) -> None:
         """Forget everything that was learned since the attachment."""
@@ -119,6 +146,9 @@ class Handle:
             self._driver.stop()
         finally:
             self.hooks.remove()
+            self._decoder.forget()
+            if self.experts is not None:
+                self.experts.remove()
         self._driver.poll()  # what was counted since the driver's last look
         self._window = self._driver.monitor.end_window("handle")
         self._driver.monitor.source.close()
@@ -152,6 +182,7 @@ def attach(
     priced_as: str | None = None,
     union: str = "decode",
     interval_s: float = 0.1,
+    experts: str | None = None,
 ) -> Handle:
     """Attach to a loaded Transformers MoE model; `generate()` goes on working.
 
@@ -171,6 +202,8 @@ def attach(
             "model" on real sensors and "qwen3-30b-a3b" on the digital twin.
         union: "decode", "positions" or "forward" (`UnionScope`).
         interval_s: Time between two readings of the sensors, and two control periods [s].
+        experts: Format of a quantised copy of the experts to compute with, one of `EXPERT_FORMATS`; None computes
+            with the model's own.
 
     Raises:
         UnsupportedModelError: The model cannot be attached to, or is attached already.
@@ -186,12 +219,13 @@ def attach(
         telemetry=(telemetry, str),
         priced_as=(priced_as, str | None),
         interval_s=(interval_s, int | float),
+        experts=(experts, str | None),
     )
     chosen_settings = settings_of(settings)
     routers = find_routers(model)
     on_gpu = next(routers.modules[0].parameters()).device.type == "cuda"
-    chosen, scope = _strategy(strategy), _scope(union)
-    loaded = _load(calibration)
+    chosen, scope = strategy_of(strategy), scope_of(union)
+    loaded = calibration_of(calibration)
     if loaded is not None and loaded.model_type != routers.model_type:
         raise DataError(
             f"the calibration is of a {loaded.model_type} model, this one is of {routers.model_type}: "
@@ -213,7 +247,7 @@ def attach(
         source = open_source(telemetry, device="cuda" if on_gpu else "cpu")
         undo.callback(source.close)
         name = priced_as or ("qwen3-30b-a3b" if isinstance(source, SimulatedSource) else "model")
-        priced_shape = _priced_shape(name, routers.shape)
+        priced_shape = priced_shape_of(name, routers.shape)
         plane = ControlPlane(
             strategy=chosen,
             shape=routers.shape,
@@ -226,16 +260,22 @@ def attach(
         hooks = RouterHooks(model, scope=scope)
         undo.callback(hooks.remove)
         hooks.set_knobs(plane.knobs)
+        quantised = None if experts is None else quantise_experts(model, experts)
         driver: Driver
+        if quantised is not None:
+            undo.callback(quantised.remove)
         if isinstance(source, SimulatedSource):
             twin = DigitalTwin(priced_shape)
             monitor = GpuSystemMonitor(SimulatedSource(twin), interval_s)
             driver = TwinDriver(hooks, plane, twin, monitor, routers.decoder)
         else:
-            bits = 8.0 * next(model.parameters()).element_size()
+            bits = 8.0 * next(model.parameters()).element_size() if quantised is None else quantised.bits
             driver = ThreadDriver(hooks, plane, GpuSystemMonitor(source, interval_s), interval_s, bits=bits)
         undo.callback(driver.stop)
-        handle = Handle(hooks, plane, driver, name)
+        # The twin looks at every step on the host, which a graph has not.
+        graph = False if isinstance(driver, TwinDriver) else None
+        decoder = Decoder(model, hooks=hooks, lock=driver.lock, graph=graph)
+        handle = Handle(hooks, plane, driver, name, decoder, quantised)
         undo.pop_all()
     return handle
 
@@ -251,36 +291,3 @@ def _refuse_unheld(strategy: RoutingStrategy, limits: Iterable[str]) -> None:
         raise ConfigError(
             f"{strategy} cannot hold {', '.join(unheld)}: use {RoutingStrategy.KERNEL_AWARE_TTHA}, or lift the limit"
         )
-
-
-def _strategy(name: str) -> RoutingStrategy:
-    try:
-        return RoutingStrategy(name)
-    except ValueError:
-        raise ConfigError(f"unknown strategy {name!r}: choose from {', '.join(RoutingStrategy)}") from None
-
-
-def _scope(name: str) -> UnionScope:
-    try:
-        return UnionScope(name)
-    except ValueError:
-        raise ConfigError(f"unknown union scope {name!r}: choose from {', '.join(UnionScope)}") from None
-
-
-def _priced_shape(name: str, own: MoEShape) -> MoEShape:
-    if name == "model":
-        return own
-    if name not in NAMED_SHAPES:
-        raise ConfigError(f"cannot price as {name!r}: choose from model, {', '.join(NAMED_SHAPES)}")
-    return NAMED_SHAPES[name]
-
-
-def _load(calibration: Calibration | str | Path | None) -> Calibration | None:
-    if calibration is None or isinstance(calibration, Calibration):
-        return calibration
-    try:
-        return Calibration.from_dict(json.loads(Path(calibration).read_text(encoding="utf-8")))
-    except OSError as err:
-        raise DataError(f"calibration {calibration} cannot be read: {err.strerror}") from err
-    except ValueError as err:
-        raise DataError(f"{calibration} is no calibration ({err}): make one with `thermoe calibrate`") from err

@@ -9,7 +9,7 @@ from mlp_cases import FORMATS, Case, drawn, relative_error, tolerance, wanted
 from thermoe.errors import ConfigError
 from thermoe.kernels.combine import combine
 from thermoe.kernels.expert_mlp import Activation, dequantize, expert_mlp
-from thermoe.kernels.expert_mlp.configs import MlpConfig, choose, config_space, default, shape_of, token_bucket
+from thermoe.kernels.expert_mlp.configs import MlpConfig, Shape, choose, config_space, default, shape_of, token_bucket
 
 BY_HAND = {
     Activation.SWIGLU: lambda g, u: g / (1 + (-g).exp()) * u,
@@ -97,3 +97,19 @@ def test_candidates_start_with_the_rule_and_survive_the_file(format_, tokens):
     assert len(set(candidates)) == len(candidates) >= 10
     assert all(MlpConfig.from_dict(config.to_dict()) == config for config in candidates)
     assert [token_bucket(n) for n in (1, 2, 3, 16, 17, 4096)] == [1, 2, 4, 16, 32, 4096]
+
+
+@pytest.mark.parametrize(("format_", "tokens"), [("bf16", 1), ("bf16", 9), ("bf16", 64), ("int4-g128", 16)])
+def test_the_frozen_file_decides_for_its_gpu_and_bucket_only(format_, tokens):
+    shape = Shape(format_, 2048, 768, 128, 8, tokens)
+    chosen = choose("NVIDIA H200", 90, shape)
+    assert chosen.cuda
+    assert chosen != default(shape, 90) == choose("NVIDIA A100", 90, shape)
+    assert choose("NVIDIA H200", 90, replace(shape, d_model=1024)) == default(replace(shape, d_model=1024), 90)
+
+
+def test_no_copy_engine_and_no_overlapping_launches_before_hopper():
+    for format_, tokens in [("bf16", 1), ("bf16", 4096), ("int4-g128", 64), ("fp8-channel", 512)]:
+        older, newer = (default(Shape(format_, 2048, 768, 128, 8, tokens), capability) for capability in (80, 90))
+        assert not (older.bulk or older.dependent or older.cuda)
+        assert newer.bulk == (format_ == "bf16" and tokens == 4096)

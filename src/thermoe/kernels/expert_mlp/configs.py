@@ -143,10 +143,7 @@ def default(shape: Shape, capability: int) -> MlpConfig:
         tile = Tile(rows=32, tokens=16, columns=32, stages=2, warps=4)
         return MlpConfig(fc1=tile, fc2=tile, dependent=False)
     if shape.few:
-        rows = 64 if newer and shape.num_tokens > 2 else 32
-        columns = 128 if shape.width == "fp8" else 64
-        tile = Tile(rows=rows, tokens=16, columns=columns, stages=4, warps=4)
-        return MlpConfig(fc1=replace(tile, rows=max(64, rows)), fc2=tile, dependent=newer, cuda=newer)
+        return _default_few(shape, newer=newer)
     if not newer:
         tile = Tile(rows=128, tokens=64, columns=32, stages=3, warps=4)
     elif shape.width == "dense":
@@ -155,7 +152,18 @@ def default(shape: Shape, capability: int) -> MlpConfig:
         tile = Tile(rows=128, tokens=128, columns=64, stages=3, warps=8, tail=32)
     if shape.num_tokens * shape.top_k < 48 * shape.num_experts:
         tile = replace(tile, rows=min(tile.rows, 128), tokens=64, tail=16, warps=4)
-    return MlpConfig(fc1=tile, fc2=tile, scale_in=True)
+    second = replace(tile, rows=min(tile.rows, 128))  # short sums: two small programs hide each other's ends
+    bulk = newer and shape.width == "dense"
+    return MlpConfig(fc1=tile, fc2=second, scale_in=True, dependent=bulk, bulk=bulk)
+
+
+def _default_few(shape: Shape, *, newer: bool) -> MlpConfig:
+    if not newer:
+        tile = Tile(rows=32, tokens=16, columns=128 if shape.width == "fp8" else 64, stages=4, warps=4)
+        return MlpConfig(fc1=replace(tile, rows=64), fc2=tile)
+    rows, columns, stages = {"dense": (128, 64, 4), "planes": (64, 128, 3)}.get(shape.width, (64, 128, 4))
+    tile = Tile(rows=rows, tokens=16, columns=columns, stages=stages, warps=4)
+    return MlpConfig(fc1=tile, fc2=tile, dependent=True, cuda=True)
 
 
 def config_space(shape: Shape, capability: int = 90) -> Iterator[MlpConfig]:
@@ -176,10 +184,12 @@ def config_space(shape: Shape, capability: int = 90) -> Iterator[MlpConfig]:
             if config not in seen:
                 seen.add(config)
                 yield config
+    if first.bulk:
+        yield replace(first, bulk=False)
     if shape.width == "fp8" and not shape.few:
         for rows, tokens in ((256, 128), (128, 128)):
             tile = Tile(rows=rows, tokens=tokens, columns=128, stages=3, warps=8, tail=32)
-            yield replace(first, fc1=tile, fc2=tile, eight=True)
+            yield replace(first, fc1=tile, fc2=tile, eight=True, bulk=capability >= 90)
 
 
 def _tiles(shape: Shape) -> Iterator[Tile]:

@@ -111,5 +111,5 @@ def test_the_frozen_file_decides_for_its_gpu_and_bucket_only(format_, tokens):
 def test_no_copy_engine_and_no_overlapping_launches_before_hopper():
     for format_, tokens in [("bf16", 1), ("bf16", 4096), ("int4-g128", 64), ("fp8-channel", 512)]:
         older, newer = (default(Shape(format_, 2048, 768, 128, 8, tokens), capability) for capability in (80, 90))
-        assert not (older.bulk or older.dependent or older.cuda)
+        assert (older.bulk, older.dependent, older.cuda) == (False, False, False)
         assert newer.bulk == (format_ == "bf16" and tokens == 4096)

@@ -6,7 +6,6 @@ Where it can be built and takes the layer, `run` plans, multiplies, activates an
 nothing on the host, and gives the same result for the same input every time. See docs/concepts/cuda_decode.md.
 """
 
-import ctypes
 from dataclasses import dataclass
 from functools import cache
 
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor
 
 from thermoe.errors import ConfigError
+from thermoe.kernels.cuda_build import CudaUnavailableError, Kernel, make_current
 from thermoe.kernels.expert_mlp.cuda import build, driver
 from thermoe.kernels.expert_mlp.cuda.geometry import MAX_SLOTS, geometry, tensors_of
 from thermoe.kernels.expert_mlp.cuda.problem import TensorMap, fill, row_bytes
 from thermoe.kernels.expert_mlp.weights import ExpertWeights
 
 _HELPER_WARPS = 8  # of layout.cuh: they stage activations and finish units
+_SHARED_BYTES = 227 * 1024  # of layout.cuh: all that a block may have
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,7 @@ class Tuning:
 
 
 def supports(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dtype) -> bool:
-    """Whether `run` takes these experts and this many slots; builds the kernel on the first call."""
+    """Whether `run` takes these experts and this many slots; builds the kernel on the first call, never raises."""
     return refusal(experts, num_tokens, top_k, dtype) is None
 
 
@@ -52,8 +53,8 @@ def refusal(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dt
     device = tensors_of(experts.fc1)[0].device
     if device.type != "cuda":
         return f"weights on {device}: the kernel runs on a GPU"
-    if torch.cuda.get_device_capability(device)[0] not in (9, 10):
-        return "the kernel needs compute capability 9.x or 10.x: a tensor copy engine and 227 KiB of shared memory"
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        return "the kernel needs compute capability 9.0: its copy engine, its 227 KiB of shared memory and their layout"
     cut = geometry(experts)
     if isinstance(cut, str):
         return cut
@@ -61,15 +62,15 @@ def refusal(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dt
 
 
 @cache
-def _kernel_or_refusal(format_name: str, warps: int, device: int) -> tuple[ctypes.c_void_p | None, str | None]:
+def _kernel_or_refusal(format_name: str, warps: int, device: int) -> tuple[Kernel | None, str | None]:
     """The loaded kernel, or why there is none; either is kept for the life of the process."""
     try:
         major, minor = torch.cuda.get_device_capability(device)
         code = build.cubin(format_name, warps=warps, architecture=f"sm_{major}{minor}")
         with torch.cuda.device(device):
-            driver.make_current(device)
-            return driver.load(code), None
-    except (ConfigError, OSError) as err:
+            make_current(device)
+            return Kernel(code, "thermoe_decode", shared_bytes=_SHARED_BYTES), None
+    except (CudaUnavailableError, OSError) as err:
         return None, str(err)
 
 
@@ -91,25 +92,27 @@ def run(
     Args:
         x_TD: (T, D) bf16, contiguous.
         ids_TK: (T, K) int32 or int64, contiguous.
-        weights_TK: (T, K) float32 or bf16, contiguous.
+        weights_TK: (T, K) floating point, contiguous; other than float32 and bf16 they are converted first.
         experts: for which `supports` said yes.
         out_TD: (T, D) bf16, contiguous.
 
     Raises:
         ConfigError: `supports` would have said no.
+        CudaUnavailableError: the driver refused the launch.
     """
     tuning = tuning or Tuning()
     device = x_TD.device
     cut = geometry(experts, tuning.warps)
     if isinstance(cut, str):
         raise ConfigError(f"the decode kernel cannot take {cut}")
-    function, reason = _kernel_or_refusal(cut.format, tuning.warps, device.index)
-    if function is None:
+    kernel, reason = _kernel_or_refusal(cut.format, tuning.warps, device.index)
+    if kernel is None:
         raise ConfigError(f"the decode kernel could not be built: {reason}")
+    x_TD, weights_TK, result_TD = _readable(x_TD, weights_TK, out_TD)
     slots = ids_TK.numel()
     hidden_NI = torch.empty((slots, experts.inter_size), dtype=torch.bfloat16, device=device)
     product_SND = torch.empty((cut.splits, slots, experts.d_model), dtype=torch.float32, device=device)
-    problem = fill(cut, experts, x_TD, ids_TK, weights_TK, out_TD)
+    problem = fill(cut, experts, x_TD, ids_TK, weights_TK, result_TD)
     problem.hidden, problem.product = hidden_NI.data_ptr(), product_SND.data_ptr()
     narrow = cut.format.startswith("Planes")
     for m, matrices in enumerate((experts.fc1, experts.fc2)):
@@ -120,13 +123,23 @@ def run(
             problem.map[m][plane] = TensorMap.from_buffer_copy(described)
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
-        driver.make_current(device.index)
+        make_current(device.index)
         problem.counters = driver.counters(device.index, stream)
-        driver.launch(
-            function,
+        kernel.launch(
             problem,
             blocks=tuning.blocks or torch.cuda.get_device_properties(device).multi_processor_count,
             threads=32 * (tuning.warps + _HELPER_WARPS),
             stream=stream,
-            together=tuning.together,
+            resident=tuning.together,
         )
+    if result_TD is not out_TD:
+        out_TD.copy_(result_TD)
+
+
+def _readable(x_TD: Tensor, weights_TK: Tensor, out_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, where the kernel's wide loads and stores are aligned and its types are known."""
+    if weights_TK.dtype not in (torch.float32, torch.bfloat16):
+        weights_TK = weights_TK.float()
+    if x_TD.data_ptr() % 16:
+        x_TD = x_TD.clone()
+    return x_TD, weights_TK, out_TD if out_TD.data_ptr() % 16 == 0 else torch.empty_like(out_TD)

@@ -61,7 +61,7 @@ def geometry(experts: ExpertWeights, warps: int = 8) -> Geometry | str:
         return f"matrices of formats {name} and {other}: the kernel needs one for both"
     if "<" not in name and name != "Bf16":
         return name
-    refusal = _alignment(experts.fc1) or _alignment(experts.fc2)
+    refusal = _alignment(experts.fc1) or _alignment(experts.fc2) or _types(experts)
     if refusal:
         return refusal
     job_columns = 128 if name == "Bf16" else 256
@@ -121,6 +121,21 @@ def _alignment(matrices: Matrices) -> str:
         return f"{_groups(matrices)} scales a row: the kernel needs an even number"
     if any(tensor.data_ptr() % 16 or not tensor.is_contiguous() for tensor in tensors_of(matrices)):
         return "weights that are not contiguous, or do not begin at a multiple of 16 bytes"
+    return ""
+
+
+def _types(experts: ExpertWeights) -> str:
+    """Which tensor beside the weights the kernel would misread, or nothing."""
+    wanted = [("bits", experts.bits_E, torch.int32)]
+    wanted += [("biases", bias, torch.float32) for bias in (experts.bias1_EN, experts.bias2_ED)]
+    for matrices in (experts.fc1, experts.fc2):
+        if isinstance(matrices, Fp8Matrices):
+            wanted.append(("scales", matrices.scale, torch.float32))
+        if isinstance(matrices, PlaneMatrices):
+            wanted += [("scales", matrices.scale_PENG, torch.float16), ("zeros", matrices.zero_PENG, torch.float16)]
+    for name, tensor, dtype in wanted:
+        if tensor is not None and (tensor.dtype != dtype or tensor.data_ptr() % 4 or not tensor.is_contiguous()):
+            return f"{name} of {tensor.dtype}: the kernel takes contiguous {dtype} that begins at a multiple of 4 bytes"
     return ""
 
 

@@ -1,0 +1,100 @@
+"""The few calls of the CUDA driver that load and launch a kernel, through ctypes.
+
+Modules are loaded, and memory taken, in a way that is allowed while a stream is being captured; none of it enters the
+graph.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from thermoe.errors import ThermoeError
+
+_MAX_SHARED, _RELAXED = 8, 2  # CUfunction_attribute, CUstreamCaptureMode
+
+
+class CudaUnavailableError(ThermoeError):
+    """A CUDA kernel cannot be built, loaded or launched here; the Triton kernels do the same work."""
+
+
+@cache
+def libcuda() -> ctypes.CDLL:
+    """libcuda, as the process has it.
+
+    Raises:
+        CudaUnavailableError: there is none.
+    """
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as err:
+        raise CudaUnavailableError(f"the NVIDIA driver cannot be loaded ({err}): use the Triton kernels") from None
+
+
+def check(status: int, doing: str) -> None:
+    """Turn a status of the driver that is not success into an error.
+
+    Raises:
+        CudaUnavailableError: with what was being done and the driver's own words.
+    """
+    if status == 0:
+        return
+    text = ctypes.c_char_p()
+    libcuda().cuGetErrorString(status, ctypes.byref(text))
+    message = text.value.decode() if text.value else f"error {status}"
+    raise CudaUnavailableError(f"{doing}: the CUDA driver says {message!r}; update it, or use the Triton kernels")
+
+
+@contextmanager
+def outside_captures() -> Iterator[None]:
+    """Calls of this thread that a capture under way would forbid, and that it does not record."""
+    mode = ctypes.c_int(_RELAXED)
+    libcuda().cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        libcuda().cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+
+
+def make_current(device: int) -> None:
+    """Make torch's context of the device current, where this thread has none yet."""
+    context, handle = ctypes.c_void_p(), ctypes.c_int()
+    check(libcuda().cuCtxGetCurrent(ctypes.byref(context)), "asking for the context")
+    if not context.value:
+        check(libcuda().cuDeviceGet(ctypes.byref(handle), device), "finding the device")
+        check(libcuda().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle), "taking the context")
+        check(libcuda().cuCtxSetCurrent(context), "entering the context")
+
+
+class Kernel:
+    """A kernel of a cubin, loaded into the current context, that takes one structure by value."""
+
+    def __init__(self, code: bytes, name: str, *, shared_bytes: int = 0) -> None:
+        """Load `name` from machine code; `shared_bytes` of dynamic shared memory go with every launch.
+
+        Raises:
+            CudaUnavailableError: the driver refuses the code or the shared memory.
+        """
+        module, self._function, self._shared_bytes = ctypes.c_void_p(), ctypes.c_void_p(), shared_bytes
+        with outside_captures():
+            check(libcuda().cuModuleLoadData(ctypes.byref(module), code), f"loading {name}")
+            found = libcuda().cuModuleGetFunction(ctypes.byref(self._function), module, name.encode())
+            check(found, f"finding the entry of {name}")
+            if shared_bytes:
+                given = libcuda().cuFuncSetAttribute(self._function, _MAX_SHARED, shared_bytes)
+                check(given, f"giving {name} {shared_bytes} bytes of shared memory")
+        self._name = name
+
+    def launch(
+        self, arguments: ctypes.Structure, *, blocks: int, threads: int, stream: int, resident: bool = False
+    ) -> None:
+        """Queue it on a stream; `resident` blocks all run together or not at all (cooperative launch).
+
+        Raises:
+            CudaUnavailableError: the driver refuses the launch.
+        """
+        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        call = libcuda().cuLaunchCooperativeKernel if resident else libcuda().cuLaunchKernel
+        extra = () if resident else (None,)
+        shape = (blocks, 1, 1, threads, 1, 1, self._shared_bytes)
+        check(call(self._function, *shape, ctypes.c_void_p(stream), parameters, *extra), f"launching {self._name}")

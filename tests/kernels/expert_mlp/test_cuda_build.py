@@ -1,0 +1,162 @@
+"""Building CUDA C++ on the spot, with a stand-in for nvcc, and what the decode kernel refuses; no GPU needed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mlp_cases import Case, drawn
+
+from thermoe.errors import ConfigError
+from thermoe.kernels import cuda_build
+from thermoe.kernels.cuda_build import CudaUnavailableError, compile_source, compiler
+from thermoe.kernels.expert_mlp import Activation
+from thermoe.kernels.expert_mlp import cuda as decode
+from thermoe.kernels.expert_mlp.cuda import decode as decode_module
+from thermoe.kernels.expert_mlp.cuda.geometry import Geometry, geometry
+
+BF16 = torch.bfloat16
+NVCC = f"""#!{sys.executable}
+import pathlib, sys
+out, source = sys.argv[-2], pathlib.Path(sys.argv[-1]).read_text()
+if "bad" in source:
+    sys.exit("main.cu(1): error: what is bad?\\n1 error detected")
+count = pathlib.Path(__file__).with_name("count")
+count.write_text(count.read_text() + "x" if count.exists() else "x")
+pathlib.Path(out).write_bytes(b"\\x7fELF" + source.encode() + " ".join(sys.argv[1:-3]).encode())
+"""
+
+
+@pytest.fixture
+def nvcc(tmp_path, monkeypatch) -> Path:
+    """A compiler that counts its runs; no other is found, and the cache is empty."""
+    monkeypatch.setattr(compiler, "_runtime_compiler", lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    program = tmp_path / "bin" / "nvcc"
+    program.parent.mkdir()
+    program.write_text(NVCC)
+    program.chmod(0o755)
+    return program
+
+
+def runs(nvcc: Path) -> int:
+    count = nvcc.with_name("count")
+    return len(count.read_text()) if count.exists() else 0
+
+
+def test_a_source_is_compiled_once(nvcc):
+    first = compile_source("good", "some.cu", (9, 0))
+
+    assert compile_source("good", "some.cu", (9, 0)) == first
+    assert runs(nvcc) == 1
+    assert b"--gpu-architecture=sm_90" in first
+
+
+def test_another_source_architecture_or_included_file_is_compiled_again(nvcc, tmp_path):
+    included = tmp_path / "part.cuh"
+    included.write_text("one")
+    for source, capability in (("good", (9, 0)), ("better", (9, 0)), ("good", (10, 0))):
+        compile_source(source, "some.cu", capability, include=tmp_path)
+    included.write_text("two")
+    compile_source("good", "some.cu", (9, 0), include=tmp_path)
+
+    assert runs(nvcc) == 4
+
+
+def test_what_was_kept_and_is_no_machine_code_is_made_again(nvcc, tmp_path):
+    first = compile_source("good", "some.cu", (9, 0))
+    (kept,) = (tmp_path / "cache").rglob("*.cubin")
+    kept.write_bytes(b"")
+
+    assert compile_source("good", "some.cu", (9, 0)) == first
+    assert runs(nvcc) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_a_build_only(nvcc, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+    assert compile_source("good", "some.cu", (9, 0)) == compile_source("good", "some.cu", (9, 0))
+    assert runs(nvcc) == 2
+
+
+def test_a_refused_source_is_told_in_one_line(nvcc):
+    with pytest.raises(CudaUnavailableError, match=r"nvcc refuses some.cu: main.cu\(1\): error: what is bad\?$"):
+        compile_source("bad", "some.cu", (9, 0))
+
+
+def test_no_compiler_is_told_with_what_to_do(nvcc, monkeypatch):
+    monkeypatch.setattr(compiler, "_nvcc", lambda: None)
+
+    assert not cuda_build.is_available()
+    with pytest.raises(CudaUnavailableError, match="install one, or use the Triton kernels"):
+        compile_source("good", "some.cu", (9, 0))
+
+
+def test_a_kernel_that_cannot_be_built_is_refused_with_the_reason(nvcc, monkeypatch):
+    monkeypatch.setattr(compiler, "_nvcc", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    decode_module._kernel_or_refusal.cache_clear()
+
+    kernel, reason = decode_module._kernel_or_refusal("Bf16", 8, 0)
+
+    assert kernel is None
+    assert "no CUDA compiler" in reason
+    decode_module._kernel_or_refusal.cache_clear()
+
+
+def experts(**changes):
+    return drawn(Case(**{"dtype": BF16, "d_model": 256, "inter_size": 128} | changes))[3]
+
+
+def changed(value, **changes):
+    names = value.__dataclass_fields__
+    return type(value)(**{name: getattr(value, name) for name in names} | changes)
+
+
+REFUSED = {
+    "an activation without gates": (experts(activation=Activation.RELU), "gated"),
+    "a width of part of a tile": (experts(d_model=272), "model width in 32s"),
+    "weights of float32": (experts(dtype=torch.float32), "takes bf16"),
+    "groups of 256": (experts(format="int4", d_model=512, inter_size=512, group_size=256), "takes 32, 64 and 128"),
+    "an odd number of scales": (experts(format="int4", d_model=384, group_size=128), "even number"),
+    "a token that does not fit": (experts(d_model=65536, inter_size=16, experts=1), "does not fit"),
+    "biases of bf16": (changed(experts(), bias1_EN=torch.zeros(5, 256, dtype=BF16)), "biases of torch.bfloat16"),
+    "bits of int64": (changed(experts(format="bank8"), bits_E=torch.zeros(5, dtype=torch.int64)), "bits of"),
+}
+
+
+@pytest.mark.parametrize(("layer", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_layer_that_does_not_fit_is_refused_with_the_reason(layer, reason):
+    assert reason in geometry(layer)
+
+
+def test_calls_that_do_not_fit_are_refused_with_the_reason():
+    assert "bf16" in decode.refusal(experts(), 4, 2, torch.float16)
+    assert "512 slots" in decode.refusal(experts(), 257, 2, BF16)
+    assert "runs on a GPU" in decode.refusal(experts(), 4, 2, BF16)
+    x_TD, ids_TK, weights_TK, layer = drawn(Case(dtype=BF16, activation=Activation.RELU))
+    with pytest.raises(ConfigError, match="cannot take activation relu"):
+        decode.run(x_TD, ids_TK, weights_TK, layer, torch.empty_like(x_TD))
+
+
+@pytest.mark.parametrize("warps", [8, 12])
+@pytest.mark.parametrize("format_name", ["dense", "int4-zeros", "bank8-zeros", "fp8-block"])
+@pytest.mark.parametrize("widths", [(32, 32), (2048, 768), (4096, 14336), (7168, 2048), (10240, 64)])
+def test_activations_and_a_slot_for_each_warp_fit_in_shared_memory(widths, format_name, warps):
+    """Restates layout.cuh: pitch, sums and slots of the widest job, in the 184 KiB it promises."""
+    columns = 128 if format_name == "dense" else 256
+    small = experts(format=format_name, experts=1, d_model=widths[0], inter_size=widths[1], tokens=1, top_k=1)
+    cut = geometry(small, warps)
+    if not isinstance(cut, Geometry):
+        assert widths[0] == 10240 or "scales a row" in cut
+        return
+    jobs = max(cut.jobs)
+    tiles = 1 if cut.row_cap <= 8 else 2 if cut.row_cap <= 16 else 4
+    sums = columns // 32 if format_name.endswith("zeros") else 0
+    taken = cut.row_cap * (2 * columns * jobs + 64) + 32 * tiles * sums * jobs
+
+    assert cut.row_cap >= 1
+    assert taken + warps * (8 + 1) * 1024 <= 184 * 1024
+    assert cut.splits * cut.jobs[1] * columns >= widths[1] > (cut.splits - 1) * cut.jobs[1] * columns

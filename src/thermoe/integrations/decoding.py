@@ -154,6 +154,7 @@ class Decoder:
             ConfigError: Prompts, settings or a generation config that the loop does not know.
             UnsupportedModelError: A model whose step cannot be captured.
         """
+        _refuse_unsupported(self._model)
         config = self._model.generation_config
         _refuse_settings(config)
         given = {"do_sample": do_sample, "temperature": temperature, "top_k": top_k, "top_p": top_p}

@@ -10,6 +10,7 @@ from thermoe.experts.quantize import quantize
 from thermoe.experts.quantized import Fp8Expert, QuantizedExpert
 from thermoe.experts.saving import load_bank, save_bank
 from thermoe.experts.simple import ExpertKind, SimpleExpert
+from thermoe.experts.tuning import tune_scales
 
 __all__ = [
     "ExpertBank",
@@ -29,4 +30,5 @@ __all__ = [
     "quantize",
     "quantize_fp8",
     "save_bank",
+    "tune_scales",
 ]

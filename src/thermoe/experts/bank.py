@@ -11,11 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from thermoe.errors import ConfigError
-from thermoe.experts.codes import NESTED_BITS
+from thermoe.experts.codes import NESTED_BITS, QuantizedMatrix
 from thermoe.experts.fused import experts_of
 from thermoe.experts.moments import Moments
 from thermoe.experts.quantize import quantize
-from thermoe.kernels.expert_mlp import Activation, DenseMatrices, ExpertWeights, PlaneMatrices, dequantize, expert_mlp
+from thermoe.kernels.expert_mlp import (
+    Activation,
+    DenseMatrices,
+    ExpertWeights,
+    PlaneMatrices,
+    dequantize,
+    expert_mlp,
+    unpack,
+)
 
 DENSE_BITS = 16
 _MATRICES = ("fc1", "fc2")
@@ -152,6 +160,28 @@ class ExpertBank(nn.Module):
             columns=self._columns[name],
             group_size=self.group_size,
         )
+
+    def quantized(self, name: str) -> QuantizedMatrix:
+        """Codes and scales of "fc1" or "fc2", unpacked: what `tune_scales` takes."""
+        planes = self.matrices(name)
+        return QuantizedMatrix(
+            code_ENC=unpack(planes.planes, planes.columns),
+            scale_PENG=planes.scale_PENG,
+            bits=NESTED_BITS,
+            group_size=self.group_size,
+        )
+
+    @torch.no_grad()
+    def set_scales(self, name: str, scale_PENG: Tensor) -> None:
+        """Replace the scales of "fc1" or "fc2"; the codes stay.
+
+        Raises:
+            ConfigError: scales of another shape.
+        """
+        held = self.get_buffer(f"{name}_scale")
+        if scale_PENG.shape != held.shape:
+            raise ConfigError(f"scales of shape {tuple(scale_PENG.shape)} for {name}: need {tuple(held.shape)}")
+        held.copy_(scale_PENG)
 
     def weights(self) -> ExpertWeights:
         """What the kernels read: views of this bank, with `bits_E` live."""

@@ -1,5 +1,7 @@
 """CUDA C++ compiled on the spot, kept, loaded and launched, with what torch and the NVIDIA driver bring."""
 
+from functools import cache
+
 from thermoe.kernels.cuda_build.compiler import compile_source, has_compiler
 from thermoe.kernels.cuda_build.driver import (
     CudaUnavailableError,
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 
+@cache
 def is_available() -> bool:
     """Whether kernels can be built and launched here; never raises."""
     try:

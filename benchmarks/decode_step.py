@@ -207,7 +207,10 @@ def rows(bench: Bench, arms: Sequence[StepArm], samples: Sequence[Sample]) -> li
     references = {s.trial: s for s in samples if s.arm == arms[0].name}
     shape, lines = bench.shape, []
     for arm in arms:
-        summary = summarise_arm([s for s in samples if s.arm == arm.name], references)
+        own = [s for s in samples if s.arm == arm.name and s.trial in references]
+        if not own:
+            continue
+        summary = summarise_arm(own, references)
         lines.append(
             {
                 "op": "decode_step",
@@ -244,9 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for position, (trial, name) in enumerate(interleaved(list(by_name), options.trials)):
         samples.append(bench.window(by_name[name], (trial, position), read))
         print(windows_line(samples[-1]), flush=True)
-        done = [arm for arm in arms if any(s.arm == arm.name for s in samples)]
         env["seconds"] = round(time.monotonic() - started_s, 1)
-        content = {"schema": card.SCHEMA_VERSION, "env": env, "rows": rows(bench, done, samples)}
+        content = {"schema": card.SCHEMA_VERSION, "env": env, "rows": rows(bench, arms, samples)}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -171,6 +171,18 @@ def test_the_same_weights_give_the_same_codes_whatever_lies_beside_them():
     assert torch.equal(whole.scale_PENG[:, 3], alone.scale_PENG[:, 0])
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_large_experts_are_quantised_in_parts(monkeypatch, calibrated):
+    weight = heavy_weights(3, 10, 96)
+    rows = correlated_rows(200, 96)
+    moment = (rows.T @ rows).expand(3, -1, -1) if calibrated else None
+    whole = quantize(weight, NESTED, group_size=32, moment_ECC=moment)
+    monkeypatch.setattr("thermoe.experts.quantize._CPU_ELEMENTS", 700)
+    parts = quantize(weight, NESTED, group_size=32, moment_ECC=moment)
+    assert torch.equal(parts.code_ENC, whole.code_ENC)
+    torch.testing.assert_close(parts.scale_PENG, whole.scale_PENG, rtol=2e-3, atol=0)
+
+
 @pytest.mark.parametrize(
     ("weight", "options", "message"),
     [

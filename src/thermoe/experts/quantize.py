@@ -3,6 +3,8 @@
 Shapes: E experts, N rows, C columns, G groups, P precisions.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from thermoe.kernels.expert_mlp.planes import per_column
 # up little for int2: with these, int4 loses what a plain int4 quantiser loses (docs/concepts/formats.md).
 NESTED_WEIGHT = {2: 1.0, 4: 6.0, 8: 20.0}
 DESCENTS = 2
-_CHUNK_ELEMENTS = 2**24  # weights quantised at once: bounds the memory of the search
+_CPU_ELEMENTS, _GPU_ELEMENTS = 2**22, 2**26  # weights quantised at once: bounds the memory of the search
 _BLOCK_ELEMENTS = 2**20
 
 
@@ -51,25 +53,38 @@ def quantize(
     _check_moment(weight_ENC, moment_ECC)
     costs = NESTED_WEIGHT if nested_weight is None else nested_weight
     weight_P = tuple(costs.get(b, 1.0) for b in precisions)
-    _, rows, columns = weight_ENC.shape
-    per_chunk = max(1, _CHUNK_ELEMENTS // (rows * columns))
     codes, scales = [], []
-    for start in range(0, weight_ENC.shape[0], per_chunk):
-        chunk = weight_ENC[start : start + per_chunk].float()
-        if moment_ECC is None:
-            code, scale = _rounded(chunk, precisions, group_size, weight_P)
-            moment = None
+    for weight, moment in _chunks(weight_ENC, moment_ECC):
+        if moment is None:
+            code, scale = _rounded(weight, precisions, group_size, weight_P)
         else:
-            moment = _normalised(moment_ECC[start : start + per_chunk])
-            code, scale = _compensated(chunk, moment, precisions, group_size, weight_P, descents)
+            code, scale = _compensated(weight, moment, precisions, group_size, weight_P, descents)
         if unbiased:
-            value = levels(code, per_column(scale, group_size, columns), precisions)
-            scale = gain_corrected(chunk, moment, value, scale)
+            value = levels(code, per_column(scale, group_size, weight.shape[-1]), precisions)
+            scale = gain_corrected(weight, moment, value, scale)
         codes.append(code)
         scales.append(scale.half())
+    by = 1 if moment_ECC is None else 0
+    scale_PENG = torch.cat(scales, dim=by + 1)
     return QuantizedMatrix(
-        code_ENC=torch.cat(codes), scale_PENG=torch.cat(scales, dim=1), bits=precisions, group_size=group_size
+        code_ENC=torch.cat(codes, dim=by).view(weight_ENC.shape),
+        scale_PENG=scale_PENG.view(len(precisions), *weight_ENC.shape[:2], -1),
+        bits=precisions,
+        group_size=group_size,
     )
+
+
+def _chunks(weight_ENC: Tensor, moment_ECC: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Parts that bound the memory of the search: some rows (1, R, C) without moments, some experts with them."""
+    _, rows, columns = weight_ENC.shape
+    elements = _CPU_ELEMENTS if weight_ENC.device.type == "cpu" else _GPU_ELEMENTS
+    if moment_ECC is None:
+        for part in weight_ENC.reshape(1, -1, columns).split(max(1, elements // columns), dim=1):
+            yield part.float(), None
+        return
+    per_chunk = max(1, elements // (rows * columns))
+    for weight, moment in zip(weight_ENC.split(per_chunk), moment_ECC.split(per_chunk), strict=True):
+        yield weight.float(), _normalised(moment)
 
 
 def _rounded(

@@ -1,6 +1,7 @@
 """Quantisers against codes found by trying all of them, and against bounds that hold for any weights."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -177,7 +178,8 @@ def test_large_experts_are_quantised_in_parts(monkeypatch, calibrated):
     rows = correlated_rows(200, 96)
     moment = (rows.T @ rows).expand(3, -1, -1) if calibrated else None
     whole = quantize(weight, NESTED, group_size=32, moment_ECC=moment)
-    monkeypatch.setattr("thermoe.experts.quantize._CPU_ELEMENTS", 700)
+    # The package's name `quantize` is the function.
+    monkeypatch.setattr(sys.modules["thermoe.experts.quantize"], "_CPU_ELEMENTS", 700)
     parts = quantize(weight, NESTED, group_size=32, moment_ECC=moment)
     assert torch.equal(parts.code_ENC, whole.code_ENC)
     torch.testing.assert_close(parts.scale_PENG, whole.scale_PENG, rtol=2e-3, atol=0)

@@ -4,6 +4,7 @@
 #include "planes.cuh"
 
 extern "C" int run_on_cpu(const Problem* problem, int blocks, uint32_t seed, int uneven) {
-  return cpu::run(blocks, THREADS, seed, uneven != 0, [problem] { decode_block<THERMOE_FORMAT>(*problem); }) ? 0 : 1;
+  const auto kernel = [problem] { decode_block<THERMOE_FORMAT>(*problem); };
+  return cpu::run(blocks, THREADS, seed, uneven != 0, REGISTERS, kernel) ? 0 : 1;
 }
 extern "C" int problem_bytes() { return sizeof(Problem); }

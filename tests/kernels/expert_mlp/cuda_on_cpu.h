@@ -53,6 +53,7 @@ struct Group {
 };
 struct Warp {
   Group group;
+  int registers;
   uint32_t in[32][10];
   uint32_t out[32][4];
 };
@@ -61,6 +62,7 @@ struct Block {
   std::unordered_map<uint32_t, Barrier> barriers;
   Group groups[16];
   std::vector<Warp> warps;
+  int spare_registers = 0;
 };
 struct Fiber {
   ucontext_t context;
@@ -186,13 +188,14 @@ inline bool step_first(std::vector<int>& ranks) {  // the first warp that can go
   return land(true);
 }
 
-inline bool run(int blocks, int threads, uint32_t seed, bool uneven, std::function<void()> kernel) {
+inline bool run(int blocks, int threads, uint32_t seed, bool uneven, int registers, std::function<void()> kernel) {
   Machine here;
   machine = &here;
   here.random.seed(seed), here.uneven = uneven, here.threads = threads, here.kernel = std::move(kernel);
   for (int b = 0; b < blocks; ++b) {
     here.blocks.push_back(std::make_unique<Block>());
     here.blocks.back()->warps.resize(threads / 32);
+    for (Warp& warp : here.blocks.back()->warps) warp.registers = registers;
     for (int t = 0; t < threads; ++t) {
       auto fiber = std::make_unique<Fiber>();
       fiber->block = here.blocks.back().get(), fiber->thread = t, fiber->index = b;
@@ -259,6 +262,21 @@ DEV void shared_max(uint32_t at, uint32_t v) { sts32(at, lds32(at) > v ? lds32(a
 DEV void sync_block() { cpu::meet(cpu::self().block->groups[0], cpu::machine->threads); }
 DEV void sync_warp() { cpu::meet(cpu::warp().group, 32); }
 DEV void sync_group(int id, int threads) { cpu::meet(cpu::self().block->groups[id], threads); }
+inline void hold_registers(int count, bool more) {
+  cpu::Block& block = *cpu::self().block;
+  cpu::Warp& warp = cpu::warp();
+  cpu::meet(warp.group, 32, [&] {
+    if (count % 8 || count < 24 || count > 256 || (more ? count < warp.registers : count > warp.registers))
+      cpu::fail("registers taken or left the wrong way", count);
+  });
+  cpu::wait_until([&block, &warp, count] { return block.spare_registers >= count - warp.registers; });
+  block.spare_registers -= count - warp.registers;
+  warp.registers = count;
+}
+template <int REGISTERS>
+void take_registers() { hold_registers(REGISTERS, true); }
+template <int REGISTERS>
+void leave_registers() { hold_registers(REGISTERS, false); }
 DEV uint32_t shuffle(uint32_t v, const std::function<int(int)>& source) {
   cpu::Warp& warp = cpu::warp();
   int lane = cpu::self().thread % 32;

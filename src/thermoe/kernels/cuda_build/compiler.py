@@ -23,7 +23,9 @@ _MAGIC = b"\x7fELF"
 _MAJORS = (13, 12)
 
 
-def compile_source(source: str, name: str, capability: tuple[int, int], *, include: Path | None = None) -> bytes:
+def compile_source(
+    source: str, name: str, capability: tuple[int, int], *, include: Path | None = None, specific: bool = False
+) -> bytes:
     """Machine code (cubin) of CUDA C++ for one compute capability.
 
     Args:
@@ -31,11 +33,12 @@ def compile_source(source: str, name: str, capability: tuple[int, int], *, inclu
         name: that errors and the kept file bear.
         capability: such as (9, 0).
         include: folder of the files it includes.
+        specific: whether it uses instructions that later capabilities do not have (`sm_90a`).
 
     Raises:
         CudaUnavailableError: no compiler was found, or it refused the source; the message carries its first error.
     """
-    architecture = "sm_{}{}".format(*capability)
+    architecture = "sm_{}{}".format(*capability) + ("a" if specific else "")
     options = [f"--gpu-architecture={architecture}", "--std=c++17", "--diag-suppress=128"]
     digest = hashlib.sha256(f"{_VERSION} {options} {source}".encode())
     for included in sorted(include.glob("*.cu*")) if include else ():

@@ -13,11 +13,11 @@ def cubin(format_name: str, *, warps: int, architecture: str) -> bytes:
     Args:
         format_name: C++ type of the weights (geometry.py).
         warps: that multiply, of each block: 8 or 12.
-        architecture: such as `sm_90`.
+        architecture: `sm_90`; the kernel uses what this one has alone.
 
     Raises:
         CudaUnavailableError: no compiler was found, or it refused the source.
     """
     main = f'#define THERMOE_FORMAT {format_name}\n#define THERMOE_WARPS {warps}\n#include "decode.cu"\n'
     number = int(architecture.removeprefix("sm_"))
-    return compile_source(main, "thermoe_decode.cu", divmod(number, 10), include=SOURCES)
+    return compile_source(main, "thermoe_decode.cu", divmod(number, 10), include=SOURCES, specific=True)

@@ -28,14 +28,21 @@ DEV void decode_block(const Problem& p) {
   const Split split = split_shared<Format>(p);
   const int role = thread / 32;
   if (role < WARPS) {
+    take_registers<MULTIPLIER_REGISTERS>();
     Multiplier<Format>(p, split, thread).all();
-  } else if (role < WARPS + HELPERS) {
-    stage_all<Format>(p, split, generation, thread - 32 * WARPS);
+    leave_registers<REGISTERS>();
   } else {
-    const int helper = thread - 32 * (WARPS + HELPERS);
-    Finisher<Format>(p, helper).all(generation);
-    sync_group(1, HELPER_THREADS);
-    if (helper == 0) barrier_of_blocks(p, generation);
+    leave_registers<HELPER_REGISTERS>();
+    if (role < WARPS + HELPERS) {
+      stage_all<Format>(p, split, generation, thread - 32 * WARPS);
+    } else {
+      const int helper = thread - 32 * (WARPS + HELPERS);
+      Finisher<Format>(p, helper).all(generation);
+      sync_group(1, HELPER_THREADS);
+      if (helper == 0) barrier_of_blocks(p, generation);
+    }
+    sync_warp();
+    take_registers<REGISTERS>();
   }
   sync_block();
   combine(p, thread);

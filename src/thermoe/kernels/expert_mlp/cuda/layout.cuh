@@ -18,6 +18,11 @@ static_assert(WARPS == 8 || WARPS == 12, "a warp for each 32 slots of the plan, 
 constexpr int HELPERS = 4;  // warps that stage activations, and as many that finish units
 constexpr int THREADS = 32 * (WARPS + 2 * HELPERS);
 constexpr int HELPER_THREADS = 32 * HELPERS;
+// Registers of a thread: as launched, where it multiplies, where it helps. 65536 hold them all at any time.
+constexpr int REGISTERS = WARPS == 8 ? 128 : 96;
+constexpr int MULTIPLIER_REGISTERS = WARPS == 8 ? 192 : 120;
+constexpr int HELPER_REGISTERS = WARPS == 8 ? 64 : 56;
+static_assert(WARPS * MULTIPLIER_REGISTERS + 2 * HELPERS * HELPER_REGISTERS <= (WARPS + 2 * HELPERS) * REGISTERS);
 constexpr int MAX_SLOTS = 512;  // T * K
 constexpr int MAX_EXPERTS = 512;
 constexpr int MAX_TILES = 4;  // of 8 tokens in a segment

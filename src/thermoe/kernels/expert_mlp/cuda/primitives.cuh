@@ -62,6 +62,11 @@ DEV void shared_max(uint32_t at, uint32_t v) { asm volatile("red.shared.max.u32 
 DEV void sync_block() { __syncthreads(); }
 DEV void sync_warp() { __syncwarp(); }
 DEV void sync_group(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+// A warpgroup's share of the processor's registers, all four warps at once; more are waited for.
+template <int REGISTERS>
+DEV void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
+template <int REGISTERS>
+DEV void leave_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
 DEV uint32_t shuffle_up(uint32_t v, int by) { return __shfl_up_sync(0xffffffffu, v, by); }
 DEV float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 

@@ -1,7 +1,7 @@
 """The CUDA kernels' own sources, thread by thread on a CPU, against the reference.
 
-What this cannot show: that the device's barriers, memory order and exponentials are as the stand-ins say. For that there
-is test_route_gpu.py.
+What this cannot show: that the device's barriers, memory order and exponentials are as the stand-ins say. For that
+there is test_route_gpu.py.
 """
 
 import shutil
@@ -54,7 +54,13 @@ def test_blocks_that_are_partly_or_wholly_idle(emulator, tokens):
 
 
 SIZES = [("cluster", 60, 4, 0), ("grid", 17, 1, 3), ("steps", 200, 9, 0)]
-MORE_SIZES = [("cluster", 17, 1, 3), ("cluster", 200, 9, 0), ("grid", 60, 4, 0), ("grid", 200, 16, 0), ("steps", 60, 4, 3)]
+MORE_SIZES = [
+    ("cluster", 17, 1, 3),
+    ("cluster", 200, 9, 0),
+    ("grid", 60, 4, 0),
+    ("grid", 200, 16, 0),
+    ("steps", 60, 4, 3),
+]
 
 
 @pytest.mark.parametrize(

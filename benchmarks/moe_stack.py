@@ -1,7 +1,8 @@
 """`python -m benchmarks.moe_stack --out DIR`: joules per token of a stack of MoE layers under each strategy.
 
 Sixteen tokens go through layers of Qwen3-30B-A3B's shape with random weights, captured once per
-strategy in a CUDA graph that reads its knobs from device memory. Random weights cannot tell quality:
+strategy in a CUDA graph that reads its knobs from device memory: by the project's own kernels, and on request by plain
+torch operations beside them. Random weights cannot tell quality:
 the kernel-aware arms are priced so that they touch as many experts as the opportunistic ones.
 """
 
@@ -20,7 +21,7 @@ import torch
 from benchmarks import arms as make
 from benchmarks import card
 from benchmarks.arms import Arm
-from benchmarks.stack import MoeStack
+from benchmarks.stack import IMPLS, MoeStack
 from benchmarks.windows import (
     ReadState,
     Sample,
@@ -54,12 +55,14 @@ class Runnable:
 
     Attributes:
         arm: The arm.
+        impl: What runs it; arms of all but the first implementation carry its name before their own.
         step: Copies the next batch into the stack's input and runs the stack.
         loop: Repeats `step`.
         steps_s: Collects the seconds of single steps over all windows [s].
     """
 
     arm: Arm
+    impl: str
     step: Callable[[], None]
     loop: Loop
     steps_s: list[float]
@@ -74,19 +77,25 @@ class Bench:
         self.stack = MoeStack(shape, num_tokens, device, dtype)
         draw = Draw(device, dtype, seed=1)
         self.batches = [draw.normal(num_tokens, shape.hidden_size) for _ in range(num_batches)]
+
+    def use(self, impl: str) -> None:
+        """Prepare arms on this implementation from now on."""
+        self.stack.impl = impl
         self.stack.warm_up()
 
     def prepare(self, arm: Arm, *, captured: bool) -> Runnable:
         """The arm in a graph of its own, or as plain calls."""
+        impl = self.stack.impl
         self.select(arm)
         run = capture_graph(self.stack.step).replay if captured else self.stack.step
         batches = itertools.cycle(self.batches)
 
         def step() -> None:
+            self.stack.impl = impl  # of plain calls; a graph has its own
             self.stack.x_TD.copy_(next(batches))
             run()
 
-        return Runnable(arm, step, make_loop(step, self.device), [])
+        return Runnable(arm, impl, step, make_loop(step, self.device), [])
 
     def select(self, arm: Arm) -> None:
         """Send the arm's knobs."""
@@ -163,22 +172,37 @@ def check(bench: Bench, baseline: Runnable, union: Runnable) -> dict[str, Any]:
     }
 
 
-def prepare_arms(bench: Bench, *, captured: bool) -> tuple[list[Runnable], dict[str, Any]]:
-    """All arms, the baseline first, and the checks made on the way."""
-    shape = bench.shape
-    baseline = bench.prepare(Arm(name="baseline", knobs=make.neutral(shape)), captured=captured)
-    fixed = [bench.prepare(arm, captured=captured) for arm in make.fixed_arms(shape, MATCHED_K0)]
-    checks = check(bench, baseline, fixed[0])
-    priced = make.kernel_aware_arms(shape, MATCHED_K0, lambda knobs: bench.mean_distinct(fixed[0], knobs))
-    return [baseline, *fixed, *(bench.prepare(arm, captured=captured) for arm in priced)], checks
+def prepare_arms(bench: Bench, impls: Sequence[str], *, captured: bool) -> tuple[list[Runnable], dict[str, Any]]:
+    """All arms by implementation, each baseline first, and the checks made on the way."""
+    runnables: list[Runnable] = []
+    checks: dict[str, Any] = {}
+    found: list[Arm] = []  # with the first implementation, for all
+    for impl in impls:
+        bench.use(impl)
+        prefix = "" if impl == impls[0] else f"{impl}/"
+        baseline, *fixed = (
+            bench.prepare(replace(arm, name=prefix + arm.name), captured=captured) for arm in _given_arms(bench.shape)
+        )
+        checks[impl] = check(bench, baseline, fixed[0])
+        found = found or _found_arms(bench, fixed[0])
+        priced = [bench.prepare(replace(arm, name=prefix + arm.name), captured=captured) for arm in found]
+        runnables += [baseline, *fixed, *priced]
+    return runnables, checks | {"passed": all(found["passed"] for found in checks.values())}
+
+
+def _given_arms(shape: MoEShape) -> list[Arm]:
+    return [Arm(name="baseline", knobs=make.neutral(shape)), *make.fixed_arms(shape, MATCHED_K0)]
+
+
+def _found_arms(bench: Bench, union: Runnable) -> list[Arm]:
+    return make.kernel_aware_arms(bench.shape, MATCHED_K0, lambda knobs: bench.mean_distinct(union, knobs))
 
 
 def row(bench: Bench, runnable: Runnable, samples: Sequence[Sample], env: dict[str, Any], rel_error: float) -> Row:
-    """One line of `results.json`."""
-    shape = bench.shape
-    summary = summarise_arm(
-        [s for s in samples if s.arm == runnable.arm.name], {s.trial: s for s in samples if s.arm == "baseline"}
-    )
+    """One line of `results.json`; changes are against the baseline of the same implementation."""
+    shape, name = bench.shape, runnable.arm.name
+    baseline = f"{runnable.impl}/baseline" if name.startswith(f"{runnable.impl}/") else "baseline"
+    summary = summarise_arm([s for s in samples if s.arm == name], {s.trial: s for s in samples if s.arm == baseline})
     low, median, high = (1e6 * float(v) for v in np.percentile(runnable.steps_s, [5, 50, 95]))
     distinct = summary["distinct_experts"]["median"]
     calibration = env["calibration"]["before"]
@@ -187,8 +211,8 @@ def row(bench: Bench, runnable: Runnable, samples: Sequence[Sample], env: dict[s
     step_mj = {name: _per_step(summary[name], bench.num_tokens) for name in ("j_per_token", "j_per_token_integrated")}
     return {
         "op": "decode_step",
-        "impl": "thermoe",
-        "arm": runnable.arm.name,
+        "impl": runnable.impl,
+        "arm": name,
         "arm_settings": runnable.arm.settings,
         "shape": {"D": shape.hidden_size, "I": shape.inter_size, "E": shape.num_experts, "k": shape.top_k},
         "layers": shape.num_layers,
@@ -210,6 +234,13 @@ def _per_step(j_per_token: dict[str, float] | None, num_tokens: int) -> float | 
     return None if j_per_token is None else 1e3 * num_tokens * j_per_token["median"]
 
 
+def _impls(text: str) -> tuple[str, ...]:
+    impls = tuple(text.split(","))
+    if not set(impls) <= set(IMPLS) or len(set(impls)) < len(impls):
+        raise argparse.ArgumentTypeError(f"{text}: choose from {', '.join(IMPLS)}, each once")
+    return impls
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write; 1 if a check failed (the figures are written all the same)."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.moe_stack", description=__doc__.splitlines()[0])
@@ -219,6 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, default=16, help="input batches that take turns")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of an energy window")
     parser.add_argument("--trials", type=int, default=3)
+    parser.add_argument("--impls", type=_impls, default=IMPLS[:1], help="thermoe, torch or both, comma between")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--smoke", action="store_true", help="a tiny stack without graph and energy, on any machine")
     options = parser.parse_args(argv)
@@ -232,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         env = card.describe(device, read, settings) | {"note": NOTE}
         env["calibration"] = {"before": card.calibrate(device)}
         bench = Bench(shape, options.tokens, options.batches, device)
-        runnables, checks = prepare_arms(bench, captured=device.type == "cuda")
+        runnables, checks = prepare_arms(bench, options.impls, captured=device.type == "cuda")
         by_name = {r.arm.name: r for r in runnables}
         samples: list[Sample] = []
         for position, (trial, name) in enumerate(interleaved(list(by_name), options.trials)):
@@ -240,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(windows_line(samples[-1]), flush=True)
         env["calibration"]["after"] = card.calibrate(device)
     env["seconds"] = round(time.monotonic() - started_s, 1)
-    rows = [row(bench, r, samples, env, checks["rel_error_against_float64"]) for r in runnables]
+    rows = [row(bench, r, samples, env, checks[r.impl]["rel_error_against_float64"]) for r in runnables]
     card.write_results(options.out, env, rows, samples, checks=checks)
     print(f"checks {'passed' if checks['passed'] else 'FAILED'}: {checks}")
     return 0 if checks["passed"] else 1

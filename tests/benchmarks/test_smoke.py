@@ -53,6 +53,27 @@ def test_moe_stack(tmp_path):
     assert rows["opportunistic_k0_3"]["distinct_experts"]["median"] < rows["baseline"]["distinct_experts"]["median"]
 
 
+def test_moe_stack_on_both_implementations(tmp_path):
+    code, results, samples = run(moe_stack.main, tmp_path, "--batches", "4", "--impls", "thermoe,torch")
+    assert code == 0
+    assert results["checks"]["thermoe"]["passed"]
+    assert results["checks"]["torch"]["passed"]
+    rows = {row["arm"]: row for row in results["rows"]}
+    own = [name for name, row in rows.items() if row["impl"] == "thermoe"]
+    assert list(rows) == own + [f"torch/{name}" for name in own]
+    assert {s["arm"] for s in samples} == set(rows)
+    counted = [results["checks"][impl]["new_knobs_at_next_replay"]["by_plain_calls"] for impl in ("thermoe", "torch")]
+    assert counted[0] == counted[1]
+    assert {row["impl"] for row in rows.values()} == {"thermoe", "torch"}
+    assert rows["torch/baseline"]["change_pct"]["ms_per_step"]["median"] == 0.0
+
+
+def test_moe_stack_refuses_an_unknown_implementation(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        moe_stack.main(["--out", str(tmp_path), "--impls", "magic"])
+    assert "choose from thermoe, torch" in capsys.readouterr().err
+
+
 def test_reference_gpu(tmp_path):
     code, results, samples = run(reference_gpu.main, tmp_path)
     assert code == 0
@@ -72,9 +93,10 @@ def test_reference_gpu_needs_a_model(tmp_path, capsys):
     assert "--model and --text are needed" in capsys.readouterr().err
 
 
-def test_stack_agrees_with_a_float64_restatement_of_the_whole():
+@pytest.mark.parametrize("impl", benchmarks.stack.IMPLS)
+def test_stack_agrees_with_a_float64_restatement_of_the_whole(impl):
     with torch.inference_mode():
-        stack = MoeStack(SHAPE, 5, CPU, torch.float32)
+        stack = MoeStack(SHAPE, 5, CPU, torch.float32, impl)
         stack.step()
         hidden = stack.x_TD.double()
         for router, gate_up, down in zip(stack.router_ED, stack.gate_up_EHD, stack.down_EDI, strict=True):
@@ -92,9 +114,10 @@ def test_stack_agrees_with_a_float64_restatement_of_the_whole():
         torch.testing.assert_close(stack.out_TD.double(), want, atol=1e-5, rtol=1e-5)
 
 
-def test_checks_of_the_stack_see_a_wrong_routing_and_a_wrong_sum(monkeypatch):
+@pytest.mark.parametrize("impl", benchmarks.stack.IMPLS)
+def test_checks_of_the_stack_see_a_wrong_routing_and_a_wrong_sum(monkeypatch, impl):
     with torch.inference_mode():
-        stack = MoeStack(SHAPE, 5, CPU, torch.float32)
+        stack = MoeStack(SHAPE, 5, CPU, torch.float32, impl)
         assert stack.own_routing_errors()[0] == 0
         assert stack.rel_error() < 1e-5
         bias = np.zeros((2, 12))
@@ -102,14 +125,17 @@ def test_checks_of_the_stack_see_a_wrong_routing_and_a_wrong_sum(monkeypatch):
         stack.knobs.write(replace(make.neutral(SHAPE), bias=bias))
         assert stack.own_routing_errors()[0] > 0
         assert stack.rel_error() < 1e-5
-        combine = benchmarks.stack.combine
+        combine, experts = benchmarks.stack.combine, benchmarks.stack.expert_mlp
         monkeypatch.setattr(benchmarks.stack, "combine", lambda y, order, gates: combine(y, order, gates.flip(1)))
+        flipped = lambda x, ids, gates, weights, plan: experts(x, ids, gates.flip(1), weights)  # noqa: E731
+        monkeypatch.setattr(benchmarks.stack, "expert_mlp", flipped)
         assert stack.rel_error() > 0.05
 
 
-def test_warm_up_leaves_the_stack_as_it_was():
+@pytest.mark.parametrize("impl", benchmarks.stack.IMPLS)
+def test_warm_up_leaves_the_stack_as_it_was(impl):
     with torch.inference_mode():
-        stack = MoeStack(SHAPE, 5, CPU, torch.float32)
+        stack = MoeStack(SHAPE, 5, CPU, torch.float32, impl)
         stack.step()
         before = stack.out_TD.clone()
         stack.warm_up()

@@ -50,6 +50,17 @@ def test_every_knob_arrives_in_its_place() -> None:
     assert_holds(DeviceKnobs(knobs, "cpu"), knobs)
 
 
+def test_a_layers_row_holds_all_its_knobs_and_begins_at_sixteen_bytes() -> None:
+    device_knobs = DeviceKnobs(random_knobs(0), "cpu")
+    for layer in range(LAYERS):
+        view = device_knobs.layer(layer)
+        apart = torch.cat(
+            [view.cost, view.bias, view.allowed, *(getattr(view, name).view(1) for name in (*SCALARS, "value_power"))]
+        )
+        assert torch.equal(view.row, apart)
+        assert view.row.data_ptr() % 16 == 0
+
+
 def test_views_show_later_writes() -> None:
     device_knobs = DeviceKnobs(random_knobs(0), "cpu")
     view = device_knobs.layer(1)

@@ -8,6 +8,7 @@ import torch
 
 from thermoe.errors import ConfigError
 from thermoe.experts import ExpertKind
+from thermoe.runtime import moe_layer
 from thermoe.runtime.block import MoEStack, MoETransformerBlock
 from thermoe.runtime.moe_layer import SharedRouting, SimpleMoELayer
 from thermoe.types import Kind, MoEShape, RoutingKnobs, SysState
@@ -222,3 +223,25 @@ def test_sizes_that_do_not_fit_are_refused():
         SimpleMoELayer(AWKWARD, shared=other)
     with pytest.raises(ConfigError, match="3 heads on d_model 8"):
         MoETransformerBlock(MoEShape(num_layers=1, hidden_size=8, inter_size=4, num_experts=4, top_k=2), num_heads=3)
+
+
+def test_fused_routing_gives_the_same_output_and_metrics(monkeypatch):
+    shape = MoEShape(num_layers=1, hidden_size=7, inter_size=5, num_experts=9, top_k=3)
+    x = torch.randn(4, 3, 7, generator=torch.Generator().manual_seed(3))
+    live = torch.tensor([[True] * 3] * 3 + [[False] * 3])
+    layer = SimpleMoELayer(shape, seed=1)
+    layer.shared.knobs.write(knobs(shape, union=True, price=np.array([0.5]), protected_k0=np.array([1])))
+    with torch.no_grad():
+        plain = layer(x, live=live)
+        statistics, asked = layer.shared.counters.drain(), []
+        monkeypatch.setattr(moe_layer, "is_fused", lambda *sizes: asked.append(sizes) or True)
+        assert torch.equal(layer(x, live=live), plain)
+    assert asked
+    fused_statistics = layer.shared.counters.drain()
+    assert fused_statistics.num_tokens == statistics.num_tokens == 9
+    np.testing.assert_array_equal(fused_statistics.tokens_per_expert, statistics.tokens_per_expert)
+    np.testing.assert_allclose(fused_statistics.changed_slots, statistics.changed_slots, rtol=1e-6)
+    first, second = layer.metrics
+    assert torch.equal(first.distinct_experts, second.distinct_experts)
+    torch.testing.assert_close(first.gate_mass_kept, second.gate_mass_kept)
+    assert torch.equal(first.tokens_per_expert, second.tokens_per_expert)

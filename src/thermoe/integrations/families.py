@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thermoe.kernels.route import LayerKnobs, Routing
+from thermoe.kernels.route import SOFTMAX, LayerKnobs, Routing, Scoring
 
 Scores = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 
@@ -28,6 +28,7 @@ class Family:
         picks_in_turn: the gates of later picks depend on earlier ones (sparsemixer): the weights
             come from `weighed_in_turn`.
         is_softmax: gates are the softmax of the logits, which weigh the chosen where gates underflow.
+        scoring: router -> the same scores as the fused kernel knows them; None where it does not.
     """
 
     scores: Scores
@@ -35,6 +36,7 @@ class Family:
     scale: Callable[[nn.Module], float]
     picks_in_turn: bool = False
     is_softmax: bool = False
+    scoring: Callable[[nn.Module], Scoring] | None = None
 
 
 def _attribute(module: nn.Module, name: str) -> Any:
@@ -71,6 +73,25 @@ def _corrected_sigmoid_scores(router: nn.Module, logits_TE: Tensor) -> tuple[Ten
     num_groups = int(_attribute(router, "num_group"))
     group_scores_TG = ranks_TE.unflatten(1, (num_groups, -1)).topk(2, dim=-1).values.sum(dim=-1)
     return _keep_groups(ranks_TE, group_scores_TG, int(_attribute(router, "topk_group"))), gates_TE
+
+
+def _softmax(router: nn.Module) -> Scoring:
+    return SOFTMAX
+
+
+def _grouped_softmax(router: nn.Module) -> Scoring:
+    if _attribute(router, "topk_method") != "group_limited_greedy":
+        return SOFTMAX
+    return Scoring(groups=int(_attribute(router, "num_group")), groups_kept=int(_attribute(router, "topk_group")))
+
+
+def _corrected_sigmoid(router: nn.Module) -> Scoring:
+    return Scoring(
+        sigmoid=True,
+        correction_E=_attribute(router, "e_score_correction_bias").float(),
+        groups=int(_attribute(router, "num_group")),
+        groups_kept=int(_attribute(router, "topk_group")),
+    )
 
 
 def sparsemixer(router: nn.Module, logits_TE: Tensor, usable_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -137,16 +158,17 @@ def _routed_scaling(router: nn.Module) -> float:
     return float(_attribute(router, "routed_scaling_factor"))
 
 
-_SOFTMAX = Family(_softmax_scores, _always, _one, is_softmax=True)
-_SOFTMAX_OPTIONAL = Family(_softmax_scores, _norm_topk_prob, _one, is_softmax=True)
-_CORRECTED_SIGMOID = Family(_corrected_sigmoid_scores, _norm_topk_prob, _routed_scaling)
+_SOFTMAX = Family(_softmax_scores, _always, _one, is_softmax=True, scoring=_softmax)
+_SOFTMAX_OPTIONAL = Family(_softmax_scores, _norm_topk_prob, _one, is_softmax=True, scoring=_softmax)
+_GROUPED_SOFTMAX = Family(_deepseek_v2_scores, _never, _routed_scaling, scoring=_grouped_softmax)
+_CORRECTED_SIGMOID = Family(_corrected_sigmoid_scores, _norm_topk_prob, _routed_scaling, scoring=_corrected_sigmoid)
 
 FAMILIES: dict[str, tuple[str, Family]] = {
     "mixtral": ("MixtralTopKRouter", _SOFTMAX),
     "qwen2_moe": ("Qwen2MoeTopKRouter", _SOFTMAX_OPTIONAL),
     "qwen3_moe": ("Qwen3MoeTopKRouter", _SOFTMAX_OPTIONAL),
     "olmoe": ("OlmoeTopKRouter", _SOFTMAX_OPTIONAL),
-    "deepseek_v2": ("DeepseekV2TopkRouter", Family(_deepseek_v2_scores, _never, _routed_scaling)),
+    "deepseek_v2": ("DeepseekV2TopkRouter", _GROUPED_SOFTMAX),
     "deepseek_v3": ("DeepseekV3TopkRouter", _CORRECTED_SIGMOID),
     "glm4_moe": ("Glm4MoeTopkRouter", _CORRECTED_SIGMOID),
     "gpt_oss": ("GptOssTopKRouter", _SOFTMAX),

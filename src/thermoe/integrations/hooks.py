@@ -15,7 +15,7 @@ from thermoe.errors import UnsupportedModelError
 from thermoe.integrations.batch_context import BatchContext, UnionScope
 from thermoe.integrations.families import Family, weighed_in_turn
 from thermoe.integrations.inspect import Routers, find_routers, routers_bypassed, unknown_router_output
-from thermoe.kernels.route import Routing, route
+from thermoe.kernels.route import Routing, is_fused, route
 from thermoe.runtime.counters import DeviceCounters
 from thermoe.runtime.knobs import DeviceKnobs
 from thermoe.types import MoEShape, RoutingKnobs
@@ -159,37 +159,37 @@ class _RouterHook(_Uncopied):
                 with torch.no_grad():
                     hooks.counters.watch(self.layer, ids_TK, live_T, columns)
             return None
-        routing, gates_TE = self._choose(router, logits_TE, columns, live_T)
-        # Outside a forward of the decoder (checkpointed layers run again for their gradients) nothing is counted twice.
-        if hooks.running:
-            with torch.no_grad():
-                hooks.counters.add(self.layer, routing, gates_TE, live_T, columns, ids_TK)
+        routing = self._choose(router, logits_TE, ids_TK, columns, live_T)
         changed = list(output)
         changed[fields[1]] = routing.weights_TK.to(weights_TK.dtype)
         changed[fields[2]] = routing.ids_TK.to(ids_TK.dtype)
         return tuple(changed)
 
     def _choose(
-        self, router: nn.Module, logits_TE: Tensor, columns: int, live_T: Tensor | None
-    ) -> tuple[Routing, Tensor]:
-        """The routing under the knobs of now, and the model's unbiased gates (T, E)."""
+        self, router: nn.Module, logits_TE: Tensor, own_ids_TK: Tensor, columns: int, live_T: Tensor | None
+    ) -> Routing:
+        """The routing under the knobs of now, counted; `own_ids_TK` is the model's own choice."""
         hooks, family = self.hooks, self.family
         knobs = hooks.knobs.layer(self.layer, union=hooks.context.union_allowed)
+        options: dict[str, Any] = {
+            "top_k": hooks.shape.top_k,
+            "columns": columns,
+            "live_T": live_T,
+            "renormalise": family.renormalises(router),
+            "scale": family.scale(router),
+        }
+        scoring = None if family.scoring is None else family.scoring(router)
+        # Outside a forward of the decoder (checkpointed layers run again for their gradients) nothing is counted twice.
+        if hooks.running and scoring is not None and is_fused(logits_TE, hooks.shape.top_k, scoring, columns):
+            return hooks.counters.route(self.layer, logits_TE, knobs, scoring=scoring, **options)
         ranks_TE, gates_TE = family.scores(router, logits_TE)
-        routing = route(
-            ranks_TE,
-            gates_TE,
-            knobs,
-            top_k=hooks.shape.top_k,
-            columns=columns,
-            live_T=live_T,
-            renormalise=family.renormalises(router),
-            scale=family.scale(router),
-            log_gates_TE=logits_TE if family.is_softmax else None,
-        )
+        routing = route(ranks_TE, gates_TE, knobs, log_gates_TE=logits_TE if family.is_softmax else None, **options)
         if family.picks_in_turn:
             routing = weighed_in_turn(router, logits_TE, routing, knobs, columns)
-        return routing, gates_TE
+        if hooks.running:
+            with torch.no_grad():
+                hooks.counters.add(self.layer, routing, gates_TE, live_T, columns, own_ids_TK)
+        return routing
 
 
 def router_fields(output: Any, num_experts: int) -> tuple[int, int, int]:

@@ -5,12 +5,13 @@ Shapes: L layers, E experts, T = R rows x C columns tokens, K slots per token, t
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from thermoe.kernels.route import Routing
+from thermoe.kernels.route import LayerKnobs, Routing, route_logits
 from thermoe.types import FloatArray, RoutingStatistics
 
 _NUM_SUMS = 4  # groups, tokens, gate mass kept, changed slots
@@ -73,6 +74,14 @@ class DeviceCounters:
         shares_C2 = shares_T2.view(-1, columns, 2).sum(0)
         # Dropped slots repeat the first expert: they add zero to what is already there.
         self._count(layer, ids_TK, kept_TK * layout.live_T1, layout, shares_C2)
+
+    def route(self, layer: int, logits_TE: Tensor, knobs: LayerKnobs, **options: Any) -> Routing:
+        """Route one layer of one forward by `route_logits`, with its `options`, and count it in the same launch."""
+        with self._lock:  # queued before a drain or after it, never between its reading and zeroing
+            fused = route_logits(logits_TE, knobs, sums=self._rows[layer], **options)
+        assert fused.last_3C is not None, "sums were given"
+        self.last[layer] = (fused.last_3C[0], fused.last_3C[1], fused.last_3C[2])
+        return fused.routing
 
     def watch(self, layer: int, ids_TK: Tensor, live_T: Tensor | None, columns: int) -> None:
         """Count one layer of one forward in which the model's own choice was left as it is."""

@@ -24,19 +24,20 @@ _NUM_SCALARS = 7  # price, top_k, protected_k0, max_experts, gate_mass, skip_rat
 class DeviceKnobs:
     """Knobs in device memory; `write` replaces all of them with one asynchronous copy.
 
-    Layout: one float32 buffer (L, 3 * E + 7) so that a single copy is atomic in stream order.
+    Layout: one float32 buffer of a row for each layer, so that a single copy is atomic in stream order. A row is
+    3 * E + 7 long and padded to 16 bytes, which kernels read at once.
     """
 
     def __init__(self, knobs: RoutingKnobs, device: torch.device | str) -> None:
         self.num_layers, self.num_experts = knobs.cost.shape
-        width = _NUM_TABLES * self.num_experts + _NUM_SCALARS
+        self._width = _NUM_TABLES * self.num_experts + _NUM_SCALARS
         self._device = torch.device(device)
-        shape, pin_memory = (self.num_layers, width), self._device.type == "cuda"
+        shape, pin_memory = (self.num_layers, -(-self._width // 4) * 4), self._device.type == "cuda"
         with torch.inference_mode(mode=False):  # else nothing outside inference mode could write to them
             self._buffer = torch.zeros(shape, dtype=torch.float32, device=self._device)
             self._staging = torch.zeros(shape, dtype=torch.float32, pin_memory=pin_memory)
         self._copied = torch.cuda.Event() if self._device.type == "cuda" else None
-        self._views = [self._view(row) for row in self._buffer]
+        self._views = [self._view(row[: self._width]) for row in self._buffer]
         self.write(knobs)
 
     def write(self, knobs: RoutingKnobs) -> None:
@@ -45,7 +46,7 @@ class DeviceKnobs:
         packed = torch.from_numpy(_packed(knobs))
         if self._copied is not None:
             self._copied.synchronize()  # the staging buffer may still be on its way from the last write
-        self._staging.copy_(packed)
+        self._staging[:, : self._width] = packed
         self._buffer.copy_(self._staging, non_blocking=True)
         if self._copied is not None:
             self._copied.record()
@@ -99,6 +100,7 @@ class DeviceKnobs:
             skip_ratio=skip_ratio,
             value_power=value_power,
             union=True,
+            row=row,
         )
 
     def _check(self, knobs: RoutingKnobs) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thermoe.errors import ConfigError
 from thermoe.experts import ExpertKind, SimpleExpert
-from thermoe.kernels.route import Routing, route
+from thermoe.kernels.route import SOFTMAX, Routing, is_fused, route
 from thermoe.runtime.batch_metrics import BatchMetrics, MetricsBuffer
 from thermoe.runtime.knobs import DeviceCounters, DeviceKnobs
 from thermoe.types import MoEShape, RoutingKnobs, SysState
@@ -122,20 +122,25 @@ class SimpleMoELayer(nn.Module):
         return self._run_experts(x_TD, routing).view_as(x)
 
     def _route(self, x_TD: Tensor, columns: int, live_T: Tensor | None) -> Routing:
-        logits_TE = self.router(x_TD).float()
+        logits_TE = self.router(x_TD)
+        knobs, top_k = self.shared.knobs.layer(self.layer_index), self.shape.top_k
+        if is_fused(logits_TE, top_k, SOFTMAX, columns):
+            options = {"top_k": top_k, "columns": columns, "live_T": live_T, "renormalise": self.renormalise}
+            return self.shared.counters.route(self.layer_index, logits_TE, knobs, **options)
+        logits_TE = logits_TE.float()
         gates_TE = logits_TE.softmax(dim=-1)
         routing = route(
             logits_TE,
             gates_TE,
-            self.shared.knobs.layer(self.layer_index),
-            top_k=self.shape.top_k,
+            knobs,
+            top_k=top_k,
             columns=columns,
             live_T=live_T,
             renormalise=self.renormalise,
             log_gates_TE=logits_TE,
         )
         with torch.no_grad():
-            own_ids_TK = logits_TE.topk(self.shape.top_k, dim=-1).indices
+            own_ids_TK = logits_TE.topk(top_k, dim=-1).indices
             self.shared.counters.add(self.layer_index, routing, gates_TE, live_T, columns, own_ids_TK)
         return routing
 

@@ -1,6 +1,6 @@
 """K3, routing: scores to expert ids and weights under the knobs of one layer; from logits in one launch."""
 
-from thermoe.kernels.route.fused import SOFTMAX, Fused, Scoring, route_logits
+from thermoe.kernels.route.fused import SOFTMAX, Fused, Scoring, is_fused, route_logits
 from thermoe.kernels.route.reference import LayerKnobs, Routing, loaded_experts, route_reference
 
 route = route_reference
@@ -11,6 +11,7 @@ __all__ = [
     "LayerKnobs",
     "Routing",
     "Scoring",
+    "is_fused",
     "loaded_experts",
     "route",
     "route_logits",

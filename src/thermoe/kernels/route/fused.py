@@ -3,7 +3,9 @@
 Shapes: T = R x C tokens (token = row * C + column), E experts, K slots per token.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -42,7 +44,7 @@ class Fused:
     """A routing with what is made beside it.
 
     Attributes:
-        routing: what was decided.
+        routing: what was decided; it carries the plan too.
         plan: the dispatch plan of its slots.
         last_3C: (3, C) float32 distinct experts, routed rows and mean gate mass kept of each batch's live tokens; None
             where no sums were given.
@@ -85,8 +87,9 @@ def route_logits(
     Raises:
         ConfigError: shapes, types or devices that do not fit.
     """
-    _check(logits_TE, knobs, top_k, columns, live_T, sums)
-    if not is_fused(logits_TE, top_k, scoring, columns):
+    _check(logits_TE, knobs, top_k, columns, live_T)
+    _check_beside(logits_TE, scoring, sums)
+    if not is_fused(logits_TE, top_k, scoring, columns) or (sums is not None and sums.dtype is not torch.float64):
         return _by_reference(logits_TE, knobs, top_k, scoring, columns, live_T, renormalise, scale, sums)
     from thermoe.kernels.route.op import route_logits_op
 
@@ -101,21 +104,22 @@ def route_logits(
         [int(scoring.sigmoid), scoring.groups, scoring.groups_kept, int(renormalise), int(knobs.union)],
         scale,
     )
+    plan = DispatchPlan(slot_N=slot_N, offsets_E1=offsets_E1)
     routing = Routing(
         ids_TK=ids_TK,
         weights_TK=weights_TK,
         kept_TK=kept_TK,
         own_ids_TK=own_ids_TK,
         loaded_CE=loaded_CE if knobs.union else None,
+        plan=plan,
     )
-    plan = DispatchPlan(slot_N=slot_N, offsets_E1=offsets_E1)
     return Fused(routing=routing, plan=plan, last_3C=None if sums is None else last_3C)
 
 
 def is_fused(logits_TE: Tensor, top_k: int, scoring: Scoring, columns: int) -> bool:
-    """Whether the kernels serve this forward: on a GPU, without a gradient, in sizes that fit a program."""
+    """Whether the kernels serve this forward: on a GPU with Triton, without a gradient, in sizes that fit a program."""
     num_tokens, num_experts = logits_TE.shape
-    if not logits_TE.is_cuda or (logits_TE.requires_grad and torch.is_grad_enabled()):
+    if not logits_TE.is_cuda or (logits_TE.requires_grad and torch.is_grad_enabled()) or not _has_triton():
         return False
     return fits(num_tokens, num_experts, top_k, scoring, columns)
 
@@ -127,6 +131,11 @@ def fits(num_tokens: int, num_experts: int, top_k: int, scoring: Scoring, column
     whole = num_experts & (num_experts - 1) == 0  # groups are cut from a power of two
     rows_fit = columns == 1 or num_tokens // columns <= 64
     return rows_fit and (scoring.groups == 1 or (whole and scoring.groups & (scoring.groups - 1) == 0))
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def knob_row(knobs: LayerKnobs) -> Tensor:
@@ -186,7 +195,7 @@ def _by_reference(
             model_ids_TK = ranks_TE.topk(top_k, dim=-1).indices
             row, last_3C = tally(routing, gates_TE, model_ids_TK, live_T, columns)
             sums += row
-    return Fused(routing=routing, plan=plan, last_3C=last_3C)
+    return Fused(routing=replace(routing, plan=plan), plan=plan, last_3C=last_3C)
 
 
 def tally(
@@ -217,9 +226,7 @@ def tally(
     return row, torch.stack([loads_CE.sum(-1), tokens_CE.sum(-1), shares_C2[:, 0] / live_C.clamp_min(1.0)])
 
 
-def _check(
-    logits_TE: Tensor, knobs: LayerKnobs, top_k: int, columns: int, live_T: Tensor | None, sums: Tensor | None
-) -> None:
+def _check(logits_TE: Tensor, knobs: LayerKnobs, top_k: int, columns: int, live_T: Tensor | None) -> None:
     if logits_TE.ndim != 2 or not logits_TE.is_floating_point():
         raise ConfigError(
             f"logits {tuple(logits_TE.shape)} of {logits_TE.dtype}: needed floating-point numbers (tokens, experts)"
@@ -238,7 +245,28 @@ def _check(
         raise ConfigError(
             f"live mask {tuple(live_T.shape)} on {live_T.device}: needed ({num_tokens},) on {logits_TE.device}"
         )
-    if sums is not None and (sums.shape != (2 * num_experts + 4,) or sums.device != logits_TE.device):
+
+
+def _check_beside(logits_TE: Tensor, scoring: Scoring, sums: Tensor | None) -> None:
+    num_experts, device = logits_TE.shape[1], logits_TE.device
+    groups, kept, correction_E = scoring.groups, scoring.groups_kept, scoring.correction_E
+    if groups < 1 or num_experts % groups or not 1 <= kept <= groups:
+        raise ConfigError(f"the best {kept} of {groups} groups of {num_experts} experts: needed equal groups")
+    if correction_E is not None and not (
+        scoring.sigmoid and _fits(correction_E, num_experts, device) and correction_E.dtype is torch.float32
+    ):
         raise ConfigError(
-            f"sums {tuple(sums.shape)} on {sums.device}: needed ({2 * num_experts + 4},) on {logits_TE.device}"
+            f"correction {tuple(correction_E.shape)} of {correction_E.dtype} on {correction_E.device}: needed "
+            f"({num_experts},) float32 on {device}, with sigmoid gates"
         )
+    if sums is not None and not (
+        _fits(sums, 2 * num_experts + 4, device) and sums.dtype in (torch.float64, torch.float32)
+    ):
+        raise ConfigError(
+            f"sums {tuple(sums.shape)} of {sums.dtype} on {sums.device}: needed ({2 * num_experts + 4},) float64 or "
+            f"float32 on {device}, contiguous"
+        )
+
+
+def _fits(tensor: Tensor, length: int, device: torch.device) -> bool:
+    return tensor.shape == (length,) and tensor.device == device and tensor.is_contiguous()

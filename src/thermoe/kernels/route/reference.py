@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thermoe.kernels.dispatch import DispatchPlan
+
 _BARRED = torch.finfo(torch.float32).min
 # Experts that the model rules out for a token (groups) rank from -2e30 to -1e30, by gate: below every score of
 # a permitted expert, above every barred one. They serve only a token that has nothing else in its batch's set.
@@ -35,6 +37,8 @@ class LayerKnobs:
         priced: whether the price may be finite.
         ranked: whether `max_experts` may be positive.
         slots_kept: no rule drops any of a token's first `slots_kept` slots.
+        row: (3 E + 7,) the same knobs in one piece, cost, bias, allowed, then the scalars, for the fused kernels; None
+            where they lie apart.
     """
 
     price: Tensor
@@ -66,6 +70,7 @@ class Routing:
         kept_TK: (T, K) whether the slot is used; the first always is.
         own_ids_TK: (T, K) the choice by biased scores before any expert was withheld.
         loaded_CE: (C, E) the set S of each batch; None where every token chose freely.
+        plan: the dispatch plan of the slots, where it was made with them.
     """
 
     ids_TK: Tensor
@@ -73,6 +78,7 @@ class Routing:
     kept_TK: Tensor
     own_ids_TK: Tensor
     loaded_CE: Tensor | None
+    plan: DispatchPlan | None = None
 
 
 def route_reference(

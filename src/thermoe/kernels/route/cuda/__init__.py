@@ -149,7 +149,9 @@ def shape_of(
     )
 
 
-def arguments_of(tensors: tuple[Tensor | None, ...], flags: list[int], scale: float, layout: Layout) -> ctypes.Structure:
+def arguments_of(
+    tensors: tuple[Tensor | None, ...], flags: list[int], scale: float, layout: Layout
+) -> ctypes.Structure:
     """The structure that a kernel takes; `tensors` in the order of its pointers."""
     logits_TE, live_T = tensors[0], tensors[3]
     assert logits_TE is not None

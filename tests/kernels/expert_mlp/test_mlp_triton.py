@@ -60,9 +60,25 @@ def test_bulk_copies_of_tiles_past_every_edge(d_model, inter_size, routing, monk
     calls = []
     inner = triton_launch._bulk
     monkeypatch.setattr(triton_launch, "_bulk", lambda *a, **k: calls.append(inner(*a, **k)))
-    bulk = replace(CONFIG, fc1=replace(SMALL, tail=8), bulk=True)
+    tailed = replace(SMALL, tail=8)
+    bulk = replace(CONFIG, fc1=tailed, fc2=replace(tailed, rows=64), bulk=True)
     check("many", Case(d_model=d_model, inter_size=inter_size, tokens=9, routing=routing, biases=True), bulk)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_a_token_that_is_nan_spoils_no_other(bulk):
+    x_TD, ids_TK, weights_TK, experts = drawn(Case(d_model=52, inter_size=36, tokens=9))
+    want_TD = wanted(x_TD, ids_TK, weights_TK, experts)
+    x_TD[4] = float("nan")
+    out_TD = torch.zeros_like(x_TD).to(DEVICE)
+
+    config = replace(CONFIG, bulk=bulk)
+    expert_mlp_many(x_TD.to(DEVICE), ids_TK.to(DEVICE), weights_TK.to(DEVICE), _on(DEVICE, experts), config, out_TD)
+
+    others = torch.arange(9) != 4
+    assert out_TD[4].isnan().all()
+    assert relative_error(out_TD.cpu()[others], want_TD[others]) < tolerance(Case())
 
 
 @pytest.mark.parametrize("bulk", [False, True])

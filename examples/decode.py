@@ -1,3 +1,4 @@
+# ruff: noqa: T201 - an example prints
 """Decode with a Mixture-of-Experts model in captured steps, with int4 experts, while its routing is steered.
 
     python examples/decode.py [MODEL]

@@ -62,8 +62,8 @@ def decode_attention(
 
 
 def _register() -> None:
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(DECODE_ATTENTION, decode_attention)
-    AttentionMaskInterface.register(DECODE_ATTENTION, sdpa_mask)
+    AttentionMaskInterface.register(DECODE_ATTENTION, eager_mask)  # additive: made once, not in every layer

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from thermoe.errors import ConfigError, UnsupportedModelError
 from thermoe.integrations.decode_attention import grouped_heads
+from thermoe.integrations.decode_fusions import StepFusions
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.runtime.decode import DecodeLoop
 from thermoe.runtime.sampling import Sampling
@@ -50,15 +51,17 @@ class TransformersSteps:
         model: A causal language model of Transformers in evaluation, on one device.
         max_length: L.
         hooks: Thermoe's, where it is attached.
+        fuse: Whether a step computes norms, rotary embedding and attention by fewer operations.
 
     Raises:
         UnsupportedModelError: Layers or an attention whose step depends on the host.
     """
 
-    def __init__(self, model: Any, *, max_length: int, hooks: RouterHooks | None = None) -> None:
+    def __init__(self, model: Any, *, max_length: int, hooks: RouterHooks | None = None, fuse: bool = True) -> None:
         _refuse_unsupported(model)
         self._model, self._hooks, self._max_length = model, hooks, max_length
-        self._cache = _full_cache(model, max_length)
+        self._cache = _empty_cache(model, max_length)
+        self._fusions = StepFusions(model) if fuse else None
         self._keeps = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
     def prefill(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
@@ -69,7 +72,9 @@ class TransformersSteps:
 
     def step(self, token_B1: Tensor, position_B1: Tensor, mask_BL: Tensor) -> Tensor:
         """Logits (B, V) after one more token."""
-        with grouped_heads(self._model):
+        if self._fusions is None:
+            return self._logits(token_B1, position_B1, mask_BL)
+        with grouped_heads(self._model), self._fusions.in_place():
             return self._logits(token_B1, position_B1, mask_BL)
 
     def variant(self) -> Hashable:
@@ -109,6 +114,8 @@ class Decoder:
         hooks: Thermoe's, where it is attached.
         lock: Held while a step is captured.
         graph: Whether to capture the step; None on a GPU only.
+        fuse: Whether a step computes norms, rotary embedding and attention by fewer operations, which round less often
+            than the model's own.
 
     Attributes:
         loop: The loop that ran last.
@@ -121,9 +128,10 @@ class Decoder:
         hooks: RouterHooks | None = None,
         lock: AbstractContextManager[Any] | None = None,
         graph: bool | None = None,
+        fuse: bool = True,
     ) -> None:
         self._model: Any = model
-        self._hooks, self._lock, self._graph = hooks, lock, graph
+        self._hooks, self._lock, self._graph, self._fuse = hooks, lock, graph, fuse
         self.loop: DecodeLoop | None = None
         self._key: Hashable = None
 
@@ -179,7 +187,7 @@ class Decoder:
         if self.loop is None or key != self._key:
             self.forget()  # before the next cache comes
             self.loop = DecodeLoop(
-                TransformersSteps(self._model, max_length=length, hooks=self._hooks),
+                TransformersSteps(self._model, max_length=length, hooks=self._hooks, fuse=self._fuse),
                 batch_size=batch_size,
                 max_length=length,
                 device=self._model.device,
@@ -212,11 +220,10 @@ class _EndedTokens:
         self._hooks.ended_token_ids = self._before
 
 
-def _full_cache(model: Any, max_length: int) -> Any:
-    from transformers.cache_utils import Cache, StaticLayer
+def _empty_cache(model: Any, max_length: int) -> Any:
+    from thermoe.integrations.decode_cache import shared_cache
 
-    layers = [StaticLayer(max_cache_len=max_length) for _ in range(model.config.num_hidden_layers)]
-    return Cache(layers=layers)
+    return shared_cache(model.config.num_hidden_layers, max_length)
 
 
 def _refuse_unsupported(model: Any) -> None:

@@ -146,6 +146,7 @@ POLICIES = {
     "barred": {"knobs": {"price": 0.2, "protected_k0": 0.0, "allowed": 0.6}, "live": 0.7, "live_dtype": torch.float32},
     "priced": {"knobs": {"price": 0.05, "protected_k0": 0.0, "value_power": 0.5}, "renormalise": False, "scale": 2.5},
     "most valuable": {"knobs": {"max_experts": 9.0, "protected_k0": 0.0}},
+    "values tie": {"knobs": {"max_experts": 9.0, "protected_k0": 0.0, "value_power": 0.0}, "live": 0.7},
     "nobody lives": {"knobs": {"protected_k0": 2.0, "max_experts": 3.0}, "live": 0.0},
     "ties": {"knobs": {"protected_k0": 2.0, "gate_mass": 0.8}, "steps": 0.5},
     "ties with bias": {"knobs": {"protected_k0": 1.0, "bias": 0.4}, "steps": 1.0},

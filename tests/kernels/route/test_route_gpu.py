@@ -47,7 +47,7 @@ def test_policies(tokens, policy):
 
 
 @needs_clusters
-@pytest.mark.parametrize("tokens", [1, 64, 300])
+@pytest.mark.parametrize("tokens", [3, 300])
 @pytest.mark.parametrize("experts", [128, 256])
 @pytest.mark.parametrize("scoring", SCORINGS)
 def test_scorings(scoring, experts, tokens):
@@ -57,7 +57,7 @@ def test_scorings(scoring, experts, tokens):
 
 @needs_clusters
 @pytest.mark.parametrize(("experts", "top_k", "stride"), [(60, 4, 0), (17, 1, 3), (200, 9, 0), (256, 16, 8), (8, 2, 0)])
-@pytest.mark.parametrize("tokens", [7, 129, 1000, 9000])
+@pytest.mark.parametrize("tokens", [7, 300, 9000])
 def test_awkward_sizes(tokens, experts, top_k, stride):
     case = Case(tokens=tokens, experts=experts, top_k=top_k, stride=stride, dtype=torch.float16, knobs=MIXED, live=0.7)
     check(run_layout(None), case)

@@ -364,6 +364,7 @@ DEV void load_fresh(const void* from, uint32_t (&r)[4]) {
   std::memcpy(r, from, 16);
 }
 DEV uint32_t load_acquire(const uint32_t* from) { return *from; }
+DEV uint32_t load_steady(const uint32_t* from) { return *from; }
 DEV void add_release(uint32_t* to, uint32_t v) { *to += v; }
 DEV uint32_t increment_wrapping(uint32_t* to, uint32_t last) {
   uint32_t old = *to;

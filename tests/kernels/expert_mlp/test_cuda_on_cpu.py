@@ -107,6 +107,9 @@ CASES = {
     "more tokens than a segment holds": (case(tokens=20, experts=3, routing="one"), 2),
     "dropped slots": (case(tokens=21, experts=6, routing="dropped"), 5),
     "split columns": (case(tokens=2, top_k=1, experts=2, d_model=64, inter_size=2304, biases=True), 3),
+    "512 slots of one expert": (case(tokens=64, top_k=8, experts=9, d_model=32, inter_size=16, routing="one"), 3),
+    "512 experts and a token": (case(tokens=1, top_k=8, experts=512, d_model=32, inter_size=16), 7),
+    "three splits": (case(tokens=3, top_k=1, experts=2, d_model=32, inter_size=4224, format="int4"), 2),
     "bank of 2, 4 and 8 bits": (case(format="bank8", tokens=7, d_model=512, inter_size=256, group_size=64), 3),
     "bank, columns that fill no job": (
         case(format="bank8", d_model=384, inter_size=128, group_size=64, routing="dropped"),
@@ -167,6 +170,12 @@ UNEVEN = {  # jobs of a unit, tokens of an expert
     "seven jobs, three tiles of tokens": (case(tokens=20, top_k=1, experts=1, d_model=896, inter_size=128), 1, 8),
     "four jobs, three tiles of tokens": (case(tokens=20, top_k=1, experts=1, d_model=512, inter_size=256), 1, 8),
     "thirteen jobs of twelve warps": (case(tokens=10, top_k=1, experts=1, d_model=1664, inter_size=96), 1, 12),
+    "splits, twelve warps": (case(tokens=3, top_k=1, experts=1, d_model=64, inter_size=2304), 2, 12),
+    "more slots than segments hold": (
+        case(tokens=40, top_k=1, experts=2, d_model=96, inter_size=48, routing="one"),
+        2,
+        8,
+    ),
     "three blocks": (case(tokens=9, top_k=2, experts=4, d_model=288, inter_size=80, routing="dropped"), 3, 8),
     "scales copied by words": (case(format="int4-zeros", tokens=9, d_model=1024, inter_size=64, experts=2), 1, 8),
 }

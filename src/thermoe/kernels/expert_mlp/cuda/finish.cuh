@@ -18,6 +18,8 @@ DEV float activate(int kind, float gate, float up) {
   return fast_divide(gate, 1.f + fast_exp(-slope * gate)) * up;
 }
 
+constexpr uint32_t ALL_WARPS = (1u << WARPS) - 1;
+
 struct Output {  // the two values of a unit that a thread finishes, for each tile of tokens
   int token, row;  // of 8 and of 16
   DEV explicit Output(int thread) : token(thread / 16), row(thread % 16) {}
@@ -28,8 +30,8 @@ struct Finisher {
   const Problem& p;
   const int thread;
   const Output own;
-  int first_warp = 0;   // that holds the coming unit's first job
-  uint32_t turns = 0;   // shares taken from each warp, modulo 4: two bits a warp
+  int first_warp = 0;            // that holds the coming unit's first job
+  uint32_t place = 0, turn = 0;  // a bit a warp: which of its two places comes next, and that place's turn
 
   DEV Finisher(const Problem& problem, int t) : p(problem), thread(t), own(t) {}
 
@@ -49,19 +51,22 @@ struct Finisher {
   }
 
   DEV void unit(int matrix, const Segment& segment, const Runs& run, int unit_row) {
-    const int sharers = p.jobs[matrix] < WARPS ? p.jobs[matrix] : WARPS;
+    const int sharers = p.jobs[matrix] < WARPS ? p.jobs[matrix] : WARPS, lane = thread % 32;
+    const uint32_t own_value = PARTS + own.token * PART_ROW + 4 * own.row;
     const Rows rows = rows_of(matrix, segment, run, unit_row);
+    const uint32_t low = (1u << sharers) - 1, sharing = (low << first_warp | low << first_warp >> WARPS) & ALL_WARPS;
     for (int tile = 0; 8 * tile < segment.rows; ++tile) {
       float sum[2] = {0.f, 0.f};
+      const uint32_t mine = 2 * lane + (place >> lane & 1);
+      if (sharing >> lane & 1) barrier_wait(BAR_PART_FULL + 8 * mine, turn >> lane & 1);  // a lane for each share
+      sync_warp();
       for (int share = 0, warp = first_warp; share < sharers; ++share, warp = warp + 1 < WARPS ? warp + 1 : 0) {
-        const uint32_t turn = turns >> 2 * warp & 3, index = 2 * warp + (turn & 1);
-        const uint32_t from = PARTS + index * PART_BYTES + own.token * PART_ROW + 4 * own.row;
-        turns ^= (turn & 1 ? 3u : 1u) << 2 * warp;
-        barrier_wait(BAR_PART_FULL + 8 * index, turn / 2);
+        const uint32_t from = own_value + (2 * warp + (place >> warp & 1)) * PART_BYTES;
         sum[0] += lds_float(from), sum[1] += lds_float(from + PART_HALF);
-        sync_warp();
-        if (thread % 32 == 0) barrier_arrive(BAR_PART_EMPTY + 8 * index);
       }
+      sync_warp();
+      if (sharing >> lane & 1) barrier_arrive(BAR_PART_EMPTY + 8 * mine);
+      turn ^= place & sharing, place ^= sharing;
       if (8 * tile + own.token >= segment.rows) continue;
       const int64_t slot = lds16(ROW_SLOT + 2 * (segment.first_row + 8 * tile + own.token));
       const float upper = sum[0] * rows.scale[0] + rows.bias[0], lower = sum[1] * rows.scale[1] + rows.bias[1];

@@ -19,6 +19,7 @@ from thermoe.kernels.expert_mlp.weights import (
 
 MAX_SLOTS = 512  # T * K: the kernel makes its plan with a thread for each
 MAX_EXPERTS = 512
+MAX_UNITS = 32768  # of an expert at a matrix: times 512 segments at a cost of 130 they stay below 2**32 (plan.cuh)
 SHARED_BYTES = 184 * 1024  # for activations and the ring of weights (static_assert in layout.cuh)
 SLOT_BYTES = 9 * 1024  # most that a slot of the ring takes; there is at least one for each warp
 SPLIT_COLUMNS = 2048  # of the second matrix, whose activations a block holds at a time
@@ -72,6 +73,8 @@ def geometry(experts: ExpertWeights, warps: int = 8) -> Geometry | str:
     row_cap = _row_cap(max(jobs), job_columns, sums, SHARED_BYTES - SLOT_BYTES * warps)
     if row_cap == 0:
         return f"model width {D}: a token does not fit in shared memory"
+    if splits * (D // 32) > MAX_UNITS or I // 16 > MAX_UNITS:
+        return f"widths {D} and {I}: the kernel counts up to {MAX_UNITS} units of an expert"
     bits = experts.fc1.max_bits if isinstance(experts.fc1, PlaneMatrices) else 16
     return Geometry(
         format=name,

@@ -8,12 +8,16 @@
 
 template <class Format>
 DEV void prepare(const Problem& p, int thread) {
-  if (thread == 0) {
-    for (int i = 0; i < MAX_RING; ++i) barrier_init(BAR_FULL + 8 * i, Format::FULL_ARRIVALS);
-    for (int i = 0; i < NUM_PARTS; ++i) barrier_init(BAR_PART_FULL + 8 * i, 1), barrier_init(BAR_PART_EMPTY + 8 * i, HELPERS);
-    for (int i = 0; i < 2; ++i) barrier_init(BAR_ROWS_FULL + 8 * i, HELPERS), barrier_init(BAR_ROWS_EMPTY + 8 * i, WARPS);
-    barrier_init_fence();
+  if (thread < MAX_RING) barrier_init(BAR_FULL + 8 * thread, Format::FULL_ARRIVALS);
+  if (thread < NUM_PARTS) {
+    barrier_init(BAR_PART_FULL + 8 * thread, 1);
+    barrier_init(BAR_PART_EMPTY + 8 * thread, HELPERS);
   }
+  if (thread < 2) {
+    barrier_init(BAR_ROWS_FULL + 8 * thread, HELPERS);
+    barrier_init(BAR_ROWS_EMPTY + 8 * thread, WARPS);
+  }
+  if (thread < MAX_RING) barrier_init_fence();
   const int map = thread - 32;
   if (map >= 0 && map < 2 * p.planes) prefetch_map(&p.map[map & 1][map / 2]);
   make_plan<Format>(p, thread);  // ends with a barrier of the block
@@ -22,9 +26,10 @@ DEV void prepare(const Problem& p, int thread) {
 template <class Format>
 DEV void decode_block(const Problem& p) {
   const int thread = thread_index();
-  const uint32_t generation = load_acquire(p.counters + COUNTER_GENERATION);
+  const uint32_t generation = load_steady(p.counters + COUNTER_GENERATION);
   prepare<Format>(p, thread);
-  if (block_index() == 0 && thread < MAX_SLOTS) p.counters[COUNTER_UNITS + ((generation & 1) ^ 1) * MAX_SLOTS + thread] = 0;
+  if (block_index() == 0 && thread < MAX_SLOTS)
+    p.counters[COUNTER_UNITS + ((generation & 1) ^ 1) * MAX_SLOTS + thread] = 0;
   const Split split = split_shared<Format>(p);
   const int role = thread / 32;
   if (role < WARPS) {

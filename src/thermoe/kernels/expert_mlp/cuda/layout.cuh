@@ -14,7 +14,7 @@
 #endif
 
 constexpr int WARPS = THERMOE_WARPS;
-static_assert(WARPS == 8 || WARPS == 12, "a warp for each 32 slots of the plan, at most 24 bits of turns in finish.cuh");
+static_assert(WARPS == 8 || WARPS == 12, "512 threads at least, whole warpgroups, and registers for all");
 constexpr int HELPERS = 4;  // warps that stage activations, and as many that finish units
 constexpr int THREADS = 32 * (WARPS + 2 * HELPERS);
 constexpr int HELPER_THREADS = 32 * HELPERS;

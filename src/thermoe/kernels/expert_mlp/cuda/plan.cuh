@@ -38,6 +38,12 @@ DEV Sums scan_block(Sums own, int thread) {  // inclusive, over the first 512 th
   return own;
 }
 
+// amount * block / num_blocks, where the product may pass 32 bits: blocks are few.
+DEV uint32_t share_of(uint32_t amount, uint32_t block) {
+  const uint32_t blocks = num_blocks(), whole = amount / blocks;
+  return whole * block + (amount - whole * blocks) * block / blocks;
+}
+
 // The scratch lies where the ring will: 16 words of slot bits and one word of first row for each expert.
 template <class Format>
 DEV void make_plan(const Problem& p, int thread) {
@@ -102,16 +108,11 @@ DEV void make_plan(const Problem& p, int thread) {
   const int units[2] = {p.columns[1] / 16, p.splits * (p.columns[0] / 32)};  // of a segment
   if (thread < 4 && total == 0) sts32(INFO_RANGE + 4 * thread, 0);
   if (thread < num_segments) {  // the segment that holds a boundary writes it
-    uint32_t from = lds32(COST + 4 * thread), to = lds32(COST + 4 * thread + 4);
+    const uint32_t from = lds32(COST + 4 * thread), to = lds32(COST + 4 * thread + 4);
     for (int i = 0; i < 4; ++i) {
-      int num = units[i / 2];
-      uint64_t target = static_cast<uint64_t>(block_index() + i % 2) * total * num / num_blocks();
-      bool last = target == static_cast<uint64_t>(total) * num && thread == num_segments - 1;
-      bool mine = target >= static_cast<uint64_t>(from) * num && target < static_cast<uint64_t>(to) * num;
-      if (mine || last) {
-        uint32_t inside = static_cast<uint32_t>(target - static_cast<uint64_t>(from) * num);
-        sts32(INFO_RANGE + 4 * i, thread * num + inside / (to - from));
-      }
+      const uint32_t num = units[i / 2], target = share_of(total * num, block_index() + i % 2);
+      const bool mine = target >= from * num && (target < to * num || (thread == num_segments - 1 && target == total * num));
+      if (mine) sts32(INFO_RANGE + 4 * i, thread * num + (target - from * num) / (to - from));
     }
   }
   fence_async();  // the ring overwrites the scratch with copies

@@ -109,7 +109,7 @@ CASES = {
     "split columns": (case(tokens=2, top_k=1, experts=2, d_model=64, inter_size=2304, biases=True), 3),
     "512 slots of one expert": (case(tokens=64, top_k=8, experts=9, d_model=32, inter_size=16, routing="one"), 3),
     "512 experts and a token": (case(tokens=1, top_k=8, experts=512, d_model=32, inter_size=16), 7),
-    "three splits": (case(tokens=3, top_k=1, experts=2, d_model=32, inter_size=4224, format="int4"), 2),
+    "three splits": (case(tokens=3, top_k=1, experts=2, d_model=64, inter_size=4224, format="int4"), 2),
     "bank of 2, 4 and 8 bits": (case(format="bank8", tokens=7, d_model=512, inter_size=256, group_size=64), 3),
     "bank, columns that fill no job": (
         case(format="bank8", d_model=384, inter_size=128, group_size=64, routing="dropped"),

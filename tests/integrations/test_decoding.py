@@ -86,6 +86,7 @@ def test_rows_that_have_ended_are_padded_and_load_nothing():
     try:
         hooks.ended_token_ids = (stop, PAD)
         wanted, by_generate = generated(model, ids, mask, **settings), hooks.counters.drain()
+        hooks.ended_token_ids = None  # the loop says it itself
         got, by_loop = decoded(Decoder(model, hooks=hooks), ids, mask, stop_token_ids=[stop]), hooks.counters.drain()
     finally:
         hooks.remove()
@@ -160,6 +161,20 @@ def test_an_attachment_that_fails_leaves_no_quantised_experts():
         thermoe.attach(model, "baseline", telemetry="simulated", experts=4)
     assert torch.equal(generated(model, ids, mask), before)
     thermoe.attach(model, "baseline", telemetry="simulated").detach()
+
+
+def test_watched_and_steered_steps_have_graphs_of_their_own():
+    model = tiny_model("mixtral")
+    hooks = RouterHooks(model)
+    try:
+        steps = TransformersSteps(model, max_length=64, hooks=hooks)
+        watched = steps.variant()
+        hooks.set_knobs(union_knobs(hooks.shape))
+        steered = steps.variant()
+        hooks.set_knobs(union_knobs(hooks.shape, k0=2))
+        assert watched != steered == steps.variant()
+    finally:
+        hooks.remove()
 
 
 def test_what_changed_between_two_calls_drops_the_captured_steps():

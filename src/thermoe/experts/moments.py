@@ -14,7 +14,7 @@ from thermoe.experts.fused import experts_of
 from thermoe.kernels.expert_mlp import DenseMatrices, ExpertWeights
 from thermoe.kernels.expert_mlp.reference import activate
 
-PRIOR_ROWS = 64.0  # how many rows of the mean expert each expert is given besides its own
+PRIOR_ROWS = 2048.0  # rows of the mean expert that each expert is given besides its own: text is never quite the same
 _SHARED = 0.9  # share of the layer's own moment in the prior of fc1; the rest is white
 
 

@@ -14,9 +14,9 @@ from thermoe.experts.compensation import compensated_codes, descended_codes
 from thermoe.experts.scales import clipped_scales, gain_corrected, refitted_scales
 from thermoe.kernels.expert_mlp.planes import per_column
 
-# What a squared error costs at each precision of a nested bank. Higher ones weigh more, so that int4 and int8 give
-# up little for int2: with these, int4 loses what a plain int4 quantiser loses (docs/concepts/formats.md).
-NESTED_WEIGHT = {2: 1.0, 4: 6.0, 8: 20.0}
+# What a squared error costs at each precision of a nested bank. Higher ones weigh more, so that int4 and int8 give up
+# little for int2: less costs perplexity at 4 and 8 bits, more costs it at 2 (docs/concepts/formats.md).
+NESTED_WEIGHT = {2: 1.0, 4: 3.0, 8: 14.0}
 DESCENTS = 2
 _CPU_ELEMENTS, _GPU_ELEMENTS = 2**22, 2**26  # weights quantised at once: bounds the memory of the search
 _BLOCK_ELEMENTS = 2**20

@@ -296,7 +296,8 @@ DEV float shuffle_xor(float v, int mask) {
 DEV void barrier_init(uint32_t bar, uint32_t arrivals) {
   cpu::Barrier fresh;
   fresh.expected = fresh.pending = static_cast<int>(arrivals);
-  if (bar % 8 || !cpu::self().block->barriers.emplace(bar, fresh).second) cpu::fail("barrier laid twice or crooked", bar);
+  const bool fits = bar % 8 == 0 && cpu::self().block->barriers.emplace(bar, fresh).second;
+  if (!fits) cpu::fail("barrier laid twice or crooked", bar);
 }
 DEV void barrier_init_fence() {}
 DEV cpu::Barrier& barrier_at(uint32_t bar) {
@@ -386,9 +387,9 @@ DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     for (int i = 0; i < 32; ++i)
       for (int half = 0; half < 2; ++half) {
         const int g = i / 4, k = 2 * (i % 4) + half, shift = 16 * half;
-        left[g][k] = cpu::bf16(warp.in[i][4] >> shift & 0xffff), left[g + 8][k] = cpu::bf16(warp.in[i][5] >> shift & 0xffff);
-        left[g][k + 8] = cpu::bf16(warp.in[i][6] >> shift & 0xffff), left[g + 8][k + 8] = cpu::bf16(warp.in[i][7] >> shift & 0xffff);
-        right[k][g] = cpu::bf16(warp.in[i][8] >> shift & 0xffff), right[k + 8][g] = cpu::bf16(warp.in[i][9] >> shift & 0xffff);
+        const auto value = [&](int word) { return cpu::bf16(warp.in[i][word] >> shift & 0xffff); };
+        left[g][k] = value(4), left[g + 8][k] = value(5), left[g][k + 8] = value(6), left[g + 8][k + 8] = value(7);
+        right[k][g] = value(8), right[k + 8][g] = value(9);
       }
     for (int i = 0; i < 32; ++i)
       for (int j = 0; j < 4; ++j) {

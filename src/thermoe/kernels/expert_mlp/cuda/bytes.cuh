@@ -8,7 +8,8 @@
 #include "job.cuh"
 
 struct ByteLanes {
-  // Rows in such an order that two neighbouring groups, which are read together, differ in bit 2: other half of the banks.
+  // Rows in such an order that two neighbouring groups, which are read together, differ in bit 2: the other half of
+  // the banks.
   DEV static int row(int group) { return group / 2 | (group & 1) << 2; }
   DEV static uint32_t offset(const Lane& lane) {
     int r = row(lane.group);
@@ -50,7 +51,8 @@ struct Bf16 {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
 #pragma unroll
-        for (int low = 0; low < 2; ++low) lds128(from[step & 1] + 4096 * half + 2048 * (step / 2) + 1024 * low, a[half][low]);
+        for (int low = 0; low < 2; ++low)
+          lds128(from[step & 1] + 4096 * half + 2048 * (step / 2) + 1024 * low, a[half][low]);
 #pragma unroll
       for (int tile = 0; tile < TILES; ++tile) {
         uint32_t b[4];
@@ -59,7 +61,8 @@ struct Bf16 {
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
           for (int k = 0; k < 2; ++k) {
-            const uint32_t words[4] = {a[half][0][2 * k], a[half][1][2 * k], a[half][0][2 * k + 1], a[half][1][2 * k + 1]};
+            const uint32_t words[4] = {a[half][0][2 * k], a[half][1][2 * k], a[half][0][2 * k + 1],
+                                       a[half][1][2 * k + 1]};
             mma(sum[tile][half], words, b[2 * k], b[2 * k + 1]);
           }
         }
@@ -85,7 +88,8 @@ struct Fp8 {
         int row = (lane < 2 ? at.upper : at.lower) - at.expert * per_expert;
         int block_row = at.expert * ((per_expert + 127) / 128) + row / 128, column = 2 * at.job + (lane & 1);
         bool inside = column < p.groups[at.matrix];
-        const float* from = static_cast<const float*>(p.scale[at.matrix]) + static_cast<int64_t>(block_row) * p.groups[at.matrix];
+        const float* scales = static_cast<const float*>(p.scale[at.matrix]);
+        const float* from = scales + static_cast<int64_t>(block_row) * p.groups[at.matrix];
         copy_word(job.scales + 4 * lane, from + (inside ? column : 0), inside);
       }
       copy_word_arrive(job.full);
@@ -98,7 +102,8 @@ struct Fp8 {
   // A lane reads 16 codes, hence two octets: even ones lie in the first half of 64 columns, odd ones in the second.
   DEV static uint32_t stage(uint32_t (&v)[4], int octet) {
     for (int i = 0; i < 4; ++i) {
-      float low = as_float(v[i] << 16) * 18446744073709551616.f, high = as_float(v[i] & 0xffff0000u) * 18446744073709551616.f;
+      constexpr float LIFT = 18446744073709551616.f;
+      float low = as_float(v[i] << 16) * LIFT, high = as_float(v[i] & 0xffff0000u) * LIFT;
       v[i] = as_bits(low) >> 16 | (as_bits(high) & 0xffff0000u);  // times 2^64, which rounds nothing
     }
     swap_middles(v);
@@ -122,7 +127,8 @@ struct Fp8 {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
 #pragma unroll
-        for (int low = 0; low < 2; ++low) lds128(from[part & 1] + 4096 * half + 2048 * (part / 2) + 1024 * low, codes[half][low]);
+        for (int low = 0; low < 2; ++low)
+          lds128(from[part & 1] + 4096 * half + 2048 * (part / 2) + 1024 * low, codes[half][low]);
 #pragma unroll
       for (int octet = 0; octet < 2; ++octet) {
         uint32_t a[2][2][4];

@@ -46,7 +46,10 @@ struct Finisher {
       const float* scale = static_cast<const float*>(p.scale[matrix]) + expert_rows;
       rows.scale[0] *= scale[upper], rows.scale[1] *= scale[lower];
     }
-    if (p.bias[matrix] && run.split == 0) rows.bias[0] = p.bias[matrix][expert_rows + upper], rows.bias[1] = p.bias[matrix][expert_rows + lower];
+    if (p.bias[matrix] && run.split == 0) {
+      const float* bias = p.bias[matrix] + expert_rows;
+      rows.bias[0] = bias[upper], rows.bias[1] = bias[lower];
+    }
     return rows;
   }
 
@@ -71,9 +74,11 @@ struct Finisher {
       const int64_t slot = lds16(ROW_SLOT + 2 * (segment.first_row + 8 * tile + own.token));
       const float upper = sum[0] * rows.scale[0] + rows.bias[0], lower = sum[1] * rows.scale[1] + rows.bias[1];
       if (matrix == 0) {
-        p.hidden[slot * p.columns[1] + 16 * unit_row + own.row] = static_cast<uint16_t>(pack_bf16(activate(p.activation, upper, lower), 0.f));
+        const uint32_t hidden = pack_bf16(activate(p.activation, upper, lower), 0.f);
+        p.hidden[slot * p.columns[1] + 16 * unit_row + own.row] = static_cast<uint16_t>(hidden);
       } else {
-        float* to = p.product + (static_cast<int64_t>(run.split) * p.tokens * p.top_k + slot) * p.columns[0] + 32 * unit_row + own.row;
+        const int64_t row = static_cast<int64_t>(run.split) * p.tokens * p.top_k + slot;
+        float* to = p.product + row * p.columns[0] + 32 * unit_row + own.row;
         to[0] = upper, to[16] = lower;
       }
     }
@@ -87,7 +92,8 @@ struct Finisher {
         for (int i = 0; i < run.length; ++i) unit(matrix, segment, run, run.row + i);
         if (matrix == 1) continue;
         sync_group(1, HELPER_THREADS);
-        if (thread == 0) add_release(p.counters + COUNTER_UNITS + (generation & 1) * MAX_SLOTS + run.segment, run.length);
+        uint32_t* finished = p.counters + COUNTER_UNITS + (generation & 1) * MAX_SLOTS + run.segment;
+        if (thread == 0) add_release(finished, run.length);
       }
   }
 };
@@ -121,7 +127,8 @@ DEV void combine(const Problem& p, int thread) {
           const int slot = token * p.top_k + first + i;
           gate[i] = first + i < p.top_k ? lds_float(GATES + 4 * slot) : 0.f;
           v[i][0] = v[i][1] = v[i][2] = v[i][3] = 0;
-          if (gate[i] != 0.f) load_fresh(p.product + split * split_pitch + static_cast<int64_t>(slot) * p.columns[0] + column, v[i]);
+          const int64_t row = split * split_pitch + static_cast<int64_t>(slot) * p.columns[0];
+          if (gate[i] != 0.f) load_fresh(p.product + row + column, v[i]);
         }
 #pragma unroll
         for (int i = 0; i < 8; ++i)

@@ -79,15 +79,17 @@ DEV void make_plan(const Problem& p, int thread) {
       shared_max(INFO_MAX_BITS, bits);
     }
   }
-  Sums upto = scan_block({static_cast<uint32_t>(segments) << 16 | static_cast<uint32_t>(count), cost * segments}, thread);
+  const uint32_t packed = static_cast<uint32_t>(segments) << 16 | static_cast<uint32_t>(count);
+  const Sums upto = scan_block({packed, cost * segments}, thread);
   if (thread < p.experts) {
     int row = static_cast<int>(upto.packed & 0xffff) - count, segment = static_cast<int>(upto.packed >> 16) - segments;
     uint32_t before = upto.cost - cost * segments;
     sts32(first_row + 4 * thread, row);
     for (int i = 0; i < segments; ++i) {
       int left = count - i * p.row_cap;
-      sts32(SEGMENT + 4 * (segment + i), static_cast<uint32_t>(thread) << 16 | static_cast<uint32_t>(row + i * p.row_cap));
-      sts32(SEGMENT_ROWS + 4 * (segment + i), static_cast<uint32_t>(bits) << 16 | (left < p.row_cap ? left : p.row_cap));
+      const uint32_t rows = left < p.row_cap ? left : p.row_cap, first = row + i * p.row_cap;
+      sts32(SEGMENT + 4 * (segment + i), static_cast<uint32_t>(thread) << 16 | first);
+      sts32(SEGMENT_ROWS + 4 * (segment + i), static_cast<uint32_t>(bits) << 16 | rows);
       sts32(COST + 4 * (segment + i), before + i * cost);
     }
   }
@@ -111,8 +113,9 @@ DEV void make_plan(const Problem& p, int thread) {
     const uint32_t from = lds32(COST + 4 * thread), to = lds32(COST + 4 * thread + 4);
     for (int i = 0; i < 4; ++i) {
       const uint32_t num = units[i / 2], target = share_of(total * num, block_index() + i % 2);
-      const bool mine = target >= from * num && (target < to * num || (thread == num_segments - 1 && target == total * num));
-      if (mine) sts32(INFO_RANGE + 4 * i, thread * num + (target - from * num) / (to - from));
+      const bool last = thread == num_segments - 1 && target == total * num;
+      if (target >= from * num && (target < to * num || last))
+        sts32(INFO_RANGE + 4 * i, thread * num + (target - from * num) / (to - from));
     }
   }
   fence_async();  // the ring overwrites the scratch with copies

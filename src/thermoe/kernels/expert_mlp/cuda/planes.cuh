@@ -49,7 +49,8 @@ struct Codes {
       }
       if (BITS == 4) continue;
 #pragma unroll
-      for (int k = 0; k < 2; ++k) lds64(job.data + 4096 + 2048 * half + 1024 * low + (wide ^ (64u * chunk + 32u * k)), last[low][k]);
+      for (int k = 0; k < 2; ++k)
+        lds64(job.data + 4096 + 2048 * half + 1024 * low + (wide ^ (64u * chunk + 32u * k)), last[low][k]);
     }
   }
 
@@ -75,7 +76,10 @@ struct Planes {
   static constexpr bool ROW_SCALES = false, NARROW_PLANES = true;
   static constexpr float UNIT = 1.f;
 
-  DEV static constexpr int depth(int bits) { return NESTED ? (bits <= 2 ? 1 : bits <= 4 || MAX_BITS == 4 ? 2 : 3) : MAX_BITS == 2 ? 1 : MAX_BITS == 4 ? 2 : 3; }
+  DEV static constexpr int depth(int bits) {  // planes that are read
+    const int read = NESTED && bits < MAX_BITS ? bits : MAX_BITS;
+    return read <= 2 ? 1 : read <= 4 ? 2 : 3;
+  }
   DEV static constexpr uint32_t slot_bytes(int bits) { return 1024u << depth(bits); }
   DEV static int row(int group) { return PlaneLanes::row(group); }
 
@@ -88,8 +92,10 @@ struct Planes {
 #pragma unroll
     for (int i = 0; i < JOB_SUMS; i += 2) {  // two scales are a word
       bool inside = first + i < groups;
-      copy_word(job.scales + ROW_SCALE_BYTES * lane + 2 * i, static_cast<const uint16_t*>(p.scale[at.matrix]) + (inside ? from + i : 0), inside);
-      if (ZEROS) copy_word(job.scales + ZEROS_AT + ROW_SCALE_BYTES * lane + 2 * i, p.zero[at.matrix] + (inside ? from + i : 0), inside);
+      const uint32_t to = job.scales + ROW_SCALE_BYTES * lane + 2 * i;
+      const int64_t at_group = inside ? from + i : 0;
+      copy_word(to, static_cast<const uint16_t*>(p.scale[at.matrix]) + at_group, inside);
+      if (ZEROS) copy_word(to + ZEROS_AT, p.zero[at.matrix] + at_group, inside);
     }
     copy_word_arrive(job.full);
     if (lane != 0) return;
@@ -122,7 +128,8 @@ struct Planes {
   }
 
   template <int BITS, int TILES>
-  DEV static void multiply_bits(const Job& job, const uint32_t (&rows)[TILES], const Lane& lane, float (&sum)[TILES][2][4]) {
+  DEV static void multiply_bits(const Job& job, const uint32_t (&rows)[TILES], const Lane& lane,
+                                float (&sum)[TILES][2][4]) {
     const uint32_t narrow = PlaneLanes::narrow(lane), wide = PlaneLanes::wide(lane);
     float high[TILES][2][4], last[TILES][2][4];
 #pragma unroll
@@ -143,7 +150,8 @@ struct Planes {
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
               const Codes<BITS>& c = codes[half];
-              const uint32_t a[4] = {c.pair(slot, 0, i, 0), c.pair(slot, 1, i, 0), c.pair(slot, 0, i, 1), c.pair(slot, 1, i, 1)};
+              const uint32_t a[4] = {c.pair(slot, 0, i, 0), c.pair(slot, 1, i, 0), c.pair(slot, 0, i, 1),
+                                     c.pair(slot, 1, i, 1)};
               mma(high[tile][half], a, b[2 * i], b[2 * i + 1]);
               if (BITS < 8) continue;
               const uint32_t l[4] = {c.last_pair(slot, 0, i, 0), c.last_pair(slot, 1, i, 0), c.last_pair(slot, 0, i, 1),
@@ -162,7 +170,8 @@ struct Planes {
 
   // What a group's product starts from: it cancels the 128 and the middle, or the zero, of every code.
   template <int BITS, int TILES>
-  DEV static void begin_group(const Job& job, const Lane& lane, int group, float (&high)[TILES][2][4], float (&last)[TILES][2][4]) {
+  DEV static void begin_group(const Job& job, const Lane& lane, int group, float (&high)[TILES][2][4],
+                              float (&last)[TILES][2][4]) {
     const float middle = BITS == 2 ? 1.5f : 7.5f;
 #pragma unroll
     for (int half = 0; half < 2; ++half)

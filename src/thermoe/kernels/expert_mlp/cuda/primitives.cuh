@@ -50,13 +50,18 @@ DEV uint16_t lds16(uint32_t at) {
 }
 DEV float lds_float(uint32_t at) { return __uint_as_float(lds32(at)); }
 DEV void sts128(uint32_t at, const uint32_t (&r)[4]) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
 }
 DEV void sts32(uint32_t at, uint32_t v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
 DEV void sts16(uint32_t at, uint16_t v) { asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(v) : "memory"); }
 DEV void sts_float(uint32_t at, float v) { sts32(at, __float_as_uint(v)); }
-DEV void shared_or(uint32_t at, uint32_t v) { asm volatile("red.shared.or.b32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
-DEV void shared_max(uint32_t at, uint32_t v) { asm volatile("red.shared.max.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
+DEV void shared_or(uint32_t at, uint32_t v) {
+  asm volatile("red.shared.or.b32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
+}
+DEV void shared_max(uint32_t at, uint32_t v) {
+  asm volatile("red.shared.max.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
+}
 
 // ---- threads that wait for each other
 DEV void sync_block() { __syncthreads(); }
@@ -139,7 +144,8 @@ DEV void pause() { __nanosleep(20); }
 
 // ---- arithmetic
 DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {  // 16 x 16 by 16 x 8, bf16
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+      " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

@@ -25,8 +25,8 @@ DEV float sum_of(const uint32_t (&v)[4]) {
 }
 
 template <class Format>
-DEV void stage_rows(const Problem& p, const Split& split, const RowSource& source, const Segment& segment, int octets, uint32_t to,
-                    int thread) {
+DEV void stage_rows(const Problem& p, const Split& split, const RowSource& source, const Segment& segment, int octets,
+                    uint32_t to, int thread) {
   constexpr int BATCH = 4;  // loads in flight
   const int total = segment.rows * octets;
   const uint32_t pitch = row_pitch<Format>(p);
@@ -45,7 +45,8 @@ DEV void stage_rows(const Problem& p, const Split& split, const RowSource& sourc
     }
 #pragma unroll
     for (int i = 0; i < BATCH; ++i) {
-      if (first + i * HELPER_THREADS >= total) break;  // whole warps: a row has a multiple of 32 octets where sums are made
+      // Whole warps leave together where sums are made: a row then has a multiple of 32 octets.
+      if (first + i * HELPER_THREADS >= total) break;
       if (Format::JOB_SUMS > 0) {
         constexpr int LANES = Format::JOB_COLUMNS / 8 / (Format::JOB_SUMS > 0 ? Format::JOB_SUMS : 1);
         float sum = sum_of(v[i]);
@@ -73,7 +74,8 @@ DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, in
         sync_group(2, HELPER_THREADS);
       }
       barrier_wait(BAR_ROWS_EMPTY + 8 * at, (turn & 1) ^ 1);
-      stage_rows<Format>(p, split, row_source(p, matrix, run, columns), segment, columns / 8, split.rows + at * split.rows_bytes, thread);
+      const uint32_t to = split.rows + at * split.rows_bytes;
+      stage_rows<Format>(p, split, row_source(p, matrix, run, columns), segment, columns / 8, to, thread);
       sync_warp();
       if (thread % 32 == 0) barrier_arrive(BAR_ROWS_FULL + 8 * at);
     }

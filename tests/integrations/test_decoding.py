@@ -202,18 +202,24 @@ def tracing(monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("held_as", ["thermoe", "bank"])
-def test_no_step_needs_the_host_to_decide(name, held_as, tracing):
+@pytest.mark.parametrize("fuse", [True, False])
+def test_no_step_needs_the_host(name, held_as, fuse, tracing, monkeypatch):
     model, ids = tiny_model(name), token_ids(3, 4)
     hooks = RouterHooks(model)
     try:
         with quantise_experts(model, "bank", group_size=32) if held_as == "bank" else _implemented_by(model, held_as):
             hooks.set_knobs(replace(union_knobs(hooks.shape, price=0.4), skip_ratio=_half(hooks.shape.num_layers)))
-            steps = TransformersSteps(model, max_length=64, hooks=hooks)
+            steps = TransformersSteps(model, max_length=64, hooks=hooks, fuse=fuse)
             with torch.no_grad():
                 steps.prefill(ids, torch.ones_like(ids))
+                position, mask = torch.full((3, 1), 4), torch.ones(3, 64, dtype=torch.long)
+                # Numbers that come from the host are copied from there, which no graph can hold.
+                for maker in ("tensor", "as_tensor"):
+                    monkeypatch.setattr(torch, maker, lambda *args, **more: pytest.fail("a number from the host"))
                 with NoHostDecisions():
-                    logits = steps.step(ids[:, :1], torch.full((3, 1), 4), torch.ones(3, 64, dtype=torch.long))
+                    logits = steps.step(ids[:, :1], position, mask)
     finally:
+        monkeypatch.undo()
         hooks.remove()
     assert logits.isfinite().all()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -31,6 +32,33 @@ def grouped_heads(model: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = "sdpa"
+
+
+@contextmanager
+def capturable_masks() -> Iterator[None]:
+    """While it is open, masks of `eager` attention are made by operations that a graph can hold."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS
+
+    before = MASKS._local_mapping.get("eager")
+    MASKS["eager"] = additive_mask
+    try:
+        yield
+    finally:
+        del MASKS["eager"]
+        if before is not None:
+            MASKS["eager"] = before
+
+
+def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Tensor:
+    """(B, 1, S, L) zeros where a token may look and the lowest number elsewhere: made once for all layers.
+
+    Transformers before 5.23 makes such masks with a number copied from the host, which no graph can hold.
+    """
+    from transformers.masking_utils import sdpa_mask
+
+    kwargs["allow_is_causal_skip"] = False
+    seen = sdpa_mask(*args, **kwargs)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def decode_attention(
@@ -62,8 +90,8 @@ def decode_attention(
 
 
 def _register() -> None:
-    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+    from transformers.masking_utils import AttentionMaskInterface
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(DECODE_ATTENTION, decode_attention)
-    AttentionMaskInterface.register(DECODE_ATTENTION, eager_mask)  # additive: made once, not in every layer
+    AttentionMaskInterface.register(DECODE_ATTENTION, additive_mask)

@@ -5,14 +5,14 @@ Shapes: B sequences, S positions of the prompt, L positions of the cache, V voca
 
 import inspect
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from thermoe.errors import ConfigError, UnsupportedModelError
-from thermoe.integrations.decode_attention import grouped_heads
+from thermoe.integrations.decode_attention import capturable_masks, grouped_heads
 from thermoe.integrations.decode_fusions import StepFusions
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.runtime.decode import DecodeLoop
@@ -72,9 +72,11 @@ class TransformersSteps:
 
     def step(self, token_B1: Tensor, position_B1: Tensor, mask_BL: Tensor) -> Tensor:
         """Logits (B, V) after one more token."""
-        if self._fusions is None:
-            return self._logits(token_B1, position_B1, mask_BL)
-        with grouped_heads(self._model), self._fusions.in_place():
+        with ExitStack() as undo:
+            undo.enter_context(capturable_masks())
+            if self._fusions is not None:
+                undo.enter_context(grouped_heads(self._model))
+                undo.enter_context(self._fusions.in_place())
             return self._logits(token_B1, position_B1, mask_BL)
 
     def variant(self) -> Hashable:

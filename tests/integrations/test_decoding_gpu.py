@@ -13,7 +13,10 @@ from thermoe.integrations.experts import register_experts
 from thermoe.integrations.experts_quantised import quantise_experts
 from thermoe.integrations.hooks import RouterHooks
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
 NEW = 16
 
 

@@ -82,7 +82,7 @@ class Launch:
         for tensor in (self.out_TD, self.hidden_NI, self.product_SND):
             tensor.fill_(float("nan"))
         ended = self.kernel.run_on_cpu(ctypes.byref(self.problem), blocks, ctypes.c_uint32(seed), int(uneven)) == 0
-        assert ended, "deadlock"
+        assert ended, "a deadlock, or a barrier or an address misused: see stderr"
         return self.out_TD.clone()
 
 

@@ -99,21 +99,25 @@ inline void launch(unsigned grid, unsigned threads, size_t shared, std::function
             makecontext(&f.context, start, 0);
         }
     }
-    std::vector<unsigned> order(grid);  // of the blocks, another one in every turn
-    for (unsigned b = 0; b < grid; ++b) order[b] = b;
+    // Warps run in another order in every turn, and some much more slowly than others, so that what is read before it
+    // is there shows.
+    const auto random = [] { return (seed = seed * 1664525u + 1013904223u) >> 8; };
+    std::vector<unsigned> order(fibers.size() / 32), speed(order.size());
+    for (unsigned w = 0; w < order.size(); ++w) order[w] = w, speed[w] = 1 + random() % 8;
     for (size_t left = fibers.size(), idle = 0; left > 0;) {
-        for (unsigned b = grid; b > 1; --b) std::swap(order[b - 1], order[(seed = seed * 1664525u + 1013904223u) % b]);
+        for (size_t w = order.size(); w > 1; --w) std::swap(order[w - 1], order[random() % w]);
         const size_t before = left;
-        for (unsigned b : order) {
-            for (unsigned t = 0; t < threads; ++t) {
-                now = fibers[b * threads + t].get();
+        for (unsigned w : order) {
+            if (random() % 8 >= speed[w]) continue;
+            for (unsigned lane = 0; lane < 32; ++lane) {
+                now = fibers[w * 32 + lane].get();
                 if (now->done) continue;
                 swapcontext(&home, &now->context);
                 left -= now->done;
             }
         }
         idle = left < before ? 0 : idle + 1;
-        if (idle > 20000) std::abort();  // a barrier that somebody never reaches
+        if (idle > 100000) std::abort();  // a barrier that somebody never reaches
     }
 }
 

@@ -144,7 +144,7 @@ POLICIES = {
     "union": {"knobs": {"protected_k0": 3.0}},
     "everything": {"knobs": MIXED | {"top_k": 6.0}, "live": 0.7},
     "barred": {"knobs": {"price": 0.2, "protected_k0": 0.0, "allowed": 0.6}, "live": 0.7, "live_dtype": torch.float32},
-    "priced": {"knobs": {"price": 0.05, "protected_k0": 0.0, "value_power": 0.5}, "renormalise": False, "scale": 2.5},
+    "priced": {"knobs": {"price": 0.05, "protected_k0": 0.0, "value_power": 0.5}, "scale": 2.5},
     "most valuable": {"knobs": {"max_experts": 9.0, "protected_k0": 0.0}},
     "values tie": {"knobs": {"max_experts": 9.0, "protected_k0": 0.0, "value_power": 0.0}, "live": 0.7},
     "nobody lives": {"knobs": {"protected_k0": 2.0, "max_experts": 3.0}, "live": 0.0},

@@ -127,7 +127,7 @@ def test_the_bank_reads_int2_better_than_truncated_int4_and_int4_as_well_as_plai
         truncated = ((plain4.code_ENC >> 2).float() - 1.5) * 4 * scale4
         assert output_error(weight, bank.weights(2), new) < most * output_error(weight, truncated, new)
         assert output_error(weight, bank.weights(4), new) < 1.7 * output_error(weight, plain4.weights(), new)
-        assert output_error(weight, bank.weights(8), new) < 0.2 * output_error(weight, plain4.weights(), new)
+        assert output_error(weight, bank.weights(8), new) < 0.4 * output_error(weight, plain4.weights(), new)
 
 
 def test_outputs_do_not_shrink():

@@ -141,6 +141,22 @@ def test_calls_that_do_not_fit_are_refused_with_the_reason():
         decode.run(x_TD, ids_TK, weights_TK, layer, torch.empty_like(x_TD))
 
 
+def test_what_the_kernel_cannot_read_as_it_lies_is_copied():
+    buffer = torch.arange(129).to(BF16)
+    aligned_TD, shifted_TD = buffer[:128].view(4, 32), buffer[1:].view(4, 32)
+    narrow_TK, half_TK = torch.rand(4, 2).to(BF16), torch.rand(4, 2).half()
+
+    kept = decode_module._readable(aligned_TD, narrow_TK, aligned_TD)
+    x_TD, weights_TK, out_TD = decode_module._readable(shifted_TD, half_TK, shifted_TD)
+
+    assert all(got is given for got, given in zip(kept, (aligned_TD, narrow_TK, aligned_TD), strict=True))
+    assert x_TD.data_ptr() % 16 == 0
+    assert torch.equal(x_TD, shifted_TD)
+    assert torch.equal(weights_TK, half_TK.float())
+    assert out_TD.data_ptr() % 16 == 0
+    assert out_TD.shape == shifted_TD.shape
+
+
 def empty_matrices(format_name: str, rows: int, columns: int):
     """One expert's, of any values."""
     if format_name == "dense":

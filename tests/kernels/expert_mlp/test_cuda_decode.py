@@ -83,6 +83,7 @@ AWKWARD = {
     "wide": case(tokens=7, experts=6, d_model=2880, inter_size=2880, biases=True, activation=Activation.SWIGLU_CLAMPED),
     "wide e4m3": case(tokens=7, experts=6, d_model=2880, inter_size=2880, format="fp8-block"),
     "wide int4": case(tokens=7, experts=6, d_model=2880, inter_size=2880, format="int4", group_size=32),
+    "fewer jobs than warps": case(tokens=64, top_k=2, experts=4, d_model=768, inter_size=896),
     "split columns": case(tokens=16, top_k=2, experts=4, d_model=1024, inter_size=7168, format="int4"),
     "geglu": case(activation=Activation.GEGLU, biases=True),
     "widths that fill no job": case(d_model=288, inter_size=80, biases=True),

@@ -153,8 +153,7 @@ def default(shape: Shape, capability: int) -> MlpConfig:
     if shape.num_tokens * shape.top_k < 48 * shape.num_experts:
         tile = replace(tile, rows=min(tile.rows, 128), tokens=64, tail=16, warps=4)
     second = replace(tile, rows=min(tile.rows, 128))  # short sums: two small programs hide each other's ends
-    bulk = newer and shape.width == "dense"
-    return MlpConfig(fc1=tile, fc2=second, scale_in=True, dependent=bulk, bulk=bulk)
+    return MlpConfig(fc1=tile, fc2=second, scale_in=True)
 
 
 def _default_few(shape: Shape, *, newer: bool) -> MlpConfig:
@@ -163,7 +162,7 @@ def _default_few(shape: Shape, *, newer: bool) -> MlpConfig:
         return MlpConfig(fc1=replace(tile, rows=64), fc2=tile)
     rows, columns, stages = {"dense": (128, 64, 4), "planes": (64, 128, 3)}.get(shape.width, (64, 128, 4))
     tile = Tile(rows=rows, tokens=16, columns=columns, stages=stages, warps=4)
-    return MlpConfig(fc1=tile, fc2=tile, dependent=True, cuda=True)
+    return MlpConfig(fc1=tile, fc2=tile, dependent=True, cuda=shape.width != "dense")  # measured: Triton leads in bf16
 
 
 def config_space(shape: Shape, capability: int = 90) -> Iterator[MlpConfig]:
@@ -184,8 +183,8 @@ def config_space(shape: Shape, capability: int = 90) -> Iterator[MlpConfig]:
             if config not in seen:
                 seen.add(config)
                 yield config
-    if first.bulk:
-        yield replace(first, bulk=False)
+    if shape.width == "dense" and not shape.few and capability >= 90:
+        yield replace(first, dependent=True, bulk=True)
     if shape.width == "fp8" and not shape.few:
         for rows, tokens in ((256, 128), (128, 128)):
             tile = Tile(rows=rows, tokens=tokens, columns=128, stages=3, warps=8, tail=32)

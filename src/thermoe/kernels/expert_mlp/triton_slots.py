@@ -43,16 +43,17 @@ def pick_slots(rank, first, count, BLOCK_S: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def planned_tile(offsets_ptr, num_experts, program, row_blocks, BLOCK_E: tl.constexpr, N: tl.constexpr):
-    """Expert, first place, places left and block of rows of a program; past the last tile, num_experts or more."""
+    """Expert, first place, places left and block of rows of a program; the expert is num_experts past the last."""
     e = tl.arange(0, BLOCK_E)
-    starts = tl.load(offsets_ptr + e, mask=e < num_experts, other=0)
-    stops = tl.load(offsets_ptr + e + 1, mask=e < num_experts, other=0)
-    last = tl.cumsum((stops - starts + N - 1) // N * row_blocks, 0)
+    start = tl.load(offsets_ptr + e, mask=e < num_experts, other=0)
+    stop = tl.load(offsets_ptr + e + 1, mask=e < num_experts, other=0)
+    tiles = (stop - start + N - 1) // N
+    last = tl.cumsum(tiles * row_blocks, 0)
     expert = tl.sum((last <= program).to(tl.int32), 0)
-    local = program - tl.max(tl.where(last <= program, last, 0), 0)
-    own = tl.minimum(expert, num_experts - 1)  # past the last tile there is no expert to read
-    start = tl.load(offsets_ptr + own)
-    stop = tl.load(offsets_ptr + own + 1)
-    own_tiles = tl.maximum((stop - start + N - 1) // N, 1)
-    first = start + (local % own_tiles) * N
-    return expert, first, stop - first, local // own_tiles
+    own = e == expert
+    own_tiles = tl.maximum(tl.sum(tl.where(own, tiles, 0), 0), 1)
+    local = program - tl.sum(tl.where(own, last - tiles * row_blocks, 0), 0)
+    first = tl.sum(tl.where(own, start, 0), 0) + (local % own_tiles) * N
+    left = tl.sum(tl.where(own, stop, 0), 0) - first
+    done = program >= tl.max(last, 0)
+    return tl.where(done, num_experts, expert), first, left, local // own_tiles

@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     torch.manual_seed(SEED)
     torch.backends.cuda.matmul.allow_tf32 = False
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, experts_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.float32, experts_implementation=options.experts
+    )
     model = model.to(options.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     # One token more than positions, so that the last position of a row has a target.
@@ -205,6 +207,7 @@ def _environment(options: argparse.Namespace) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "thermoe": thermoe.__version__,
         "model": Path(options.model).name,
+        "experts_implementation": options.experts,
         "seed": SEED,
     }
 
@@ -230,9 +233,12 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calibration-tokens", type=int, default=24_576, help="of each calibration text")
     parser.add_argument("--own-tokens", type=int, default=32_768, help="to sample from the model for calibration")
     parser.add_argument("--tuning-steps", type=int, default=100, help="of the scales of the bank's int2; 0 for none")
-    parser.add_argument("--group", type=int, default=64, help="columns that share a scale")
+    parser.add_argument("--group", type=int, default=128, help="columns that share a scale")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each text")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--experts", default="eager", help="experts implementation of Transformers; grouped_mm is faster"
+    )
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args(argv)
 

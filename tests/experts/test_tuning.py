@@ -93,7 +93,20 @@ def test_the_benchmark_judges_every_variant(model, tmp_path, capsys, monkeypatch
     texts = [str(DEMO / "text" / f"heldout_{name}.txt") for name in ("king_james_bible", "us_inaugural_addresses")]
     out = tmp_path / "bits.json"
     options = ["--calibration-text", str(DEMO / "text" / "calibration.txt"), "--calibration-tokens", "512"]
-    options += ["--tokens", "512", "--own-tokens", "256", "--group", "32", "--tuning-steps", "2", "--out", str(out)]
+    options += [
+        "--tokens",
+        "512",
+        "--own-tokens",
+        "256",
+        "--group",
+        "32",
+        "--tuning-steps",
+        "2",
+        "--experts",
+        "grouped_mm",
+        "--out",
+        str(out),
+    ]
     assert main(["--model", str(tmp_path / "model"), "--text", *texts, *options]) == 0
     result = json.loads(out.read_text())
     mean = result["mean_of_texts"]

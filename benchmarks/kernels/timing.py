@@ -43,6 +43,7 @@ class Arm:
     Attributes:
         entry, cell, dtype, num_layers: What is measured.
         layers_per_step: Layers that a step runs, each as often as it takes to fill it.
+        run: Runs one layer. A graph knows the tensors it was captured with by address alone: this keeps them.
         step: Runs them once.
         loop: Repeats steps.
         rounds_us: Median microseconds per layer of each round.
@@ -55,6 +56,7 @@ class Arm:
     dtype: str
     num_layers: int
     layers_per_step: int
+    run: Run
     step: Callable[[], object]
     outputs: dict[int, Output]
     loop: Loop | None = None
@@ -85,7 +87,7 @@ def prepare(entry: Entry, cell: Cell, dtype: str, num_layers: int, floor_us: flo
         run(0)
         torch.cuda.synchronize()
         step = capture_graph(work).replay
-    return Arm(entry, cell, dtype, num_layers, num_layers * repeats, step, outputs)
+    return Arm(entry, cell, dtype, num_layers, num_layers * repeats, run, step, outputs)
 
 
 def _work(run: Run, num_layers: int, repeats: int, outputs: dict[int, Output]) -> Callable[[], None]:

@@ -4,7 +4,6 @@ Shapes: T = R x C tokens (token = row * C + column), E experts, K slots per toke
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -16,6 +15,8 @@ from thermoe.kernels.route.reference import LayerKnobs, Routing, route_reference
 
 MAX_TOP_K = 16
 MAX_EXPERTS = 512
+
+_HAS_TRITON = find_spec("triton") is not None  # asked here: torch.compile does not trace the question
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +120,7 @@ def route_logits(
 def is_fused(logits_TE: Tensor, top_k: int, scoring: Scoring, columns: int) -> bool:
     """Whether the kernels serve this forward: on a GPU with Triton, without a gradient, in sizes that fit a program."""
     num_tokens, num_experts = logits_TE.shape
-    if not logits_TE.is_cuda or (logits_TE.requires_grad and torch.is_grad_enabled()) or not _has_triton():
+    if not logits_TE.is_cuda or (logits_TE.requires_grad and torch.is_grad_enabled()) or not _HAS_TRITON:
         return False
     return fits(num_tokens, num_experts, top_k, scoring, columns)
 
@@ -131,11 +132,6 @@ def fits(num_tokens: int, num_experts: int, top_k: int, scoring: Scoring, column
     whole = num_experts & (num_experts - 1) == 0  # groups are cut from a power of two
     rows_fit = columns == 1 or num_tokens // columns <= 64
     return rows_fit and (scoring.groups == 1 or (whole and scoring.groups & (scoring.groups - 1) == 0))
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
 
 
 def knob_row(knobs: LayerKnobs) -> Tensor:

@@ -23,7 +23,7 @@ demo: .venv/.stamp ## run the shipped model under several strategies and write a
 test: .venv/.stamp ## the test suite
 	$(PYTEST) $(BIN)/pytest -n 2
 
-check: .venv/.stamp ## formatting, lint, types, layers and documentation
+check: .venv/.stamp ## formatting, lint, types, layers, kernels compiled ahead of time, documentation
 	@echo "== ruff format: formatting"
 	$(BIN)/ruff format --check .
 	@echo "== ruff check: lint"
@@ -32,10 +32,12 @@ check: .venv/.stamp ## formatting, lint, types, layers and documentation
 	$(BIN)/mypy
 	@echo "== lint-imports: layers"
 	$(BIN)/lint-imports
+	@echo "== kernels: compiled ahead of time, within bounds"
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/compile_kernels.py
 	@echo "== mkdocs: documentation"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-families: families-newest families-oldest ## model-family tests at both ends of the Transformers range
+families: families-newest families-oldest ## model families and kernels at both ends of the ranges of Transformers and Triton
 
 families-newest: .venv/.stamp
 	@$(BIN)/python -c 'import transformers; print("== families: transformers", transformers.__version__)'
@@ -43,7 +45,8 @@ families-newest: .venv/.stamp
 
 families-oldest: .venv-oldest/.stamp
 	@.venv-oldest/bin/python -c 'import transformers; print("== families: transformers", transformers.__version__)'
-	$(PYTEST) .venv-oldest/bin/python -m pytest -n 2 tests/integrations
+	$(PYTEST) .venv-oldest/bin/python -m pytest -n 2 tests/integrations tests/kernels
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python scripts/compile_kernels.py
 
 # The stamp comes last, so that an interrupted installation is taken up again.
 .venv/.stamp: pyproject.toml constraints.txt

@@ -265,7 +265,7 @@ def test_bad_input_is_refused():
         decoder.decode(ids.flip(1), attention_mask=mask.flip(1), max_new_tokens=2)
     with pytest.raises(ConfigError, match=r"mask of shape \(3, 6\)"):
         decoder.decode(ids, attention_mask=mask[:, 1:], max_new_tokens=2)
-    with pytest.raises(ConfigError, match="0 new tokens"):
+    with pytest.raises(ConfigError, match="max_new_tokens = 0"):
         decoder.decode(ids, attention_mask=mask, max_new_tokens=0)
     with pytest.raises(ConfigError, match="temperature 0"):
         decoder.decode(ids, max_new_tokens=2, do_sample=True, temperature=0.0)

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from thermoe.errors import ConfigError, UnsupportedModelError
 from thermoe.integrations.decode_attention import capturable_masks, grouped_heads
 from thermoe.integrations.decode_fusions import StepFusions
+from thermoe.integrations.decode_inputs import check_callback, check_prompts, checked_count, checked_stops
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.runtime.decode import DecodeLoop
 from thermoe.runtime.sampling import Sampling
 
 LENGTH_STEP = 64
 """The cache is rounded up to so many positions, so that prompts of similar length share a captured step."""
+MOST_NEW_TOKENS = 1 << 20
+"""Beyond it a cache would not fit any memory, and the allocator's message would say less."""
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _ATTENTIONS = {"sdpa", "eager"}
 _NEUTRAL = {
@@ -165,11 +168,14 @@ class Decoder:
             UnsupportedModelError: A model whose step cannot be captured.
         """
         _refuse_unsupported(self._model)
+        check_prompts(input_ids, attention_mask, int(self._model.config.get_text_config().vocab_size))
+        max_new_tokens = checked_count(max_new_tokens, MOST_NEW_TOKENS)
+        check_callback(between_steps)
         config = self._model.generation_config
         _refuse_settings(config)
         given = {"do_sample": do_sample, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         sampling = _sampling(config, given)
-        stops = _ids_of(config.eos_token_id) if stop_token_ids is None else tuple(int(i) for i in stop_token_ids)
+        stops = _ids_of(config.eos_token_id) if stop_token_ids is None else checked_stops(stop_token_ids)
         pad = (*_ids_of(config.pad_token_id), *stops, None)[0]
         ids_BS = input_ids.to(self._model.device)
         mask_BS = _mask_of(ids_BS, attention_mask, pad, stops)

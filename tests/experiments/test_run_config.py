@@ -24,6 +24,7 @@ FLAGS = {
     "--control-steps": ("4", "control_steps", 4),
     "--arrival-rate": ("120.5", "arrival_rate", 120.5),
     "--device": ("cuda", "device", "cuda"),
+    "--dtype": ("float32", "dtype", "float32"),
     "--telemetry": ("replay:log.csv", "telemetry", "replay:log.csv"),
     "--window-s": ("3", "window_s", 3.0),
     "--scenario": ("hot_ambient", "scenario", "hot_ambient"),

@@ -1,5 +1,7 @@
 """The figures of `handle.summary()`: short attachments, positions that are steps, sensors that have not moved yet."""
 
+import copy
+
 import pytest
 import torch
 from attach_helpers import NAME, Meter, generate, untouched_model
@@ -78,7 +80,7 @@ class Stuck(Meter):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_counter_that_has_not_moved_is_no_energy_of_zero(monkeypatch, dtype):
     monkeypatch.setattr(attaching, "open_source", lambda *_, **__: Stuck())
-    model = tiny_model(NAME).to(dtype)
+    model = copy.deepcopy(tiny_model(NAME)).to(dtype)
     with thermoe.attach(model, "baseline") as handle:
         generate(model)
     summary = handle.summary()

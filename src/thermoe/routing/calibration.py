@@ -187,7 +187,8 @@ def _blended(prices: FloatArray, index: int, share: float) -> float:
     if share == 0.0:
         return float(prices[index])
     low, high = prices[index], prices[index + 1]
-    return float(share * high if index == 0 else np.exp((1.0 - share) * np.log(low) + share * np.log(high)))
+    blended = share * high if index == 0 else np.exp((1.0 - share) * np.log(low) + share * np.log(high))
+    return float(np.clip(blended, low, high))  # rounding may step over the end
 
 
 def _positions(price: float, prices: FloatArray) -> tuple[float, FloatArray]:

@@ -10,7 +10,6 @@ and embeddings stay. Calibration sees only the calibration texts and text sample
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import thermoe
 from benchmarks.bits_weights import (
     BATCH,
     BLOCK,
@@ -38,6 +35,7 @@ from benchmarks.bits_weights import (
     tuned_bank,
     variants_of,
 )
+from benchmarks.quality import environment
 from thermoe.experts import Moments
 from thermoe.workloads import TextBlocks
 
@@ -78,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_weights(model, original)
     result = {
         "schema": 1,
-        "env": _environment(options),
+        "env": environment(options) | {"seed": SEED},
         "protocol": {"batch": BATCH, "block": BLOCK, "tokens_per_text": options.tokens, "kind": "measured"},
         "group_size": options.group,
         "calibration": _described(options, moments),
@@ -194,21 +192,6 @@ def _described(options: argparse.Namespace, moments: dict[str, Moments]) -> dict
             "median": float(rows_E.median()),
             "most": float(rows_E.max()),
         },
-    }
-
-
-def _environment(options: argparse.Namespace) -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
-    return {
-        "device": gpu or platform.machine(),
-        "dtype": "float32",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "thermoe": thermoe.__version__,
-        "model": Path(options.model).name,
-        "experts_implementation": options.experts,
-        "seed": SEED,
     }
 
 

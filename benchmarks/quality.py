@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     judged = _judge_all(model, texts, _policies(calibration, RouterKnobs(model)))
     result = {
         "schema": 1,
-        "env": _environment(options),
+        "env": environment(options),
         "protocol": {"batch": BATCH, "block": BLOCK, "tokens_per_text": options.tokens, "kind": "measured"},
         "calibration": _described(calibration, options),
         "texts": {name: _text_result(name, judged) for name in texts},
@@ -217,7 +217,8 @@ def _described(calibration: Calibration | None, options: argparse.Namespace) -> 
     return values | {"texts": [p.name for p in options.calibration_text], "tokens_per_text": options.calibration_tokens}
 
 
-def _environment(options: argparse.Namespace) -> dict[str, Any]:
+def environment(options: argparse.Namespace) -> dict[str, Any]:
+    """What a result depends on beside the code: device, model and experts of the options, and versions."""
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
     return {
         "device": gpu or platform.machine(),

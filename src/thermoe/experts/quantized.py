@@ -3,6 +3,7 @@
 Shapes: R routed rows, D model width, I expert width, N rows and C columns of a matrix.
 """
 
+from abc import ABC, abstractmethod
 from typing import Self
 
 import torch
@@ -29,7 +30,7 @@ BITS = (2, 3, 4, 8)
 MIDDLE_OF_THREE_BITS = 3.5
 
 
-class _CompressedExpert(nn.Module):
+class _CompressedExpert(nn.Module, ABC):
     """What the compressed experts share: buffers for both matrices, the MLP, and its cost."""
 
     def __init__(self, d_model: int, inter_size: int, kind: ExpertKind) -> None:
@@ -37,16 +38,17 @@ class _CompressedExpert(nn.Module):
         self.kind = ExpertKind(kind)
         self.d_model, self.inter_size = d_model, inter_size
 
+    @abstractmethod
     def _store(self, fc1: Tensor, fc2: Tensor) -> None:
-        raise NotImplementedError
+        """Take in dense weights."""
 
+    @abstractmethod
     def _matrices(self) -> tuple[Matrices, Matrices] | None:
         """Both matrices in the form that the fused kernel reads, where it reads them at all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _dequantize_and_unpack(self) -> tuple[Tensor, Tensor]:
         """The two weight matrices in float32."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

@@ -59,6 +59,8 @@ class MlpConfig:
         bulk: with a plan, dense weights (and e4m3 ones that meet e4m3 tokens) come by the bulk copy engine
             (capability 9.0 and later).
         cuda: the kernel built with nvcc is taken where it is there and supports the call.
+        grouped: with a plan, the CUDA C++ kernel for many tokens is taken where it can be built and supports the call
+            (`cuda_grouped`); e4m3 weights then meet e4m3 tokens, so for them it needs `eight` too.
     """
 
     fc1: Tile
@@ -68,6 +70,7 @@ class MlpConfig:
     eight: bool = False
     cuda: bool = False
     bulk: bool = False
+    grouped: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For the frozen file."""

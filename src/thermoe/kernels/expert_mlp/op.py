@@ -127,7 +127,7 @@ def _on_gpu(
             return
         if shape.few:
             expert_mlp_few(x_TD, ids_TK, weights_TK, experts, config, out_TD)
-        else:
+        elif not (config.grouped and _run_grouped(out_TD, x_TD, ids_TK, weights_TK, experts, plan, eight=config.eight)):
             expert_mlp_many(x_TD, ids_TK, weights_TK, experts, config, out_TD, plan)
 
 
@@ -138,4 +138,24 @@ def _run_cuda(out_TD: Tensor, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, 
     if not cuda.supports(experts, x_TD.shape[0], ids_TK.shape[1], x_TD.dtype):
         return False
     cuda.run(x_TD, ids_TK, weights_TK, experts, out_TD)
+    return True
+
+
+def _run_grouped(
+    out_TD: Tensor,
+    x_TD: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    experts: ExpertWeights,
+    plan: DispatchPlan | None,
+    *,
+    eight: bool,
+) -> bool:
+    """Whether the CUDA C++ kernel for many tokens took the call."""
+    from thermoe.kernels.expert_mlp import cuda_grouped
+
+    changes_result = isinstance(experts.fc1, Fp8Matrices) and not eight
+    if changes_result or not cuda_grouped.supports(experts, x_TD.shape[0], ids_TK.shape[1], x_TD.dtype):
+        return False
+    cuda_grouped.run(x_TD, ids_TK, weights_TK, experts, out_TD, plan=plan)
     return True

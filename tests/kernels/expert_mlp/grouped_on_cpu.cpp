@@ -1,0 +1,15 @@
+// The grouped kernel as a CPU library: see grouped_on_cpu.h. The macros are those of Build.source().
+#include "finish.cuh"
+
+template <int WIDTH>
+struct Product {
+  static void add(float (&d)[VALUES], uint64_t a, uint64_t b, int keep) { add_product<EIGHT>(d, a, b, keep, WIDTH); }
+};
+
+#include "grouped.cuh"
+
+extern "C" int run_on_cpu(const Problem* problem, int blocks, uint32_t seed, int uneven) {
+  cpu::products.clear();
+  return cpu::run(blocks, THREADS, seed, uneven != 0, [problem] { grouped_block(*problem); }) ? 0 : 1;
+}
+extern "C" int problem_bytes() { return sizeof(Problem); }

@@ -1,0 +1,213 @@
+// The grouped kernel's machine on a CPU: see cuda_on_cpu_machine.h. Copies land late and spoil their destination when
+// they start; matrix products read shared memory no earlier than they are waited for, so a stage that is given back or
+// filled again too early shows as a wrong result.
+#pragma once
+
+#include "cuda_on_cpu_machine.h"
+
+DEV int thread_index() { return cpu::self().thread; }
+DEV uint32_t num_blocks() { return static_cast<uint32_t>(cpu::machine->blocks.size()); }
+
+DEV void lds128(uint32_t at, uint32_t (&r)[4]) { std::memcpy(r, cpu::at(at, 16), 16); }
+DEV uint32_t lds32(uint32_t at) {
+  uint32_t v;
+  std::memcpy(&v, cpu::at(at, 4), 4);
+  return v;
+}
+DEV void sts128(uint32_t at, const uint32_t (&r)[4]) { std::memcpy(cpu::at(at, 16), r, 16); }
+DEV void sts32(uint32_t at, uint32_t v) { std::memcpy(cpu::at(at, 4), &v, 4); }
+DEV void store_columns(uint32_t at, const uint32_t (&r)[4]) {
+  cpu::Warp& warp = cpu::warp();
+  const int lane = cpu::self().thread % 32;
+  std::memcpy(warp.in[lane], r, 16);
+  warp.in[lane][4] = at;
+  cpu::meet(warp.group, 32, [&warp] {
+    for (int named = 0; named < 32; ++named)
+      for (int row = 0; row < 8; ++row) {
+        const int column = named % 8;
+        const uint16_t v = warp.in[4 * row + column / 2][named / 8] >> 16 * (column % 2);
+        std::memcpy(cpu::at(warp.in[named][4], 16) + 2 * row, &v, 2);
+      }
+  });
+}
+
+DEV void sync_block() { cpu::meet(cpu::self().block->groups[0], cpu::machine->threads); }
+DEV void sync_warp() { cpu::meet(cpu::warp().group, 32); }
+DEV void named_wait(int id, int threads) { cpu::meet(cpu::self().block->groups[id], threads); }
+DEV void named_arrive(int id, int threads) {
+  cpu::Group& group = cpu::self().block->groups[id];
+  if (++group.arrived == threads) group.arrived = 0, ++group.generation;
+}
+template <int REGISTERS>
+void take_registers() {}
+template <int REGISTERS>
+void leave_registers() {}
+DEV uint32_t shuffle(uint32_t v, const std::function<int(int)>& source) {
+  cpu::Warp& warp = cpu::warp();
+  const int lane = cpu::self().thread % 32;
+  warp.in[lane][0] = v;
+  cpu::meet(warp.group, 32, [&warp] {
+    for (int i = 0; i < 32; ++i) warp.out[i][0] = warp.in[i][0];
+  });
+  const uint32_t found = warp.out[source(lane)][0];
+  cpu::meet(warp.group, 32);
+  return found;
+}
+DEV uint32_t shuffle_up(uint32_t v, int by) {
+  return shuffle(v, [by](int i) { return i < by ? i : i - by; });
+}
+DEV uint32_t shuffle_from(uint32_t v, int lane) {
+  return shuffle(v, [lane](int) { return lane; });
+}
+
+DEV void barrier_init(uint32_t bar, uint32_t arrivals) {
+  cpu::Barrier fresh;
+  fresh.expected = fresh.pending = static_cast<int>(arrivals);
+  const bool fits = bar % 8 == 0 && cpu::self().block->barriers.emplace(bar, fresh).second;
+  if (!fits) cpu::fail("barrier laid twice or crooked", bar);
+}
+DEV void barrier_init_fence() {}
+DEV cpu::Barrier& barrier_at(uint32_t bar) {
+  auto found = cpu::self().block->barriers.find(bar);
+  if (found == cpu::self().block->barriers.end()) cpu::fail("no barrier", bar);
+  return found->second;
+}
+DEV void barrier_arrive(uint32_t bar) {
+  cpu::Barrier& b = barrier_at(bar);
+  if (--b.pending < 0) cpu::fail("one arrival too many", bar);
+  b.settle();
+}
+DEV void barrier_expect(uint32_t bar, uint32_t bytes) {
+  cpu::Barrier& b = barrier_at(bar);
+  b.bytes += bytes;
+  if (--b.pending < 0) cpu::fail("one arrival too many", bar);
+}
+DEV void barrier_wait(uint32_t bar, uint32_t parity) {
+  cpu::Barrier& b = barrier_at(bar);
+  cpu::wait_until([&b, parity] { return (b.phase & 1) != parity; });
+}
+
+struct Matrix {  // what a test lays into a tensor map
+  const uint8_t* base;
+  int64_t row_bytes, rows, halves;
+};
+constexpr uint32_t BOX_BYTES = 128, BOX_ROWS = 64;
+DEV void prefetch_map(const TensorMap*) {}
+DEV void copy_rows(uint32_t to, const TensorMap* map, int byte, const std::function<int64_t(int)>& row_of, uint32_t bar) {
+  Matrix matrix;
+  std::memcpy(&matrix, map, sizeof(matrix));
+  if (to % 1024 || byte < 0) cpu::fail("bad copy", to);
+  uint8_t* shared = cpu::self().block->shared.data();
+  cpu::at(to + BOX_ROWS * BOX_BYTES - 16, 16);
+  std::memset(shared + to, 0xff, BOX_ROWS * BOX_BYTES);
+  cpu::Barrier& b = barrier_at(bar);
+  cpu::launch_copy([=, &b] {
+    for (uint32_t r = 0; r < BOX_ROWS; ++r)
+      for (uint32_t i = 0; i < BOX_BYTES; ++i) {
+        const int64_t from = row_of(r);
+        const bool inside = from >= 0 && from < matrix.rows && byte + i < matrix.row_bytes;
+        uint32_t place = to + r * BOX_BYTES + i;
+        place ^= (place >> 7 & 7) << 4;
+        shared[place] = inside ? matrix.base[from * matrix.row_bytes + byte + i] : 0;
+      }
+    b.bytes -= BOX_ROWS * BOX_BYTES;
+    b.settle();
+  });
+}
+DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
+  copy_rows(to, map, byte, [row](int r) { return row + r; }, bar);
+}
+DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int group, uint32_t bar) {
+  const auto row_of = [half, group](int r) { return 32 * (group + r / 16) + 16 * half + r % 16; };
+  copy_rows(to, map, byte, row_of, bar);
+}
+DEV void copy_piece(uint32_t to, const char* start, uint32_t pieces, bool inside) {
+  const char* from = start + 16 * static_cast<uint64_t>(pieces);
+  uint8_t* place = cpu::at(to, 16);
+  if (reinterpret_cast<uintptr_t>(from) % 16) cpu::fail("piece not aligned in global memory", to);
+  std::memset(place, 0xff, 16);
+  std::vector<char> piece(16, 0);
+  if (inside) std::memcpy(piece.data(), from, 16);
+  cpu::self().words.push_back([=] { std::memcpy(place, piece.data(), 16); });
+}
+DEV void copy_piece_arrive(uint32_t bar) {
+  cpu::Barrier& b = barrier_at(bar);
+  cpu::launch_copy([&b, bar, words = std::move(cpu::self().words)] {
+    for (const auto& word : words) word();
+    --b.pending;
+    b.settle();
+  });
+  cpu::self().words.clear();
+}
+DEV void fence_async() {}
+
+// ---- matrix products: each thread computes the sums that it holds, when it waits for them
+DEV uint64_t operand(uint32_t at) { return at / 16; }
+namespace cpu {
+inline std::unordered_map<const Fiber*, std::deque<std::vector<std::function<void()>>>> products;
+inline float e4m3(uint8_t v) {
+  const int exponent = v >> 3 & 15, mantissa = v & 7;
+  const float size = exponent ? std::ldexp(8.f + mantissa, exponent - 10) : std::ldexp(float(mantissa), -9);
+  return (v & 0x7f) == 0x7f ? NAN : v & 0x80 ? -size : size;
+}
+inline float element(uint64_t start, int row, int k, bool eight) {
+  uint32_t place = static_cast<uint32_t>(start) * 16 + row / 8 * 1024 + row % 8 * 128 + k * (eight ? 1 : 2);
+  place ^= (place >> 7 & 7) << 4;
+  if (eight) return e4m3(*at(place, 1));
+  uint16_t v;
+  std::memcpy(&v, at(place, 2), 2);
+  return bf16(v);
+}
+}  // namespace cpu
+DEV void products_open() { cpu::products[&cpu::self()].emplace_back(); }
+DEV void products_close() {}
+template <int LEFT>
+void products_wait() {
+  auto& groups = cpu::products[&cpu::self()];
+  for (; groups.size() > LEFT; groups.pop_front())
+    for (const auto& product : groups.front()) product();
+}
+template <bool EIGHT_BITS>
+void add_product(float* d, uint64_t a, uint64_t b, int keep, int width) {
+  const int thread = cpu::self().thread;
+  const auto product = [=] {
+    for (int i = 0; i < width / 2; ++i) {
+      const int row = thread / 32 % 4 * 16 + thread % 32 / 4 + 8 * (i % 4 / 2), column = i / 4 * 8 + thread % 4 * 2 + i % 2;
+      float sum = keep ? d[i] : 0.0f;
+      for (int k = 0; k < (EIGHT_BITS ? 32 : 16); ++k)
+        sum += cpu::element(a, row, k, EIGHT_BITS) * cpu::element(b, column, k, EIGHT_BITS);
+      d[i] = sum;
+    }
+  };
+  cpu::products[&cpu::self()].back().push_back(product);
+}
+
+DEV uint32_t load_acquire(const uint32_t* from) { return *from; }
+DEV void add_release(uint32_t* to, uint32_t v) { *to += v; }
+DEV uint32_t take_ticket(uint32_t* from) { return (*from)++; }
+DEV void store_piece(void* to, const uint32_t (&r)[4]) {
+  if (reinterpret_cast<uintptr_t>(to) % 16) cpu::fail("store not aligned in global memory", 0);
+  std::memcpy(to, r, 16);
+}
+DEV void pause() {
+  cpu::self().spins = true;
+  cpu::wait_until([passed = false]() mutable { return std::exchange(passed, true); });
+}
+
+DEV float as_float(uint32_t v) {
+  float f;
+  std::memcpy(&f, &v, 4);
+  return f;
+}
+DEV uint32_t as_bits(float f) {
+  uint32_t v;
+  std::memcpy(&v, &f, 4);
+  return v;
+}
+DEV uint32_t round_bf16(float v) {
+  const uint32_t bits = as_bits(v);
+  return std::isnan(v) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+DEV uint32_t pack_bf16(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
+DEV float fast_exp(float v) { return std::exp(v); }
+DEV float fast_divide(float a, float b) { return a / b; }

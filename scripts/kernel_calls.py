@@ -16,6 +16,8 @@ from thermoe.kernels.dispatch import DispatchPlan
 from thermoe.kernels.dispatch.triton import dispatch_plan_triton
 from thermoe.kernels.expert_mlp.configs import default, shape_of
 from thermoe.kernels.expert_mlp.cuda.build import cubin
+from thermoe.kernels.expert_mlp.cuda_grouped.build import Build
+from thermoe.kernels.expert_mlp.cuda_grouped.build import cubin as grouped_cubin
 from thermoe.kernels.expert_mlp.triton_launch import expert_mlp_few, expert_mlp_many
 from thermoe.kernels.expert_mlp.weights import DenseMatrices, ExpertWeights, Fp8Matrices, Matrices, PlaneMatrices
 from thermoe.kernels.route.launch import launch, outputs
@@ -52,7 +54,10 @@ def _cuda() -> dict[str, Call]:
     """Sources of CUDA C++, which only capability 9.0 is given; they return machine code."""
     formats = ("Bf16", "Fp8<false>", "Planes<4, 128, false, false>", "Planes<8, 128, true, false>")
     decode = {f"CUDA decode, {name}": partial(cubin, name, warps=8, architecture="sm_90") for name in formats}
-    return decode | {f"CUDA routing, {n} tokens": partial(_routing_code, n) for n in (1, 16, 64, 4096)}
+    grouped = {
+        f"CUDA grouped, {name}": partial(grouped_cubin, Build(eight=name == "e4m3")) for name in ("bf16", "e4m3")
+    }
+    return decode | grouped | {f"CUDA routing, {n} tokens": partial(_routing_code, n) for n in (1, 16, 64, 4096)}
 
 
 def _routing_code(num_tokens: int) -> bytes:

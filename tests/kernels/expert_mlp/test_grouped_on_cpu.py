@@ -1,0 +1,185 @@
+"""The grouped kernel's own source, run thread by thread on a CPU (grouped_on_cpu.h), against the float64 reference.
+
+What this cannot show: that the device's copies, matrix products and memory order are as the stand-ins say. For that
+there is test_cuda_grouped.py on a GPU.
+"""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from mlp_cases import Case, drawn, relative_error, wanted
+from torch import Tensor
+
+from thermoe.kernels.combine import combine
+from thermoe.kernels.dispatch import dispatch_plan
+from thermoe.kernels.expert_mlp import Activation
+from thermoe.kernels.expert_mlp.cuda_grouped.build import SOURCES, Build
+from thermoe.kernels.expert_mlp.cuda_grouped.problem import COUNTER_WORDS, Problem, fill, layer_refusal, weights_of
+
+HERE = Path(__file__).parent
+BF16 = torch.bfloat16
+TOLERANCE = 5e-3  # one rounding of h and one of the output
+NARROW = Build(tokens=32)
+ALL = 1000  # a lag beyond every expert: all first products come first
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the stand-in with"),
+    pytest.mark.timeout(300),
+]
+
+
+@pytest.fixture(scope="session")
+def kernel_of(tmp_path_factory):
+    """Builds the kernel for a cut of the work, once a session."""
+    built: dict[Build, ctypes.CDLL] = {}
+
+    def kernel(build: Build) -> ctypes.CDLL:
+        if build not in built:
+            library = tmp_path_factory.mktemp("grouped_on_cpu") / "kernel.so"
+            macros = build.source().split("#include")[0]
+            source = f'#define THERMOE_MACHINE "grouped_on_cpu.h"\n{macros}#include "grouped_on_cpu.cpp"\n'
+            command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{SOURCES}", f"-I{HERE}"]
+            subprocess.run([*command, "-x", "c++", "-", "-o", str(library)], input=source.encode(), check=True)
+            built[build] = ctypes.CDLL(str(library))
+        return built[build]
+
+    return kernel
+
+
+def quantized(x_RC: Tensor) -> tuple[Tensor, Tensor]:
+    scale_R = x_RC.float().abs().amax(1) / 448
+    return (x_RC.float() / scale_R[:, None]).nan_to_num().to(torch.float8_e4m3fn), scale_R
+
+
+class Layer:
+    """A case with poisoned memory between and behind its products."""
+
+    def __init__(self, kernel_of, case: Case, build: Build = NARROW) -> None:
+        self.kernel, self.eight = kernel_of(build), build.eight
+        self.x_TD, self.ids_TK, self.weights_TK, self.experts = drawn(case)
+        self.want_TD = wanted(self.x_TD, self.ids_TK, self.weights_TK, self.experts)
+        assert layer_refusal(self.experts, self.ids_TK.numel()) is None
+        self.plan = dispatch_plan(self.ids_TK, self.weights_TK, case.experts)
+        self.hidden_NI = torch.empty(self.ids_TK.numel(), case.inter_size, dtype=BF16)
+        self.y_ND = torch.empty(self.ids_TK.numel(), case.d_model, dtype=BF16)
+        self.counters = torch.zeros(COUNTER_WORDS, dtype=torch.int32)
+        self.problem = fill(self.experts, self.plan, case.top_k, self.hidden_NI, self.y_ND)
+        self.problem.counters = self.counters.data_ptr()
+        for m, matrices in enumerate((self.experts.fc1, self.experts.fc2)):
+            weight = weights_of(matrices)
+            sizes = (weight.shape[2] * weight.element_size(), weight.shape[0] * weight.shape[1], m)
+            for word, value in enumerate((weight.data_ptr(), *sizes)):
+                self.problem.map[m][word] = value
+
+    def run(self, *, blocks: int = 2, seed: int = 0, uneven: bool = False, lag: int | None = ALL) -> Tensor:
+        """(T, D) with both products in one launch, or in two where `lag` is None."""
+        self.hidden_NI.fill_(float("nan")), self.y_ND.fill_(float("nan"))
+        machine = (blocks, ctypes.c_uint32(seed), int(uneven))
+        if lag is None or self.eight:
+            self._launch(self.x_TD, self.x_TD, 1, 0, machine)
+            self._launch(self.hidden_NI, self.hidden_NI, 2, 0, machine)
+        else:
+            self._launch(self.x_TD, self.hidden_NI, 3, min(lag, self.experts.num_experts), machine)
+        kept = int(self.plan.offsets_E1[-1])
+        assert self.hidden_NI[kept:].isnan().all()
+        assert self.y_ND[self.plan.slot_N[kept:].long()].isnan().all()
+        return combine(self.y_ND, self.weights_TK, self.ids_TK, self.experts.num_experts)
+
+    def _launch(self, first: Tensor, second: Tensor, parts: int, lag: int, machine: tuple) -> None:
+        self.problem.parts, self.problem.lag = parts, lag
+        read = []
+        for m, source in enumerate((first, second)):
+            code, scale = quantized(source) if self.eight else (source, torch.empty(0))
+            self.problem.source[m], self.problem.source_scale[m] = code.data_ptr(), scale.data_ptr()
+            read += [code, scale]
+        ended = self.kernel.run_on_cpu(ctypes.byref(self.problem), *machine) == 0
+        assert ended, "a deadlock, or a barrier or an address misused: see stderr"
+        assert not self.counters.any()
+        assert read
+
+
+def case(**changes) -> Case:
+    return Case(**{"dtype": BF16, "tokens": 40, "top_k": 2, "experts": 5, "d_model": 256, "inter_size": 128} | changes)
+
+
+CASES = {
+    "dropped slots": (case(routing="dropped", biases=True), {}),
+    "all tokens to one expert": (case(routing="one"), {}),
+    "widths that fill no tile": (case(d_model=288, inter_size=200, biases=True), {}),
+    "several blocks of rows": (case(tokens=20, d_model=544, inter_size=264), {"blocks": 3}),
+    "two launches": (case(), {"lag": None}),
+    "each second product after its first": (case(), {"lag": 0, "blocks": 3}),
+    "second products three experts later": (case(), {"lag": 3, "blocks": 3}),
+    "more blocks than tiles": (case(tokens=2, top_k=1, experts=2), {"blocks": 5}),
+    "more experts than lanes": (case(tokens=30, experts=70, d_model=32, inter_size=16), {}),
+}
+
+
+@pytest.mark.parametrize(("shape", "options"), CASES.values(), ids=CASES.keys())
+def test_the_source_gives_the_reference(kernel_of, shape, options):
+    layer = Layer(kernel_of, shape)
+
+    got = layer.run(**options)
+
+    assert relative_error(got, layer.want_TD) < TOLERANCE
+    assert relative_error(torch.zeros_like(got), layer.want_TD) > 0.5
+
+
+BUILDS = {
+    "clamped": (case(activation=Activation.SWIGLU_CLAMPED, biases=True), Build(tokens=32, activation=2)),
+    "geglu, two stages, no lead": (
+        case(activation=Activation.GEGLU),
+        Build(tokens=16, activation=1, stages=2, lead=0),
+    ),
+    "widest tiles": (case(tokens=300, top_k=1, experts=2, d_model=128, inter_size=64), Build()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "build"), BUILDS.values(), ids=BUILDS.keys())
+def test_every_build_gives_the_reference(kernel_of, shape, build):
+    layer = Layer(kernel_of, shape, build)
+
+    assert relative_error(layer.run(), layer.want_TD) < TOLERANCE
+
+
+def test_e4m3_tokens_meet_e4m3_weights(kernel_of):
+    layer = Layer(kernel_of, case(format="fp8-channel", biases=True, inter_size=144), Build(tokens=32, eight=True))
+
+    assert relative_error(layer.run(), layer.want_TD) < 6e-2  # 3 bits of mantissa, twice
+
+
+UNEVEN = {
+    "many steps, one warpgroup ahead": (case(d_model=576, inter_size=520, routing="dropped"), 3, 1),
+    "a tile of few steps": (case(d_model=64, inter_size=48), 4, 2),
+    "all firsts first": (case(tokens=70, top_k=1, d_model=64, inter_size=48), 2, ALL),
+}
+
+
+@pytest.mark.parametrize(("shape", "blocks", "lag"), UNEVEN.values(), ids=UNEVEN.keys())
+def test_warps_far_apart_and_copies_long_under_way_change_nothing(kernel_of, shape, blocks, lag):
+    layer = Layer(kernel_of, shape)
+    even = layer.run(blocks=blocks, lag=lag)
+
+    results = [layer.run(blocks=blocks, lag=lag, seed=seed, uneven=True) for seed in range(4)]
+
+    assert relative_error(even, layer.want_TD) < TOLERANCE
+    assert all(torch.equal(even, result) for result in results)
+
+
+def test_slots_that_are_all_dropped_leave_everything_as_it_was(kernel_of):
+    shape = case(tokens=3)
+    layer = Layer(kernel_of, shape)
+    layer.weights_TK.zero_()
+    layer.plan = dispatch_plan(layer.ids_TK, layer.weights_TK, shape.experts)
+    layer.problem.offsets = layer.plan.offsets_E1.data_ptr()
+
+    assert torch.equal(layer.run(), torch.zeros(3, shape.d_model, dtype=BF16))
+
+
+def test_problem_is_as_large_as_the_kernel_thinks(kernel_of):
+    assert kernel_of(NARROW).problem_bytes() == ctypes.sizeof(Problem)

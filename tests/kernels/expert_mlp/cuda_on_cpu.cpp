@@ -5,6 +5,6 @@
 
 extern "C" int run_on_cpu(const Problem* problem, int blocks, uint32_t seed, int uneven) {
   const auto kernel = [problem] { decode_block<THERMOE_FORMAT>(*problem); };
-  return cpu::run(blocks, THREADS, seed, uneven != 0, REGISTERS, kernel) ? 0 : 1;
+  return cpu::run(blocks, THREADS, seed, uneven != 0, kernel) ? 0 : 1;
 }
 extern "C" int problem_bytes() { return sizeof(Problem); }

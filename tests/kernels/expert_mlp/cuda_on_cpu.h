@@ -38,27 +38,16 @@ DEV void sts128(uint32_t at, const uint32_t (&r)[4]) { std::memcpy(cpu::at(at, 1
 DEV void sts32(uint32_t at, uint32_t v) { std::memcpy(cpu::at(at, 4), &v, 4); }
 DEV void sts16(uint32_t at, uint16_t v) { std::memcpy(cpu::at(at, 2), &v, 2); }
 DEV void sts_float(uint32_t at, float v) { sts32(at, as_bits(v)); }
-DEV void shared_or(uint32_t at, uint32_t v) { sts32(at, lds32(at) | v); }
+DEV uint32_t shared_add(uint32_t at, uint32_t v) {
+  const uint32_t old = lds32(at);
+  sts32(at, old + v);
+  return old;
+}
 DEV void shared_max(uint32_t at, uint32_t v) { sts32(at, lds32(at) > v ? lds32(at) : v); }
 
 DEV void sync_block() { cpu::meet(cpu::self().block->groups[0], cpu::machine->threads); }
 DEV void sync_warp() { cpu::meet(cpu::warp().group, 32); }
 DEV void sync_group(int id, int threads) { cpu::meet(cpu::self().block->groups[id], threads); }
-inline void hold_registers(int count, bool more) {
-  cpu::Block& block = *cpu::self().block;
-  cpu::Warp& warp = cpu::warp();
-  cpu::meet(warp.group, 32, [&] {
-    if (count % 8 || count < 24 || count > 256 || (more ? count < warp.registers : count > warp.registers))
-      cpu::fail("registers taken or left the wrong way", count);
-  });
-  cpu::wait_until([&block, &warp, count] { return block.spare_registers >= count - warp.registers; });
-  block.spare_registers -= count - warp.registers;
-  warp.registers = count;
-}
-template <int REGISTERS>
-void take_registers() { hold_registers(REGISTERS, true); }
-template <int REGISTERS>
-void leave_registers() { hold_registers(REGISTERS, false); }
 DEV uint32_t shuffle(uint32_t v, const std::function<int(int)>& source) {
   cpu::Warp& warp = cpu::warp();
   int lane = cpu::self().thread % 32;
@@ -74,6 +63,19 @@ DEV uint32_t shuffle_up(uint32_t v, int by) {
 DEV float shuffle_xor(float v, int mask) {
   return as_float(shuffle(as_bits(v), [mask](int i) { return i ^ mask; }));
 }
+
+DEV uint32_t shuffle_from(uint32_t v, int lane) {
+  return shuffle(v, [lane](int) { return lane; });
+}
+DEV int same_in_warp(int v) { return static_cast<int>(shuffle_from(v, 0)); }
+DEV uint32_t warp_max(uint32_t v) {
+  for (int mask = 1; mask < 32; mask *= 2) {
+    const uint32_t other = shuffle(v, [mask](int i) { return i ^ mask; });
+    v = v > other ? v : other;
+  }
+  return v;
+}
+DEV bool elected() { return cpu::self().thread % 32 == 0; }
 
 DEV void barrier_init(uint32_t bar, uint32_t arrivals) {
   cpu::Barrier fresh;
@@ -105,22 +107,24 @@ DEV void barrier_wait(uint32_t bar, uint32_t parity) {
 DEV void fence_async() {}
 DEV uint64_t stream_policy() { return 0; }
 DEV void prefetch_map(const TensorMap*) {}
-DEV void copy_tile(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar, uint64_t) {
-  const int box = static_cast<int>(map->box_bytes);
-  if (to % 1024 || row < 0 || row + 16 > map->rows || byte < 0) cpu::fail("bad copy", to);
+DEV void copy_tile(uint32_t to, const TensorMap* map, int byte, int row, int expert, uint32_t bar, uint64_t) {
+  const int box = static_cast<int>(map->box_bytes), high = 32 / static_cast<int>(map->halves);
+  if (to % 1024 || row < 0 || row + high > map->rows || expert < 0 || expert >= map->experts || byte < 0)
+    cpu::fail("bad copy", to);
   uint8_t* shared = cpu::self().block->shared.data();
-  cpu::at(to, 16), cpu::at(to + 16 * box - 16, 16);
-  std::memset(shared + to, 0xff, 16 * box);
+  cpu::at(to, 16), cpu::at(to + 32 * box - 16, 16);
+  std::memset(shared + to, 0xff, 32 * box);
   cpu::Barrier& b = barrier_at(bar);
   cpu::launch_copy([=, &b] {
-    for (int r = 0; r < 16; ++r)
+    for (int r = 0; r < 32; ++r)
       for (int i = 0; i < box; i += 16) {
+        const int64_t from = (expert * map->halves + r / high) * map->rows + row + r % high;
         uint32_t place = to + r * box + i;
         place ^= (place >> 7 & (box == 64 ? 3 : 7)) << 4;
         for (int j = 0; j < 16; ++j)
-          shared[place + j] = byte + i + j < map->row_bytes ? map->base[(row + r) * map->row_bytes + byte + i + j] : 0;
+          shared[place + j] = byte + i + j < map->row_bytes ? map->base[from * map->row_bytes + byte + i + j] : 0;
       }
-    b.bytes -= 16 * box;
+    b.bytes -= 32 * box;
     b.settle();
   });
 }

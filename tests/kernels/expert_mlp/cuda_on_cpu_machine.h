@@ -26,8 +26,8 @@
 
 struct alignas(64) TensorMap {  // 128 bytes, as on the device
   const uint8_t* base;
-  int64_t row_bytes, rows, box_bytes;
-  uint64_t unused[12];
+  int64_t row_bytes, rows, halves, experts, box_bytes;
+  uint64_t unused[10];
 };
 static_assert(sizeof(TensorMap) == 128);
 
@@ -51,7 +51,6 @@ struct Group {
 };
 struct Warp {
   Group group;
-  int registers;
   uint32_t in[32][10];
   uint32_t out[32][4];
 };
@@ -60,7 +59,6 @@ struct Block {
   std::unordered_map<uint32_t, Barrier> barriers;
   Group groups[16];
   std::vector<Warp> warps;
-  int spare_registers = 0;
 };
 struct Fiber {
   ucontext_t context;
@@ -190,14 +188,13 @@ inline bool step_first(std::vector<int>& ranks) {  // the first warp that can go
   return land(true);
 }
 
-inline bool run(int blocks, int threads, uint32_t seed, bool uneven, int registers, std::function<void()> kernel) {
+inline bool run(int blocks, int threads, uint32_t seed, bool uneven, std::function<void()> kernel) {
   Machine here;
   machine = &here;
   here.random.seed(seed), here.uneven = uneven, here.threads = threads, here.kernel = std::move(kernel);
   for (int b = 0; b < blocks; ++b) {
     here.blocks.push_back(std::make_unique<Block>());
     here.blocks.back()->warps.resize(threads / 32);
-    for (Warp& warp : here.blocks.back()->warps) warp.registers = registers;
     for (int t = 0; t < threads; ++t) {
       auto fiber = std::make_unique<Fiber>();
       fiber->block = here.blocks.back().get(), fiber->thread = t, fiber->index = b;

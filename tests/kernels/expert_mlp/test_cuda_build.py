@@ -173,7 +173,7 @@ def empty_matrices(format_name: str, rows: int, columns: int):
 @pytest.mark.parametrize("format_name", ["dense", "bank8-zeros", "fp8-block"])
 @pytest.mark.parametrize("widths", [(64, 64), (2048, 768), (4096, 14336), (7168, 2048), (10240, 64), (20480, 64)])
 def test_activations_and_a_slot_for_each_warp_fit_in_shared_memory(widths, format_name, warps):
-    """Restates layout.cuh: pitch, sums and slots of the widest job, in the 184 KiB it promises."""
+    """Restates layout.cuh: pitch, sums, shares and slots of the widest job, in the 215 KiB it promises."""
     (D, I), columns = widths, 128 if format_name == "dense" else 256  # noqa: E741
     fc1, fc2 = empty_matrices(format_name, 2 * I, D), empty_matrices(format_name, D, I)
     cut = geometry(ExpertWeights(fc1=fc1, fc2=fc2), warps)
@@ -183,6 +183,6 @@ def test_activations_and_a_slot_for_each_warp_fit_in_shared_memory(widths, forma
     taken = cut.row_cap * (2 * columns * max(cut.jobs) + 64) + 32 * tiles * sums * max(cut.jobs)
 
     assert cut.row_cap >= 1
-    assert taken + warps * (8 + 1) * 1024 <= 184 * 1024
+    assert taken + warps * (8 + 1 + tiles) * 1024 <= 215 * 1024
     assert cut.splits * cut.jobs[1] * columns >= I > (cut.splits - 1) * cut.jobs[1] * columns
     assert cut.jobs[0] * columns >= D

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from thermoe.kernels.expert_mlp import Activation, ExpertWeights
 from thermoe.kernels.expert_mlp.cuda.build import SOURCES
-from thermoe.kernels.expert_mlp.cuda.geometry import Geometry, geometry, tensors_of
-from thermoe.kernels.expert_mlp.cuda.problem import COUNTER_WORDS, Problem, fill, row_bytes
+from thermoe.kernels.expert_mlp.cuda.geometry import Geometry, boxes_of, geometry, tensors_of
+from thermoe.kernels.expert_mlp.cuda.problem import COUNTER_WORDS, Problem, fill
 
 HERE = Path(__file__).parent
 BF16 = torch.bfloat16
@@ -73,9 +73,9 @@ class Launch:
         self.problem.counters = self.counters.data_ptr()
         for m, matrices in enumerate((experts.fc1, experts.fc2)):
             for plane, tensor in enumerate(tensors_of(matrices)):
-                box_bytes = 64 if cut.format.startswith("Planes") and plane < 2 else 128
-                rows = tensor.shape[0] * tensor.shape[1]
-                for word, value in enumerate((tensor.data_ptr(), row_bytes(tensor), rows, box_bytes)):
+                boxes = boxes_of(tensor, m, plane, cut.format)
+                sizes = (boxes.row_bytes, boxes.rows, boxes.halves, len(tensor), boxes.box_bytes)
+                for word, value in enumerate((tensor.data_ptr(), *sizes)):
                     self.problem.map[m][plane][word] = value
 
     def run(self, *, blocks: int, seed: int, uneven: bool = False) -> Tensor:
@@ -174,6 +174,11 @@ UNEVEN = {  # jobs of a unit, tokens of an expert
     "more slots than segments hold": (
         case(tokens=40, top_k=1, experts=2, d_model=96, inter_size=48, routing="one"),
         2,
+        8,
+    ),
+    "shares of a warp that go to two others, a run apart": (
+        case(tokens=16, top_k=4, experts=8, inter_size=256, routing="random"),
+        8,
         8,
     ),
     "three blocks": (case(tokens=9, top_k=2, experts=4, d_model=288, inter_size=80, routing="dropped"), 3, 8),

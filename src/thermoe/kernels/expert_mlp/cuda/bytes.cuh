@@ -17,12 +17,11 @@ struct ByteLanes {
   }
 };
 
-DEV void copy_byte_tiles(const Problem& p, const Place& at, const Job& job, uint64_t policy) {
+// Two boxes of 32 rows by 128 bytes.
+DEV void copy_byte_tiles(const Problem& p, const Place& at, int index, const Job& job, uint64_t policy) {
   const TensorMap* map = &p.map[at.matrix][0];
-  for (int box = 0; box < 2; ++box) {
-    copy_tile(job.data + 2048 * box, map, 256 * at.job + 128 * box, at.upper, job.full, policy);
-    copy_tile(job.data + 4096 + 2048 * box, map, 256 * at.job + 128 * box, at.lower, job.full, policy);
-  }
+  for (int box = 0; box < 2; ++box)
+    copy_tile(job.data + 4096 * box, map, 256 * index + 128 * box, at.row, at.expert, job.full, policy);
 }
 
 struct Bf16 {
@@ -32,10 +31,11 @@ struct Bf16 {
   DEV static constexpr uint32_t slot_bytes(int) { return 8192; }
   DEV static int row(int group) { return ByteLanes::row(group); }
 
-  DEV static void issue(const Problem& p, const Place& at, const Job& job, uint64_t policy, int lane) {
-    if (lane != 0) return;
+  // Starts the copy of the unit's job `index`.
+  DEV static void issue(const Problem& p, const Place& at, int index, const Job& job, uint64_t policy, int) {
+    if (!elected()) return;
     barrier_expect(job.full, 8192);
-    copy_byte_tiles(p, at, job, policy);
+    copy_byte_tiles(p, at, index, job, policy);
   }
 
   // Eight activations as they lie in memory; returns where their 16 bytes go in the row.
@@ -52,7 +52,7 @@ struct Bf16 {
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int low = 0; low < 2; ++low)
-          lds128(from[step & 1] + 4096 * half + 2048 * (step / 2) + 1024 * low, a[half][low]);
+          lds128(from[step & 1] + 4096 * (step / 2) + 2048 * half + 1024 * low, a[half][low]);
 #pragma unroll
       for (int tile = 0; tile < TILES; ++tile) {
         uint32_t b[4];
@@ -81,12 +81,11 @@ struct Fp8 {
   DEV static constexpr uint32_t slot_bytes(int) { return 8192; }
   DEV static int row(int group) { return ByteLanes::row(group); }
 
-  DEV static void issue(const Problem& p, const Place& at, const Job& job, uint64_t policy, int lane) {
+  DEV static void issue(const Problem& p, const Place& at, int index, const Job& job, uint64_t policy, int lane) {
     if (BLOCKS) {  // two rows of blocks, two blocks along the columns
       if (lane < 4) {
-        int per_expert = at.matrix == 0 ? 2 * p.columns[1] : p.columns[0];
-        int row = (lane < 2 ? at.upper : at.lower) - at.expert * per_expert;
-        int block_row = at.expert * ((per_expert + 127) / 128) + row / 128, column = 2 * at.job + (lane & 1);
+        const int per_expert = Place::rows_of(p, at.matrix), row = lane < 2 ? at.row : at.lower(p);
+        int block_row = at.expert * ((per_expert + 127) / 128) + row / 128, column = 2 * index + (lane & 1);
         bool inside = column < p.groups[at.matrix];
         const float* scales = static_cast<const float*>(p.scale[at.matrix]);
         const float* from = scales + static_cast<int64_t>(block_row) * p.groups[at.matrix];
@@ -94,9 +93,9 @@ struct Fp8 {
       }
       copy_word_arrive(job.full);
     }
-    if (lane != 0) return;
+    if (!elected()) return;
     barrier_expect(job.full, 8192);
-    copy_byte_tiles(p, at, job, policy);
+    copy_byte_tiles(p, at, index, job, policy);
   }
 
   // A lane reads 16 codes, hence two octets: even ones lie in the first half of 64 columns, odd ones in the second.
@@ -128,7 +127,7 @@ struct Fp8 {
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int low = 0; low < 2; ++low)
-          lds128(from[part & 1] + 4096 * half + 2048 * (part / 2) + 1024 * low, codes[half][low]);
+          lds128(from[part & 1] + 4096 * (part / 2) + 2048 * half + 1024 * low, codes[half][low]);
 #pragma unroll
       for (int octet = 0; octet < 2; ++octet) {
         uint32_t a[2][2][4];

@@ -15,11 +15,11 @@ from torch import Tensor
 from thermoe.errors import ConfigError
 from thermoe.kernels.cuda_build import CudaUnavailableError, Kernel, make_current
 from thermoe.kernels.expert_mlp.cuda import build, driver
-from thermoe.kernels.expert_mlp.cuda.geometry import MAX_SLOTS, geometry, tensors_of
-from thermoe.kernels.expert_mlp.cuda.problem import TensorMap, fill, row_bytes
+from thermoe.kernels.expert_mlp.cuda.geometry import MAX_SLOTS, boxes_of, geometry, tensors_of
+from thermoe.kernels.expert_mlp.cuda.problem import TensorMap, fill
 from thermoe.kernels.expert_mlp.weights import ExpertWeights
 
-_HELPER_WARPS = 8  # of layout.cuh: they stage activations and finish units
+_STAGER_WARPS = 4  # of layout.cuh: they stage activations
 _SHARED_BYTES = 227 * 1024  # of layout.cuh: all that a block may have
 
 
@@ -114,12 +114,10 @@ def run(
     product_SND = torch.empty((cut.splits, slots, experts.d_model), dtype=torch.float32, device=device)
     problem = fill(cut, experts, x_TD, ids_TK, weights_TK, result_TD)
     problem.hidden, problem.product = hidden_NI.data_ptr(), product_SND.data_ptr()
-    narrow = cut.format.startswith("Planes")
     for m, matrices in enumerate((experts.fc1, experts.fc2)):
         for plane, tensor in enumerate(tensors_of(matrices)):
-            box_bytes = 64 if narrow and plane < 2 else 128
-            rows = tensor.shape[0] * tensor.shape[1]
-            described = driver.tensor_map(tensor.data_ptr(), rows, row_bytes(tensor), box_bytes)
+            boxes = boxes_of(tensor, m, plane, cut.format)
+            described = driver.tensor_map(tensor.data_ptr(), len(tensor), boxes)
             problem.map[m][plane] = TensorMap.from_buffer_copy(described)
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
@@ -128,7 +126,7 @@ def run(
         kernel.launch(
             problem,
             blocks=tuning.blocks or torch.cuda.get_device_properties(device).multi_processor_count,
-            threads=32 * (tuning.warps + _HELPER_WARPS),
+            threads=32 * (tuning.warps + _STAGER_WARPS),
             stream=stream,
             resident=tuning.together,
         )

@@ -1,7 +1,8 @@
-// What follows the products: a unit's shares are added in a fixed order, then activated and stored, or stored for the
+// What follows the products. A finished unit lies in a warp's registers; it is activated and stored, or stored for the
 // sum over a token's slots, which the last barrier of the launch precedes.
 #pragma once
 
+#include "job.cuh"
 #include "plan.cuh"
 
 DEV float activate(int kind, float gate, float up) {
@@ -18,85 +19,52 @@ DEV float activate(int kind, float gate, float up) {
   return fast_divide(gate, 1.f + fast_exp(-slope * gate)) * up;
 }
 
-constexpr uint32_t ALL_WARPS = (1u << WARPS) - 1;
-
-struct Output {  // the two values of a unit that a thread finishes, for each tile of tokens
-  int token, row;  // of 8 and of 16
-  DEV explicit Output(int thread) : token(thread / 16), row(thread % 16) {}
-};
-
+// The four rows of a unit that a lane holds: of each half, two that lie 8 apart.
 template <class Format>
-struct Finisher {
-  const Problem& p;
-  const int thread;
-  const Output own;
-  int first_warp = 0;            // that holds the coming unit's first job
-  uint32_t place = 0, turn = 0;  // a bit a warp: which of its two places comes next, and that place's turn
+struct Finish {
+  int matrix, row;  // the first of the four, in the half
+  float scale[2][2], bias[2][2];
 
-  DEV Finisher(const Problem& problem, int t) : p(problem), thread(t), own(t) {}
-
-  struct Rows {
-    float scale[2], bias[2];
-  };
-  DEV Rows rows_of(int matrix, const Segment& segment, const Runs& run, int unit_row) const {
-    int upper = (matrix == 0 ? 16 : 32) * unit_row + own.row, lower = upper + (matrix == 0 ? p.columns[1] : 16);
-    int64_t expert_rows = static_cast<int64_t>(segment.expert) * (matrix == 0 ? 2 * p.columns[1] : p.columns[0]);
-    Rows rows = {{Format::UNIT, Format::UNIT}, {0.f, 0.f}};
-    if (Format::ROW_SCALES) {
-      const float* scale = static_cast<const float*>(p.scale[matrix]) + expert_rows;
-      rows.scale[0] *= scale[upper], rows.scale[1] *= scale[lower];
+  // Scales and biases are on their way while the unit is multiplied.
+  DEV Finish(const Problem& p, const Place& at, const Runs& run, const Lane& lane)
+      : matrix(at.matrix), row(at.row + Format::row(lane.group)) {
+    const int64_t expert_row = static_cast<int64_t>(at.expert) * Place::rows_of(p, matrix) + Format::row(lane.group);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t index = expert_row + (i < 2 ? at.row : at.lower(p)) + 8 * (i % 2);
+      scale[i / 2][i % 2] = Format::UNIT, bias[i / 2][i % 2] = 0.f;
+      if (Format::ROW_SCALES) scale[i / 2][i % 2] *= static_cast<const float*>(p.scale[matrix])[index];
+      if (p.bias[matrix] && run.split == 0) bias[i / 2][i % 2] = p.bias[matrix][index];
     }
-    if (p.bias[matrix] && run.split == 0) {
-      const float* bias = p.bias[matrix] + expert_rows;
-      rows.bias[0] = bias[upper], rows.bias[1] = bias[lower];
-    }
-    return rows;
   }
 
-  DEV void unit(int matrix, const Segment& segment, const Runs& run, int unit_row) {
-    const int sharers = p.jobs[matrix] < WARPS ? p.jobs[matrix] : WARPS, lane = thread % 32;
-    const uint32_t own_value = PARTS + own.token * PART_ROW + 4 * own.row;
-    const Rows rows = rows_of(matrix, segment, run, unit_row);
-    const uint32_t low = (1u << sharers) - 1, sharing = (low << first_warp | low << first_warp >> WARPS) & ALL_WARPS;
-    for (int tile = 0; 8 * tile < segment.rows; ++tile) {
-      float sum[2] = {0.f, 0.f};
-      const uint32_t mine = 2 * lane + (place >> lane & 1);
-      if (sharing >> lane & 1) barrier_wait(BAR_PART_FULL + 8 * mine, turn >> lane & 1);  // a lane for each share
-      sync_warp();
-      for (int share = 0, warp = first_warp; share < sharers; ++share, warp = warp + 1 < WARPS ? warp + 1 : 0) {
-        const uint32_t from = own_value + (2 * warp + (place >> warp & 1)) * PART_BYTES;
-        sum[0] += lds_float(from), sum[1] += lds_float(from + PART_HALF);
-      }
-      sync_warp();
-      if (sharing >> lane & 1) barrier_arrive(BAR_PART_EMPTY + 8 * mine);
-      turn ^= place & sharing, place ^= sharing;
-      if (8 * tile + own.token >= segment.rows) continue;
-      const int64_t slot = lds16(ROW_SLOT + 2 * (segment.first_row + 8 * tile + own.token));
-      const float upper = sum[0] * rows.scale[0] + rows.bias[0], lower = sum[1] * rows.scale[1] + rows.bias[1];
-      if (matrix == 0) {
-        const uint32_t hidden = pack_bf16(activate(p.activation, upper, lower), 0.f);
-        p.hidden[slot * p.columns[1] + 16 * unit_row + own.row] = static_cast<uint16_t>(hidden);
-      } else {
-        const int64_t row = static_cast<int64_t>(run.split) * p.tokens * p.top_k + slot;
-        float* to = p.product + row * p.columns[0] + 32 * unit_row + own.row;
-        to[0] = upper, to[16] = lower;
+  template <int TILES>
+  DEV void store(const Problem& p, const Segment& segment, const Runs& run, const Lane& lane,
+                 const float (&sum)[TILES][2][4]) const {
+#pragma unroll
+    for (int i = 0; i < 2 * TILES; ++i) {
+      const int token = 8 * (i / 2) + 2 * lane.quad + i % 2;
+      if (token >= segment.rows) continue;
+      const int64_t slot = lds16(ROW_SLOT + 2 * (segment.first_row + token));
+      uint16_t* const hidden = p.hidden + slot * p.columns[1] + row;
+      float* const product =
+          p.product + (static_cast<int64_t>(run.split) * p.tokens * p.top_k + slot) * p.columns[0] + row;
+#pragma unroll
+      for (int low = 0; low < 2; ++low) {
+        const float upper = sum[i / 2][0][2 * low + i % 2] * scale[0][low] + bias[0][low];
+        const float lower = sum[i / 2][1][2 * low + i % 2] * scale[1][low] + bias[1][low];
+        if (matrix == 0)
+          hidden[8 * low] = static_cast<uint16_t>(pack_bf16(activate(p.activation, upper, lower), 0.f));
+        else
+          product[8 * low] = upper, product[16 + 8 * low] = lower;
       }
     }
-    first_warp = (first_warp + p.jobs[matrix]) % WARPS;
-  }
-
-  DEV void all(uint32_t generation) {
-    for (int matrix = 0; matrix < 2; ++matrix)
-      for (Runs run(p, matrix); run.more(); run.next()) {
-        const Segment segment = segment_at(run.segment);
-        for (int i = 0; i < run.length; ++i) unit(matrix, segment, run, run.row + i);
-        if (matrix == 1) continue;
-        sync_group(1, HELPER_THREADS);
-        uint32_t* finished = p.counters + COUNTER_UNITS + (generation & 1) * MAX_SLOTS + run.segment;
-        if (thread == 0) add_release(finished, run.length);
-      }
   }
 };
+
+DEV uint32_t* finished_units(const Problem& p, uint32_t generation) {
+  return p.counters + COUNTER_UNITS + (generation & 1) * MAX_SLOTS;
+}
 
 // Every block passes once every block has come. The counter is back at zero and the generation one further.
 DEV void barrier_of_blocks(const Problem& p, uint32_t generation) {

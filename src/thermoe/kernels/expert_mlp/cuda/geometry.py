@@ -20,8 +20,10 @@ from thermoe.kernels.expert_mlp.weights import (
 MAX_SLOTS = 512  # T * K: the kernel makes its plan with a thread for each
 MAX_EXPERTS = 512
 MAX_UNITS = 32768  # of an expert at a matrix: times 512 segments at a cost of 130 they stay below 2**32 (plan.cuh)
-SHARED_BYTES = 184 * 1024  # for activations and the ring of weights (static_assert in layout.cuh)
+SHARED_BYTES = 215 * 1024  # for activations, shares and the ring of weights (static_assert in layout.cuh)
+PART_TILE_BYTES = 1024  # a warp's share of a unit, for a tile of 8 tokens
 SLOT_BYTES = 9 * 1024  # most that a slot of the ring takes; there is at least one for each warp
+ROWS = 32  # of weights in a unit, hence in a copy
 SPLIT_COLUMNS = 2048  # of the second matrix, whose activations a block holds at a time
 ROW_CAPS = (32, 24, 16, 8, 4, 2, 1)  # tokens of an expert that share one reading of its weights
 ACTIVATIONS = {Activation.SWIGLU: 0, Activation.GEGLU: 1, Activation.SWIGLU_CLAMPED: 2}
@@ -70,7 +72,7 @@ def geometry(experts: ExpertWeights, warps: int = 8) -> Geometry | str:
     splits = -(-whole * job_columns // SPLIT_COLUMNS)
     jobs = (-(-D // job_columns), -(-whole // splits))
     sums = job_columns // experts.fc1.group_size if isinstance(experts.fc1, PlaneMatrices) else 0
-    row_cap = _row_cap(max(jobs), job_columns, sums, SHARED_BYTES - SLOT_BYTES * warps)
+    row_cap = _row_cap(max(jobs), job_columns, sums, warps)
     if row_cap == 0:
         return f"model width {D}: a token does not fit in shared memory"
     if splits * (D // 32) > MAX_UNITS or I // 16 > MAX_UNITS:
@@ -86,11 +88,11 @@ def geometry(experts: ExpertWeights, warps: int = 8) -> Geometry | str:
     )
 
 
-def _row_cap(jobs: int, job_columns: int, sums: int, room: int) -> int:
-    pitch = 2 * job_columns * jobs + 64
+def _row_cap(jobs: int, job_columns: int, sums: int, warps: int) -> int:
+    pitch, room = 2 * job_columns * jobs + 64, SHARED_BYTES - SLOT_BYTES * warps
     for rows in ROW_CAPS:
         tiles = 1 if rows <= 8 else 2 if rows <= 16 else 4
-        if rows * pitch + 32 * tiles * sums * jobs <= room:
+        if rows * pitch + (32 * sums * jobs + PART_TILE_BYTES * warps) * tiles <= room:
             return rows
     return 0
 
@@ -140,6 +142,27 @@ def _types(experts: ExpertWeights) -> str:
         if tensor is not None and (tensor.dtype != dtype or tensor.data_ptr() % 4 or not tensor.is_contiguous()):
             return f"{name} of {tensor.dtype}: the kernel takes contiguous {dtype} that begins at a multiple of 4 bytes"
     return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """How the copy engine sees a tensor (E, N, bytes): E experts of `halves` of `rows` rows.
+
+    A copy takes 32 rows by `box_bytes`: 16 of each of two halves, or 32 of the only one. The first matrix has a half
+    of gate and a half of up rows.
+    """
+
+    rows: int
+    halves: int
+    row_bytes: int
+    box_bytes: int
+
+
+def boxes_of(matrix: torch.Tensor, which: int, plane: int, format_name: str) -> Boxes:
+    """For a tensor of matrix 0 or 1: its only one, or the bit plane of this number."""
+    rows, halves = (matrix.shape[1] // 2, 2) if which == 0 else (matrix.shape[1], 1)
+    narrow = format_name.startswith("Planes") and plane < 2
+    return Boxes(rows, halves, matrix.shape[2] * matrix.element_size(), 64 if narrow else 128)
 
 
 def tensors_of(matrices: Matrices) -> tuple[torch.Tensor, ...]:

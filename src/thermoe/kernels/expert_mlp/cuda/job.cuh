@@ -17,11 +17,13 @@ struct Lane {  // matrix products see a warp as eight groups of four lanes
   DEV explicit Lane(int lane) : group(lane / 4), quad(lane % 4) {}
 };
 
-// Where a job lies among the weights: its 16 upper and 16 lower rows begin at these rows of the tensor.
+// Where a unit lies among the weights.
 struct Place {
-  int matrix, expert, upper, lower;
-  int job;   // along the columns
-  int bits;  // of the expert's codes
+  int matrix, expert, bits;
+  int row;       // its first, in the expert's half (matrix 0: of gates; matrix 1: there is one half)
+  int first_job; // along the columns, of the run
+  DEV int lower(const Problem& p) const { return row + (matrix == 0 ? p.columns[1] : 16); }
+  DEV static int rows_of(const Problem& p, int matrix) { return matrix == 0 ? 2 * p.columns[1] : p.columns[0]; }
 };
 
 // Where a job lies in shared memory.

@@ -10,29 +10,23 @@
 #include "primitives.cuh"
 
 #ifndef THERMOE_WARPS
-#define THERMOE_WARPS 8  // warps that multiply: 8 or 12
+#define THERMOE_WARPS 8  // warps that multiply
 #endif
 
 constexpr int WARPS = THERMOE_WARPS;
-static_assert(WARPS == 8 || WARPS == 12, "512 threads at least, whole warpgroups, and registers for all");
-constexpr int HELPERS = 4;  // warps that stage activations, and as many that finish units
-constexpr int THREADS = 32 * (WARPS + 2 * HELPERS);
-constexpr int HELPER_THREADS = 32 * HELPERS;
-// Registers of a thread: as launched, where it multiplies, where it helps. 65536 hold them all at any time.
-constexpr int REGISTERS = WARPS == 8 ? 128 : 96;
-constexpr int MULTIPLIER_REGISTERS = WARPS == 8 ? 192 : 120;
-constexpr int HELPER_REGISTERS = WARPS == 8 ? 64 : 56;
-static_assert(WARPS * MULTIPLIER_REGISTERS + 2 * HELPERS * HELPER_REGISTERS <= (WARPS + 2 * HELPERS) * REGISTERS);
+static_assert(WARPS == 8 || WARPS == 12, "what geometry.py cuts layers for");
+constexpr int STAGERS = 4;  // warps that stage activations
+constexpr int THREADS = 32 * (WARPS + STAGERS);
+constexpr int STAGER_THREADS = 32 * STAGERS;
 constexpr int MAX_SLOTS = 512;  // T * K
 constexpr int MAX_EXPERTS = 512;
 constexpr int MAX_TILES = 4;  // of 8 tokens in a segment
 constexpr int MAX_RING = 96;
-constexpr int NUM_PARTS = 2 * WARPS;  // each warp has two places of its own
 
 enum ActivationKind : int { SWIGLU = 0, GEGLU = 1, SWIGLU_CLAMPED = 2 };
 
 struct Problem {
-  TensorMap map[2][3];  // of each matrix's planes (or its only tensor), rows of bytes
+  TensorMap map[2][3];  // of each matrix's planes (or its only tensor): bytes, rows, halves, experts
   const uint16_t* x;    // (T, D) bf16
   const void* ids;      // (T, K) int32 or int64
   const void* gates;    // (T, K) float32 or bf16
@@ -65,44 +59,42 @@ constexpr int COUNTER_WORDS = COUNTER_UNITS + 2 * MAX_SLOTS;
 // ---- shared memory, addresses in bytes
 constexpr uint32_t BAR_FULL = SHARED_START;
 constexpr uint32_t BAR_PART_FULL = BAR_FULL + 8 * MAX_RING;
-constexpr uint32_t BAR_PART_EMPTY = BAR_PART_FULL + 8 * NUM_PARTS;
-constexpr uint32_t BAR_ROWS_FULL = BAR_PART_EMPTY + 8 * NUM_PARTS;
+constexpr uint32_t BAR_PART_EMPTY = BAR_PART_FULL + 16 * WARPS;  // full: of even and of odd runs
+constexpr uint32_t BAR_ROWS_FULL = BAR_PART_EMPTY + 8 * WARPS;
 constexpr uint32_t BAR_ROWS_EMPTY = BAR_ROWS_FULL + 16;
 constexpr uint32_t INFO = BAR_ROWS_EMPTY + 16;
-constexpr uint32_t SCAN = INFO + 64;
-constexpr uint32_t ROW_SLOT = SCAN + 16 * 8;                      // u16 a kept slot: slots in order of expert
-constexpr uint32_t GATES = ROW_SLOT + 2 * MAX_SLOTS;              // f32 a slot, 0 where dropped
-constexpr uint32_t SEGMENT = GATES + 4 * MAX_SLOTS;               // u32 a segment: expert << 16 | first row
-constexpr uint32_t SEGMENT_ROWS = SEGMENT + 4 * MAX_SLOTS;        // u32 a segment: bits << 16 | rows
-constexpr uint32_t COST = SEGMENT_ROWS + 4 * MAX_SLOTS;           // u32: cost of a unit, summed over earlier segments
-constexpr uint32_t PARTS = (COST + 4 * (MAX_SLOTS + 1) + 127) / 128 * 128;
-constexpr uint32_t PART_ROW = 4 * 20;               // a token's 16 rows, padded against bank conflicts
-constexpr uint32_t PART_HALF = 8 * PART_ROW;        // 16 rows by 8 tokens
-constexpr uint32_t PART_BYTES = 2 * PART_HALF;
-constexpr uint32_t DYNAMIC = (PARTS + NUM_PARTS * PART_BYTES + 1023) / 1024 * 1024;
+constexpr uint32_t SCAN = INFO + 64;                        // 8 bytes a scanning warp
+constexpr uint32_t ROW_SLOT = SCAN + 8 * 8;                 // u16 a kept slot: slots in order of expert
+constexpr uint32_t GATES = ROW_SLOT + 2 * MAX_SLOTS;        // f32 a slot, 0 where dropped
+constexpr uint32_t SEGMENT = GATES + 4 * MAX_SLOTS;         // u32 a segment: expert << 16 | first row
+constexpr uint32_t SEGMENT_ROWS = SEGMENT + 4 * MAX_SLOTS;  // u32 a segment: bits << 16 | rows
+constexpr uint32_t COST = SEGMENT_ROWS + 4 * MAX_SLOTS;     // u32: cost of a unit, summed over earlier segments
+constexpr uint32_t DYNAMIC = (COST + 4 * (MAX_SLOTS + 1) + 1023) / 1024 * 1024;
 constexpr uint32_t SHARED_BYTES = 227 * 1024;
 constexpr uint32_t DYNAMIC_BYTES = SHARED_START + SHARED_BYTES - DYNAMIC;
+constexpr uint32_t PART_TILE = 1024;                 // a warp's share of a unit, for a tile of tokens
 constexpr uint32_t MIN_TWO_BLOCKS_RING = 96 * 1024;  // a second block of activations must leave this for weights
-// geometry.py gives activations what a slot of 9 KiB for each warp leaves of 184 KiB; 256 bytes go into alignment.
-static_assert(DYNAMIC_BYTES >= 184 * 1024 + 256, "a ring of one slot for each warp must fit");
+// geometry.py gives activations what the shares and a slot for each warp leave of 215 KiB; the rest is alignment.
+static_assert(DYNAMIC_BYTES >= 215 * 1024 + 256, "a ring of one slot for each warp must fit");
 
 // ---- INFO words
 constexpr uint32_t INFO_SEGMENTS = INFO;
 constexpr uint32_t INFO_MAX_ROWS = INFO + 4;
 constexpr uint32_t INFO_MAX_BITS = INFO + 8;
-constexpr uint32_t INFO_RANGE = INFO + 16;  // 4 words: first and past-the-last unit of both matrices
+constexpr uint32_t INFO_RANGE = INFO + 16;  // first and past-the-last unit of both matrices: segment, unit inside
 
 DEV int tiles_of(int rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
 
 // How the rest of shared memory is shared out; every thread computes the same.
 struct Split {
-  int ring;              // slots
+  int ring;                            // slots of a warp
   uint32_t slot_bytes;
-  uint32_t data, scales, rows;  // where each begins
-  uint32_t rows_bytes;          // of one block of activations, sums included
-  uint32_t sums;                // where in a block the sums begin
-  int sums_stride;              // bytes from group to group
-  int row_blocks;               // 1 or 2
+  uint32_t data, scales, parts, rows;  // where each begins
+  uint32_t part_bytes;                 // of a warp
+  uint32_t rows_bytes;                 // of one block of activations, sums included
+  uint32_t sums;                       // where in a block the sums begin
+  int sums_stride;                     // bytes from group to group
+  int row_blocks;                      // 1 or 2
 };
 
 template <class Format>
@@ -119,14 +111,15 @@ DEV Split split_shared(const Problem& p) {
   s.sums = max_rows * row_pitch<Format>(p);
   s.sums_stride = 32 * tiles_of(max_rows);
   s.rows_bytes = (s.sums + s.sums_stride * Format::JOB_SUMS * jobs + 127) / 128 * 128;
-  s.row_blocks = DYNAMIC_BYTES >= 2 * s.rows_bytes + MIN_TWO_BLOCKS_RING ? 2 : 1;
+  s.part_bytes = PART_TILE * tiles_of(max_rows);
+  const uint32_t room = DYNAMIC_BYTES - WARPS * s.part_bytes - 128;
+  s.row_blocks = room >= 2 * s.rows_bytes + MIN_TWO_BLOCKS_RING ? 2 : 1;
   s.slot_bytes = Format::slot_bytes(static_cast<int>(lds32(INFO_MAX_BITS)));
-  uint32_t ring_bytes = DYNAMIC_BYTES - s.row_blocks * s.rows_bytes - 128;
-  int ring = static_cast<int>(ring_bytes / (s.slot_bytes + Format::SCALE_BYTES));
-  // Whole turns of the warps: a slot then belongs to one warp, and no warp can wait for a later copy than the next.
-  s.ring = (ring < MAX_RING ? ring : MAX_RING) / WARPS * WARPS;
+  const int ring = static_cast<int>((room - s.row_blocks * s.rows_bytes) / (s.slot_bytes + Format::SCALE_BYTES));
+  s.ring = (ring < MAX_RING ? ring : MAX_RING) / WARPS;
   s.data = DYNAMIC;
-  s.scales = s.data + s.ring * s.slot_bytes;
-  s.rows = (s.scales + s.ring * Format::SCALE_BYTES + 127) / 128 * 128;
+  s.scales = s.data + WARPS * s.ring * s.slot_bytes;
+  s.parts = (s.scales + WARPS * s.ring * Format::SCALE_BYTES + 127) / 128 * 128;
+  s.rows = s.parts + WARPS * s.part_bytes;
   return s;
 }

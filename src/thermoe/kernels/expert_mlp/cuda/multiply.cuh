@@ -1,70 +1,62 @@
-// The stream of weights: warps take a block's jobs in turn. A warp that is done with a slot of the ring starts the
-// copy of the job that will use it next, so that the ring is always full of copies on their way, across units, runs
-// and the two matrices.
+// The stream of weights. In every run of the block a warp takes neighbouring jobs, hence whole units but for the first
+// and the last. When it is done with a slot of its ring it starts the copy of the job that will use it next, so that
+// the ring is always full of copies on their way, across units, runs and the two matrices.
 #pragma once
 
+#include "finish.cuh"
 #include "job.cuh"
 #include "plan.cuh"
 
-// A walk over the block's jobs, both matrices, some at a time.
-struct Walk {
-  int matrix, job, left;  // units left in this matrix, the current one included
-  Runs run;               // `run.row` follows the unit
+// The jobs of one warp, in order, over both matrices.
+struct Stream {
+  Runs run;
+  Place at;
+  int warp, job, left;  // job of the unit; jobs of the warp in the run that are left, this one included
 
-  DEV explicit Walk(const Problem& p) : matrix(0), job(0), run(p, 0) {
-    left = run.end - run.unit;
-    if (left <= 0) enter_second(p);
-  }
-  DEV void enter_second(const Problem& p) {
-    matrix = 1;
-    run = Runs(p, 1);
-    left = run.end - run.unit;
-    if (left <= 0) matrix = 2;
-  }
-  DEV bool more() const { return matrix < 2; }
-  DEV void advance(const Problem& p, int jobs) {
-    job += jobs;
-    while (matrix < 2 && job >= p.jobs[matrix]) {
-      job -= p.jobs[matrix];
-      ++run.row;
-      if (--left == 0) {
-        if (matrix == 0) enter_second(p); else matrix = 2;
-      } else if (run.row == run.in_run) {
-        run.row = 0;
-        if (matrix == 0 || ++run.split == p.splits) run.split = 0, ++run.segment;
+  DEV Stream(const Problem& p, int own_warp) : run(p, 0), at{}, warp(own_warp), job(0), left(0) { find(p); }
+  DEV bool more() const { return left > 0; }
+  DEV void find(const Problem& p) {  // the first run from here on in which the warp has a job
+    for (;; run.next()) {
+      if (!run.more()) {
+        if (at.matrix == 1) return;
+        at.matrix = 1, run = Runs(p, 1);
+        if (!run.more()) return;
       }
+      const int jobs = p.jobs[at.matrix], total = run.length * jobs, first = first_job(total, warp);
+      left = first_job(total, warp + 1) - first;
+      if (left == 0) continue;
+      const uint32_t what = lds32(SEGMENT_ROWS + 4 * run.segment), where = lds32(SEGMENT + 4 * run.segment);
+      const int unit = first / jobs;
+      job = first - unit * jobs;
+      at.expert = static_cast<int>(where >> 16), at.bits = static_cast<int>(what >> 16);
+      at.row = (at.matrix == 0 ? 16 : 32) * (run.row + unit), at.first_job = run.split * jobs;
+      return;
     }
   }
-  DEV Place place(const Problem& p) const {
-    Segment segment = segment_at(run.segment);
-    Place at;
-    at.matrix = matrix, at.expert = segment.expert, at.bits = segment.bits;
-    if (matrix == 0) {
-      at.upper = segment.expert * 2 * p.columns[1] + 16 * run.row;
-      at.lower = at.upper + p.columns[1];
-    } else {
-      at.upper = segment.expert * p.columns[0] + 32 * run.row;
-      at.lower = at.upper + 16;
+  DEV void next(const Problem& p) {
+    if (--left == 0) {
+      run.next();
+      find(p);
+    } else if (++job == p.jobs[at.matrix]) {
+      job = 0, at.row += at.matrix == 0 ? 16 : 32;
     }
-    at.job = (matrix == 1 ? run.split * p.jobs[1] : 0) + job;
-    return at;
   }
 };
 
-struct Ring {  // a place in the ring, and how often the ring has gone round
+struct Ring {  // a place in the warp's ring, and how often the ring has gone round
   int slot;
   uint32_t turn;
 
-  DEV void advance(const Split& split, int by) {
-    slot += by;
-    while (slot >= split.ring) slot -= split.ring, turn ^= 1;
+  DEV void next(const Split& split) {
+    if (++slot == split.ring) slot = 0, turn ^= 1;
   }
   template <class Format>
-  DEV Job job(const Split& split) const {
+  DEV Job job(const Split& split, int warp) const {
+    const int index = warp * split.ring + slot;
     Job j;
-    j.data = split.data + slot * split.slot_bytes;
-    j.scales = split.scales + slot * Format::SCALE_BYTES;
-    j.full = BAR_FULL + 8 * slot;
+    j.data = split.data + index * split.slot_bytes;
+    j.scales = split.scales + index * Format::SCALE_BYTES;
+    j.full = BAR_FULL + 8 * index;
     j.sums = 0, j.sums_stride = split.sums_stride;
     return j;
   }
@@ -77,77 +69,113 @@ struct Multiplier {
   const int warp, lane_index;
   const Lane lane;
   const uint64_t policy;
-  Walk ahead;     // the job whose copy starts when this warp's current slot is free
-  Ring here;      // of the current job
-  int next;       // first job of this warp in the coming unit
-  uint32_t parts; // results this warp has handed over so far
+  uint32_t* const units_finished;  // of each segment, in this launch
+  Stream ahead;    // the job whose copy starts when this warp's current slot is free
+  Ring here;       // of the current job
+  uint32_t given;  // whether warp `lane_index` has handed over an odd number of shares: in even runs, in odd ones
 
-  DEV Multiplier(const Problem& problem, const Split& s, int thread)
-      : p(problem), split(s), warp(thread / 32), lane_index(thread % 32), lane(thread % 32), policy(stream_policy()),
-        ahead(problem), here{0, 0}, next(thread / 32), parts(0) {}
+  DEV Multiplier(const Problem& problem, const Split& s, int own_warp, int thread, uint32_t generation)
+      : p(problem), split(s), warp(own_warp), lane_index(thread % 32), lane(thread % 32), policy(stream_policy()),
+        units_finished(finished_units(problem, generation)), ahead(problem, own_warp), here{0, 0}, given(0) {}
 
-  DEV void issue(const Job& job) { Format::issue(p, ahead.place(p), job, policy, lane_index); }
+  DEV void issue(const Job& job) {
+    Format::issue(p, ahead.at, ahead.at.first_job + ahead.job, job, policy, lane_index);
+    ahead.next(p);
+  }
 
   DEV void fill_ring() {
-    Ring at{0, 0};
-    at.advance(split, warp);
-    here = at;
-    ahead.advance(p, warp);
-    for (int i = warp; i < split.ring && ahead.more(); i += WARPS) {
-      issue(at.job<Format>(split));
-      ahead.advance(p, WARPS);
-      at.advance(split, WARPS);
-    }
-    ahead = Walk(p);
-    ahead.advance(p, warp + split.ring);
+    for (Ring at{0, 0}; at.turn == 0 && ahead.more(); at.next(split)) issue(at.job<Format>(split, warp));
   }
 
+  // Products of the unit's jobs `job` up to `end`.
   template <int TILES>
-  DEV void unit(int matrix, const Segment& segment, uint32_t rows_at, const uint32_t (&rows)[TILES]) {
-    const int jobs = p.jobs[matrix];
-    if (next < jobs) {
-      float sum[TILES][2][4];
-      set_zero(sum);
-      Place at{};
-      at.matrix = matrix, at.bits = segment.bits;
-      for (; next < jobs; next += WARPS) {
-        Job job = here.job<Format>(split);
-        job.sums = rows_at + split.sums + next * Format::JOB_SUMS * split.sums_stride + 8 * lane.quad;
-        uint32_t from[TILES];
-        for (int tile = 0; tile < TILES; ++tile) from[tile] = rows[tile] + 2 * Format::JOB_COLUMNS * next;
-        barrier_wait(job.full, here.turn);
-        Format::template multiply<TILES>(at, job, from, lane, sum);
-        sync_warp();
-        if (ahead.more()) issue(job);
-        ahead.advance(p, WARPS);
-        here.advance(split, WARPS);
-      }
-      for (int tile = 0; tile * 8 < segment.rows && tile < TILES; ++tile) hand_over(sum[tile]);
-    }
-    next -= jobs;
-  }
-
-  // A warp's share of a unit's 32 rows by 8 tokens goes to the helpers that add the shares up. The place belongs to
-  // this warp: what it waits for is always the turn before its own, so the turn's parity tells it.
-  DEV void hand_over(const float (&sum)[2][4]) {
-    const uint32_t index = 2 * warp + (parts & 1), turn = parts++ / 2 & 1;
-    const uint32_t to = PARTS + index * PART_BYTES + 2 * lane.quad * PART_ROW + 4 * Format::row(lane.group);
-    barrier_wait(BAR_PART_EMPTY + 8 * index, turn ^ 1);
+  DEV void multiply(const Place& at, int job, int end, uint32_t rows_at, const uint32_t (&rows)[TILES],
+                    float (&sum)[TILES][2][4]) {
+    for (; job < end; ++job) {
+      Job slot = here.job<Format>(split, warp);
+      slot.sums = rows_at + split.sums + job * Format::JOB_SUMS * split.sums_stride + 8 * lane.quad;
+      uint32_t from[TILES];
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      sts_float(to + i / 4 * PART_HALF + i % 2 * PART_ROW + i / 2 % 2 * 32, sum[i / 4][i % 4]);
+      for (int tile = 0; tile < TILES; ++tile) from[tile] = rows[tile] + 2 * Format::JOB_COLUMNS * job;
+      barrier_wait(slot.full, here.turn);
+      Format::template multiply<TILES>(at, slot, from, lane, sum);
+      sync_warp();
+      if (ahead.more()) issue(slot);
+      here.next(split);
+    }
+  }
+
+  // A share of a unit that another warp has begun, in a place that is this warp's own. Even and odd runs have barriers
+  // of their own, because the warp that waits for a share may be a run ahead, which no parity would tell it.
+  template <int TILES>
+  DEV void hand_over(const float (&sum)[TILES][2][4], int tiles, int odd_run) {
+    const uint32_t turns = shuffle_from(given, warp);
+    barrier_wait(BAR_PART_EMPTY + 8 * warp, (turns ^ turns >> 1 ^ 1) & 1);
+#pragma unroll
+    for (int i = 0; i < 2 * TILES; ++i)
+      if (i / 2 < tiles) {
+        const float(&v)[4] = sum[i / 2][i % 2];
+        const uint32_t words[4] = {as_bits(v[0]), as_bits(v[1]), as_bits(v[2]), as_bits(v[3])};
+        sts128(split.parts + warp * split.part_bytes + 512 * i + 16 * lane_index, words);
+      }
     sync_warp();
-    if (lane_index == 0) barrier_arrive(BAR_PART_FULL + 8 * index);
+    if (lane_index == 0) barrier_arrive(BAR_PART_FULL + 8 * (2 * warp + odd_run));
+  }
+
+  // The shares of the warps that go on with a unit, whose last job comes before job `end` of the run.
+  template <int TILES>
+  DEV void gather(float (&sum)[TILES][2][4], int tiles, int total, int end, int odd_run) {
+    for (int other = warp + 1; other < WARPS; ++other) {
+      const int first = first_job(total, other);
+      if (first >= end) break;
+      const uint32_t turns = shuffle_from(given, other);
+      if (first == first_job(total, other + 1)) continue;
+      barrier_wait(BAR_PART_FULL + 8 * (2 * other + odd_run), turns >> odd_run & 1);
+#pragma unroll
+      for (int i = 0; i < 2 * TILES; ++i)
+        if (i / 2 < tiles) {
+          uint32_t words[4];
+          lds128(split.parts + other * split.part_bytes + 512 * i + 16 * lane_index, words);
+          for (int j = 0; j < 4; ++j) sum[i / 2][i % 2][j] += as_float(words[j]);
+        }
+      sync_warp();
+      if (lane_index == 0) barrier_arrive(BAR_PART_EMPTY + 8 * other);
+    }
   }
 
   template <int TILES>
-  DEV void run_units(int matrix, int units, const Segment& segment, uint32_t rows_at) {
+  DEV void run_units(const Runs& run, int odd_run, int matrix, const Segment& segment, uint32_t rows_at) {
     uint32_t rows[TILES];
     for (int tile = 0; tile < TILES; ++tile) {  // rows past the last repeat it; nobody looks at their products
       int row = 8 * tile + lane.group < segment.rows ? 8 * tile + lane.group : segment.rows - 1;
       rows[tile] = rows_at + row * row_pitch<Format>(p) + 16 * lane.quad;
     }
-    for (int i = 0; i < units; ++i) unit<TILES>(matrix, segment, rows_at, rows);
+    const int jobs = p.jobs[matrix], total = run.length * jobs, tiles = (segment.rows + 7) / 8;
+    int next = first_job(total, warp);
+    const int last = first_job(total, warp + 1);
+    int unit = next / jobs, job = next - unit * jobs, finished = 0;
+    Place at{matrix, segment.expert, segment.bits, (matrix == 0 ? 16 : 32) * (run.row + unit), 0};
+    for (; next < last; ++unit, job = 0, at.row += matrix == 0 ? 16 : 32) {
+      const int end = jobs - job < last - next ? jobs : job + last - next;
+      const Finish<Format> finish(p, at, run, lane);
+      float sum[TILES][2][4];
+      set_zero(sum);
+      multiply<TILES>(at, job, end, rows_at, rows, sum);
+      next += end - job;
+      if (job > 0) {
+        hand_over<TILES>(sum, tiles, odd_run);
+        continue;
+      }
+      if (end < jobs) gather<TILES>(sum, tiles, total, (unit + 1) * jobs, odd_run);
+      finish.template store<TILES>(p, segment, run, lane, sum);
+      ++finished;
+    }
+    if (lane_index < WARPS) {
+      const int first = first_job(total, lane_index);
+      if (first % jobs > 0 && first_job(total, lane_index + 1) > first) given ^= 1u << odd_run;
+    }
+    sync_warp();
+    if (matrix == 0 && finished > 0 && lane_index == 0) add_release(units_finished + run.segment, finished);
   }
 
   DEV void all() {
@@ -160,11 +188,10 @@ struct Multiplier {
         const uint32_t rows_at = split.rows + at * split.rows_bytes;
         barrier_wait(BAR_ROWS_FULL + 8 * at, turn & 1);
         switch (tiles_of(segment.rows)) {
-          case 1: run_units<1>(matrix, run.length, segment, rows_at); break;
-          case 2: run_units<2>(matrix, run.length, segment, rows_at); break;
-          default: run_units<4>(matrix, run.length, segment, rows_at);
+          case 1: run_units<1>(run, block & 1, matrix, segment, rows_at); break;
+          case 2: run_units<2>(run, block & 1, matrix, segment, rows_at); break;
+          default: run_units<4>(run, block & 1, matrix, segment, rows_at);
         }
-        sync_warp();
         if (lane_index == 0) barrier_arrive(BAR_ROWS_EMPTY + 8 * at);
       }
   }

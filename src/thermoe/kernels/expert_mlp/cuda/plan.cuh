@@ -1,5 +1,6 @@
-// The plan every block makes for itself from the ids: segments in order of expert, their slots in order, and the
-// block's own range of units, so that all blocks read equal shares of the weights.
+// The plan every block makes for itself from the ids: segments in order of expert, their slots, and the block's own
+// range of units, so that all blocks read equal shares. A slot's result depends on its segment, not on its place there:
+// the order of an expert's slots is only settled where they fill more than one segment.
 #pragma once
 
 #include "layout.cuh"
@@ -23,17 +24,24 @@ struct Sums {  // running sums over experts
   uint32_t cost;
 };
 
-DEV Sums scan_block(Sums own, int thread) {  // inclusive, over the first 512 threads; all threads must call
-  for (int by = 1; by < 32; by *= 2) {
-    uint32_t packed = shuffle_up(own.packed, by), cost = shuffle_up(own.cost, by);
-    if ((thread & 31) >= by) own.packed += packed, own.cost += cost;
+constexpr int SCAN_WARPS = MAX_EXPERTS / 64;  // a thread scans two experts
+
+DEV Sums scan_experts(Sums own, int thread) {  // inclusive, over the first SCAN_WARPS warps; all threads must call
+  const int warp = thread / 32;
+  if (warp < SCAN_WARPS) {
+#pragma unroll
+    for (int by = 1; by < 32; by *= 2) {
+      uint32_t packed = shuffle_up(own.packed, by), cost = shuffle_up(own.cost, by);
+      if ((thread & 31) >= by) own.packed += packed, own.cost += cost;
+    }
+    if (thread % 32 == 31) sts32(SCAN + 8 * warp, own.packed), sts32(SCAN + 8 * warp + 4, own.cost);
   }
-  int warp = thread / 32;
-  if (thread % 32 == 31 && warp < 16) sts32(SCAN + 8 * warp, own.packed), sts32(SCAN + 8 * warp + 4, own.cost);
   sync_block();
-  for (int before = 0; before < warp && before < 16; ++before) {
-    own.packed += lds32(SCAN + 8 * before);
-    own.cost += lds32(SCAN + 8 * before + 4);
+#pragma unroll
+  for (int before = 0; before < SCAN_WARPS - 1; ++before) {
+    uint32_t sums[2];
+    lds64(SCAN + 8 * before, sums);
+    if (before < warp) own.packed += sums[0], own.cost += sums[1];
   }
   return own;
 }
@@ -44,80 +52,120 @@ DEV uint32_t share_of(uint32_t amount, uint32_t block) {
   return whole * block + (amount - whole * blocks) * block / blocks;
 }
 
-// The scratch lies where the ring will: 16 words of slot bits and one word of first row for each expert.
-template <class Format>
-DEV void make_plan(const Problem& p, int thread) {
-  const int slots = p.tokens * p.top_k;
-  const uint32_t marks = DYNAMIC, first_row = DYNAMIC + 64 * p.experts;
-  const uint32_t nothing[4] = {0, 0, 0, 0};
-  int expert_mine = -1;
-  float gate = 0.f;
-  if (thread < slots) expert_mine = slot_expert(p, thread), gate = slot_gate(p, thread);
-  for (int i = thread; i < 4 * p.experts; i += THREADS) sts128(marks + 16 * i, nothing);
-  if (thread < 3) sts32(INFO + 4 * thread, 0);
-  sync_block();
+struct ExpertPlan {  // of one expert, by the thread that scans it
+  uint32_t count, segments, bits, cost;
 
-  const bool kept = expert_mine >= 0 && gate != 0.f;
-  if (thread < slots) sts_float(GATES + 4 * thread, kept ? gate : 0.f);
-  if (kept) shared_or(marks + 64 * expert_mine + 4 * (thread / 32), 1u << (thread % 32));
-  sync_block();
-
-  int count = 0, segments = 0, bits = p.bits_all;
-  uint32_t cost = 0;
-  if (thread < p.experts) {
-    for (int i = 0; i < 4; ++i) {
-      uint32_t words[4];
-      lds128(marks + 64 * thread + 16 * i, words);
-      for (int j = 0; j < 4; ++j) count += count_bits(words[j]);
-    }
-    if (count > 0) {
-      if (p.bits) bits = p.bits[thread];
-      bits = bits <= 2 ? 2 : bits <= 4 ? 4 : bits <= 8 ? 8 : 16;
-      segments = (count + p.row_cap - 1) / p.row_cap;
-      cost = Format::slot_bytes(bits) / 64 + 2;
-      shared_max(INFO_MAX_ROWS, count < p.row_cap ? count : p.row_cap);
-      shared_max(INFO_MAX_BITS, bits);
-    }
+  template <class Format>
+  DEV static ExpertPlan of(const Problem& p, uint32_t count, int bits) {
+    ExpertPlan e{count, 0, 0, 0};
+    if (count == 0) return e;
+    const uint32_t cap = p.row_cap;
+    e.segments = count <= cap ? 1 : (count + cap - 1) / cap;
+    e.bits = bits <= 2 ? 2 : bits <= 4 ? 4 : bits <= 8 ? 8 : 16;
+    e.cost = Format::slot_bytes(e.bits) / 64 + 2;
+    return e;
   }
-  const uint32_t packed = static_cast<uint32_t>(segments) << 16 | static_cast<uint32_t>(count);
-  const Sums upto = scan_block({packed, cost * segments}, thread);
-  if (thread < p.experts) {
-    int row = static_cast<int>(upto.packed & 0xffff) - count, segment = static_cast<int>(upto.packed >> 16) - segments;
-    uint32_t before = upto.cost - cost * segments;
-    sts32(first_row + 4 * thread, row);
-    for (int i = 0; i < segments; ++i) {
-      int left = count - i * p.row_cap;
-      const uint32_t rows = left < p.row_cap ? left : p.row_cap, first = row + i * p.row_cap;
-      sts32(SEGMENT + 4 * (segment + i), static_cast<uint32_t>(thread) << 16 | first);
-      sts32(SEGMENT_ROWS + 4 * (segment + i), static_cast<uint32_t>(bits) << 16 | rows);
+  DEV void write(const Problem& p, int expert, uint32_t row, uint32_t segment, uint32_t before) const {
+    for (uint32_t i = 0; i < segments; ++i) {
+      const uint32_t left = count - i * p.row_cap, rows = left < p.row_cap ? left : p.row_cap;
+      sts32(SEGMENT + 4 * (segment + i), static_cast<uint32_t>(expert) << 16 | (row + i * p.row_cap));
+      sts32(SEGMENT_ROWS + 4 * (segment + i), bits << 16 | rows);
       sts32(COST + 4 * (segment + i), before + i * cost);
     }
   }
-  if (thread == MAX_EXPERTS - 1) {  // the last of the scan holds the totals
-    sts32(INFO_SEGMENTS, upto.packed >> 16);
-    sts32(COST + 4 * (upto.packed >> 16), upto.cost);
+};
+
+// Each boundary of the block's ranges is written by the segment that holds it.
+DEV void write_ranges(const Problem& p, int thread) {
+  const int num_segments = static_cast<int>(lds32(INFO_SEGMENTS));
+  const uint32_t total = lds32(COST + 4 * num_segments);
+  const uint32_t units[2] = {static_cast<uint32_t>(p.columns[1] / 16), static_cast<uint32_t>(p.splits * (p.columns[0] / 32))};
+  if (thread < 8 && total == 0) sts32(INFO_RANGE + 4 * thread, 0);
+  for (int segment = thread; segment < num_segments; segment += THREADS) {
+    const uint32_t from = lds32(COST + 4 * segment), to = lds32(COST + 4 * segment + 4);
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t num = units[i / 2], target = share_of(total * num, block_index() + i % 2);
+      const bool last = segment == num_segments - 1 && target == total * num;
+      if (target < from * num || !(target < to * num || last)) continue;
+      sts32(INFO_RANGE + 8 * i, segment);
+      sts32(INFO_RANGE + 8 * i + 4, (target - from * num) / (to - from));
+    }
+  }
+}
+
+// The slots of the same expert before this one.
+DEV uint32_t rank_of(uint32_t experts, int slot, int expert) {
+  uint32_t rank = 0;
+  for (int before = 0; before < slot; ++before) rank += lds16(experts + 2 * before) == expert;
+  return rank;
+}
+
+// The scratch lies where the ring will: for each expert a count of slots, then its first row; each slot's expert.
+template <class Format>
+DEV void make_plan(const Problem& p, int thread) {
+  constexpr int EACH = (MAX_SLOTS + THREADS - 1) / THREADS;
+  const uint32_t counts = DYNAMIC, first_rows = counts + 4 * MAX_EXPERTS, experts = first_rows + 4 * MAX_EXPERTS;
+  const int slots = p.tokens * p.top_k;
+  int expert[EACH], bits[2] = {p.bits_all, p.bits_all};
+  float gate[EACH];
+  uint32_t rank[EACH];
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    const int slot = thread + i * THREADS;
+    expert[i] = -1, gate[i] = 0.f;
+    if (slot < slots) expert[i] = slot_expert(p, slot), gate[i] = slot_gate(p, slot);
+  }
+  for (int i = 0; i < 2; ++i)
+    if (p.bits && 2 * thread + i < p.experts) bits[i] = p.bits[2 * thread + i];
+  for (int i = thread; i < MAX_EXPERTS; i += THREADS) sts32(counts + 4 * i, 0);
+  if (thread < 3) sts32(INFO + 4 * thread, 0);
+  sync_block();
+
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    const int slot = thread + i * THREADS;
+    const bool kept = expert[i] >= 0 && gate[i] != 0.f;
+    if (slot < slots) sts_float(GATES + 4 * slot, kept ? gate[i] : 0.f);
+    if (kept) rank[i] = shared_add(counts + 4 * expert[i], 1); else expert[i] = -1;
+    if (slot < slots) sts16(experts + 2 * slot, static_cast<uint16_t>(expert[i]));
   }
   sync_block();
 
-  if (kept) {
-    int rank = 0;
-    for (int word = 0; word < thread / 32; ++word) rank += count_bits(lds32(marks + 64 * expert_mine + 4 * word));
-    rank += count_bits(lds32(marks + 64 * expert_mine + 4 * (thread / 32)) & ((1u << (thread % 32)) - 1));
-    sts16(ROW_SLOT + 2 * (lds32(first_row + 4 * expert_mine) + rank), static_cast<uint16_t>(thread));
+  ExpertPlan mine[2] = {};
+  if (thread < MAX_EXPERTS / 2) {
+    uint32_t count[2];
+    lds64(counts + 8 * thread, count);
+    for (int i = 0; i < 2; ++i) mine[i] = ExpertPlan::of<Format>(p, count[i], bits[i]);
+    const uint32_t most = count[0] > count[1] ? count[0] : count[1];
+    const uint32_t rows = warp_max(most < p.row_cap ? most : p.row_cap);
+    const uint32_t widest = warp_max(mine[0].bits > mine[1].bits ? mine[0].bits : mine[1].bits);
+    if (thread % 32 == 0) shared_max(INFO_MAX_ROWS, rows), shared_max(INFO_MAX_BITS, widest);
   }
-  const int num_segments = static_cast<int>(lds32(INFO_SEGMENTS));
-  const uint32_t total = lds32(COST + 4 * num_segments);
-  const int units[2] = {p.columns[1] / 16, p.splits * (p.columns[0] / 32)};  // of a segment
-  if (thread < 4 && total == 0) sts32(INFO_RANGE + 4 * thread, 0);
-  if (thread < num_segments) {  // the segment that holds a boundary writes it
-    const uint32_t from = lds32(COST + 4 * thread), to = lds32(COST + 4 * thread + 4);
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t num = units[i / 2], target = share_of(total * num, block_index() + i % 2);
-      const bool last = thread == num_segments - 1 && target == total * num;
-      if (target >= from * num && (target < to * num || last))
-        sts32(INFO_RANGE + 4 * i, thread * num + (target - from * num) / (to - from));
+  const uint32_t segments = mine[0].segments + mine[1].segments, count = mine[0].count + mine[1].count;
+  const uint32_t cost = mine[0].cost * mine[0].segments + mine[1].cost * mine[1].segments;
+  const Sums upto = scan_experts({segments << 16 | count, cost}, thread);
+  if (thread < MAX_EXPERTS / 2) {
+    const uint32_t row = (upto.packed & 0xffff) - count, segment = (upto.packed >> 16) - segments;
+    const uint32_t before = upto.cost - cost;
+    sts32(first_rows + 8 * thread, row), sts32(first_rows + 8 * thread + 4, row + mine[0].count);
+    mine[0].write(p, 2 * thread, row, segment, before);
+    mine[1].write(p, 2 * thread + 1, row + mine[0].count, segment + mine[0].segments,
+                  before + mine[0].cost * mine[0].segments);
+    if (thread == MAX_EXPERTS / 2 - 1) {  // the last of the scan holds the totals
+      sts32(INFO_SEGMENTS, upto.packed >> 16);
+      sts32(COST + 4 * (upto.packed >> 16), upto.cost);
     }
   }
+  sync_block();
+
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    if (expert[i] < 0) continue;
+    const int slot = thread + i * THREADS;
+    if (lds32(counts + 4 * expert[i]) > p.row_cap) rank[i] = rank_of(experts, slot, expert[i]);
+    sts16(ROW_SLOT + 2 * (lds32(first_rows + 4 * expert[i]) + rank[i]), static_cast<uint16_t>(slot));
+  }
+  write_ranges(p, thread);
   fence_async();  // the ring overwrites the scratch with copies
   sync_block();
 }
@@ -134,28 +182,30 @@ DEV Segment segment_at(int index) {
 
 // The block's runs of one matrix, in order: what all its warps walk through alike.
 struct Runs {
-  int unit, end;            // of the block's range
-  int in_segment, in_run;   // units
-  int segment, split, row;  // of the run that `unit` lies in; its first unit in the run
+  int left;                 // units of the block's range, this run's included
+  int in_run, splits;       // units of a whole run, runs of a segment
+  int segment, split, row;  // of the run; its first unit in the whole
   int length;               // units of the block in the run
 
   DEV Runs(const Problem& p, int matrix) {
-    unit = static_cast<int>(lds32(INFO_RANGE + 8 * matrix));
-    end = static_cast<int>(lds32(INFO_RANGE + 8 * matrix + 4));
+    uint32_t range[4];  // segment and unit inside, of the first and past the last
+    lds128(INFO_RANGE + 16 * matrix, range);
     in_run = matrix == 0 ? p.columns[1] / 16 : p.columns[0] / 32;
-    in_segment = matrix == 0 ? in_run : in_run * p.splits;
-    locate();
+    splits = matrix == 0 ? 1 : p.splits;
+    segment = static_cast<int>(range[0]);
+    left = static_cast<int>(range[2] - range[0]) * splits * in_run + static_cast<int>(range[3] - range[1]);
+    split = splits == 1 ? 0 : static_cast<int>(range[1]) / in_run;
+    row = static_cast<int>(range[1]) - split * in_run;
+    measure();
   }
-  DEV void locate() {
-    segment = unit / in_segment;
-    int inside = unit - segment * in_segment;
-    split = inside / in_run;
-    row = inside - split * in_run;
-    length = in_run - row < end - unit ? in_run - row : end - unit;
-  }
-  DEV bool more() const { return unit < end; }
+  DEV void measure() { length = in_run - row < left ? in_run - row : left; }
+  DEV bool more() const { return left > 0; }
   DEV void next() {
-    unit += length;
-    locate();
+    left -= length, row = 0;
+    if (++split == splits) split = 0, ++segment;
+    measure();
   }
 };
+
+// The jobs of a run that a warp takes: neighbours, as many as any other warp's give or take one.
+DEV int first_job(int jobs, int warp) { return jobs * warp / WARPS; }

@@ -83,30 +83,29 @@ struct Planes {
   DEV static constexpr uint32_t slot_bytes(int bits) { return 1024u << depth(bits); }
   DEV static int row(int group) { return PlaneLanes::row(group); }
 
-  DEV static void issue(const Problem& p, const Place& at, const Job& job, uint64_t policy, int lane) {
-    const int planes = depth(at.bits);
-    const int groups = p.groups[at.matrix], first = at.job * JOB_SUMS;
-    int row = lane < 16 ? at.upper + lane : at.lower + lane - 16;
-    int64_t rows = static_cast<int64_t>(p.experts) * (at.matrix == 0 ? 2 * p.columns[1] : p.columns[0]);
-    int64_t from = ((NESTED && p.scale_precisions > 1 ? (planes - 1) * rows : 0) + row) * groups + first;
+  DEV static void issue(const Problem& p, const Place& at, int index, const Job& job, uint64_t policy, int lane) {
+    const int planes = depth(at.bits), matrix = at.matrix;
+    const int groups = p.groups[matrix], first = index * JOB_SUMS;
+    const int expert_rows = Place::rows_of(p, matrix);
+    int row = at.expert * expert_rows + (lane < 16 ? at.row : at.lower(p)) + (lane & 15);
+    if (NESTED && p.scale_precisions > 1) row += (planes - 1) * p.experts * expert_rows;
+    const int64_t from = static_cast<int64_t>(row) * groups + first;
 #pragma unroll
     for (int i = 0; i < JOB_SUMS; i += 2) {  // two scales are a word
       bool inside = first + i < groups;
       const uint32_t to = job.scales + ROW_SCALE_BYTES * lane + 2 * i;
       const int64_t at_group = inside ? from + i : 0;
-      copy_word(to, static_cast<const uint16_t*>(p.scale[at.matrix]) + at_group, inside);
-      if (ZEROS) copy_word(to + ZEROS_AT, p.zero[at.matrix] + at_group, inside);
+      copy_word(to, static_cast<const uint16_t*>(p.scale[matrix]) + at_group, inside);
+      if (ZEROS) copy_word(to + ZEROS_AT, p.zero[matrix] + at_group, inside);
     }
     copy_word_arrive(job.full);
-    if (lane != 0) return;
+    if (!elected()) return;
     barrier_expect(job.full, 1024u << planes);
-    for (int plane = 0; plane < planes; ++plane) {
-      const TensorMap* map = &p.map[at.matrix][plane];
-      uint32_t half = plane == 2 ? 2048 : 1024, to = job.data + (plane == 2 ? 4096 : 2048 * plane);
-      int byte = (plane == 2 ? 128 : 64) * at.job;
-      copy_tile(to, map, byte, at.upper, job.full, policy);
-      copy_tile(to + half, map, byte, at.lower, job.full, policy);
-    }
+#pragma unroll
+    for (int plane = 0; plane < 3; ++plane)
+      if (plane < planes)
+        copy_tile(job.data + 2048 * plane, &p.map[matrix][plane], (plane == 2 ? 128 : 64) * index, at.row, at.expert,
+                  job.full, policy);
   }
 
   DEV static uint32_t stage(uint32_t (&v)[4], int octet) {
@@ -130,37 +129,41 @@ struct Planes {
   template <int BITS, int TILES>
   DEV static void multiply_bits(const Job& job, const uint32_t (&rows)[TILES], const Lane& lane,
                                 float (&sum)[TILES][2][4]) {
+    constexpr int CHUNKS = TILES == 1 && BITS < 8 ? 2 : 1;  // of 128 columns, in turn: their sums do not wait for each other
     const uint32_t narrow = PlaneLanes::narrow(lane), wide = PlaneLanes::wide(lane);
-    float high[TILES][2][4], last[TILES][2][4];
+    float high[CHUNKS][TILES][2][4], last[CHUNKS][TILES][2][4];
 #pragma unroll
-    for (int chunk = 0; chunk < 2; ++chunk) {
-      Codes<BITS> codes[2];
-      codes[0].load(job, narrow, wide, 0, chunk);
-      codes[1].load(job, narrow, wide, 1, chunk);
+    for (int first = 0; first < 2; first += CHUNKS) {
+      Codes<BITS> codes[CHUNKS][2];
 #pragma unroll
-      for (int slot = 0; slot < 4; ++slot) {
-        const int group = (4 * chunk + slot) / GROUP_SLOTS;
-        if (slot % GROUP_SLOTS == 0) begin_group<BITS, TILES>(job, lane, group, high, last);
+      for (int i = 0; i < 2 * CHUNKS; ++i) codes[i / 2][i % 2].load(job, narrow, wide, i % 2, first + i / 2);
 #pragma unroll
-        for (int tile = 0; tile < TILES; ++tile) {
-          uint32_t b[4];
-          lds128(rows[tile] + 256 * chunk + 64 * slot, b);
+      for (int slot = 0; slot < 4; ++slot)
 #pragma unroll
-          for (int half = 0; half < 2; ++half)
+        for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+          const int group = (4 * (first + chunk) + slot) / GROUP_SLOTS;
+          if (slot % GROUP_SLOTS == 0) begin_group<BITS, TILES>(job, lane, group, high[chunk], last[chunk]);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              const Codes<BITS>& c = codes[half];
-              const uint32_t a[4] = {c.pair(slot, 0, i, 0), c.pair(slot, 1, i, 0), c.pair(slot, 0, i, 1),
-                                     c.pair(slot, 1, i, 1)};
-              mma(high[tile][half], a, b[2 * i], b[2 * i + 1]);
-              if (BITS < 8) continue;
-              const uint32_t l[4] = {c.last_pair(slot, 0, i, 0), c.last_pair(slot, 1, i, 0), c.last_pair(slot, 0, i, 1),
-                                     c.last_pair(slot, 1, i, 1)};
-              mma(last[tile][half], l, b[2 * i], b[2 * i + 1]);
-            }
+          for (int tile = 0; tile < TILES; ++tile) {
+            uint32_t b[4];
+            lds128(rows[tile] + 256 * (first + chunk) + 64 * slot, b);
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                const Codes<BITS>& c = codes[chunk][half];
+                const uint32_t a[4] = {c.pair(slot, 0, i, 0), c.pair(slot, 1, i, 0), c.pair(slot, 0, i, 1),
+                                       c.pair(slot, 1, i, 1)};
+                mma(high[chunk][tile][half], a, b[2 * i], b[2 * i + 1]);
+                if (BITS < 8) continue;
+                const uint32_t l[4] = {c.last_pair(slot, 0, i, 0), c.last_pair(slot, 1, i, 0),
+                                       c.last_pair(slot, 0, i, 1), c.last_pair(slot, 1, i, 1)};
+                mma(last[chunk][tile][half], l, b[2 * i], b[2 * i + 1]);
+              }
+          }
+          if (slot % GROUP_SLOTS == GROUP_SLOTS - 1)
+            end_group<BITS, TILES>(job, lane, group, high[chunk], last[chunk], sum);
         }
-        if (slot % GROUP_SLOTS == GROUP_SLOTS - 1) end_group<BITS, TILES>(job, lane, group, high, last, sum);
-      }
     }
   }
 

@@ -56,8 +56,10 @@ DEV void sts128(uint32_t at, const uint32_t (&r)[4]) {
 DEV void sts32(uint32_t at, uint32_t v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
 DEV void sts16(uint32_t at, uint16_t v) { asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(v) : "memory"); }
 DEV void sts_float(uint32_t at, float v) { sts32(at, __float_as_uint(v)); }
-DEV void shared_or(uint32_t at, uint32_t v) {
-  asm volatile("red.shared.or.b32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
+DEV uint32_t shared_add(uint32_t at, uint32_t v) {
+  uint32_t old;
+  asm volatile("atom.shared.add.u32 %0, [%1], %2;" : "=r"(old) : "r"(at), "r"(v) : "memory");
+  return old;
 }
 DEV void shared_max(uint32_t at, uint32_t v) {
   asm volatile("red.shared.max.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
@@ -67,13 +69,21 @@ DEV void shared_max(uint32_t at, uint32_t v) {
 DEV void sync_block() { __syncthreads(); }
 DEV void sync_warp() { __syncwarp(); }
 DEV void sync_group(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
-// A warpgroup's share of the processor's registers, all four warps at once; more are waited for.
-template <int REGISTERS>
-DEV void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
-template <int REGISTERS>
-DEV void leave_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
 DEV uint32_t shuffle_up(uint32_t v, int by) { return __shfl_up_sync(0xffffffffu, v, by); }
 DEV float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+DEV uint32_t shuffle_from(uint32_t v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+DEV int same_in_warp(int v) { return __shfl_sync(0xffffffffu, v, 0); }  // which the compiler cannot know by itself
+DEV uint32_t warp_max(uint32_t v) { return __reduce_max_sync(0xffffffffu, v); }
+DEV bool elected() {  // in one lane of the warp, and the compiler knows it
+  uint32_t is;
+  asm volatile(
+      "{\n"
+      ".reg .pred one;\n"
+      "elect.sync _|one, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, one;\n"
+      "}" : "=r"(is));
+  return is != 0;
+}
 
 DEV void barrier_init(uint32_t bar, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals) : "memory");
@@ -105,10 +115,12 @@ DEV uint64_t stream_policy() {  // weights are read once: let them leave the sec
   return policy;
 }
 DEV void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
-DEV void copy_tile(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar, uint64_t policy) {
+// A box of 32 rows: from `row` on in an expert's only half, or 16 in each of two.
+DEV void copy_tile(uint32_t to, const TensorMap* map, int byte, int row, int expert, uint32_t bar, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-      " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(byte), "r"(row), "r"(bar), "l"(policy) : "memory");
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to), "l"(map), "r"(byte), "r"(row), "r"(0), "r"(expert),
+      "r"(bar), "l"(policy) : "memory");
 }
 DEV void copy_word(uint32_t to, const void* from, bool inside) {  // 4 bytes, zero where not inside
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(inside ? 4 : 0) : "memory");

@@ -82,7 +82,3 @@ def _scales(matrices: Matrices) -> tuple[Tensor | None, Tensor | None, int]:
         return matrices.scale, None, 1
     return matrices.scale_PENG, matrices.zero_PENG, matrices.scale_PENG.shape[0]
 
-
-def row_bytes(matrix: Tensor) -> int:
-    """Bytes of a row of an (E, N, C) tensor."""
-    return matrix.shape[2] * matrix.element_size()

@@ -3,6 +3,7 @@
 // waits for the others; its weights are on their way meanwhile.
 #pragma once
 
+#include "finish.cuh"
 #include "plan.cuh"
 
 struct RowSource {
@@ -30,12 +31,12 @@ DEV void stage_rows(const Problem& p, const Split& split, const RowSource& sourc
   constexpr int BATCH = 4;  // loads in flight
   const int total = segment.rows * octets;
   const uint32_t pitch = row_pitch<Format>(p);
-  for (int first = thread; first < total; first += BATCH * HELPER_THREADS) {
+  for (int first = thread; first < total; first += BATCH * STAGER_THREADS) {
     uint32_t v[BATCH][4];
     int row[BATCH], octet[BATCH];
 #pragma unroll
     for (int i = 0; i < BATCH; ++i) {
-      int index = first + i * HELPER_THREADS;
+      int index = first + i * STAGER_THREADS;
       row[i] = index / octets, octet[i] = index - row[i] * octets;
       v[i][0] = v[i][1] = v[i][2] = v[i][3] = 0;
       if (index < total && octet[i] < source.octets) {
@@ -46,7 +47,7 @@ DEV void stage_rows(const Problem& p, const Split& split, const RowSource& sourc
 #pragma unroll
     for (int i = 0; i < BATCH; ++i) {
       // Whole warps leave together where sums are made: a row then has a multiple of 32 octets.
-      if (first + i * HELPER_THREADS >= total) break;
+      if (first + i * STAGER_THREADS >= total) break;
       if (Format::JOB_SUMS > 0) {
         constexpr int LANES = Format::JOB_COLUMNS / 8 / (Format::JOB_SUMS > 0 ? Format::JOB_SUMS : 1);
         float sum = sum_of(v[i]);
@@ -68,10 +69,10 @@ DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, in
       const int at = block % split.row_blocks, turn = block / split.row_blocks;
       const Segment segment = segment_at(run.segment);
       if (matrix == 1) {
-        const uint32_t* finished = p.counters + COUNTER_UNITS + (generation & 1) * MAX_SLOTS + run.segment;
+        const uint32_t* finished = finished_units(p, generation) + run.segment;
         if (thread == 0)
           while (load_acquire(finished) != static_cast<uint32_t>(p.columns[1] / 16)) pause();
-        sync_group(2, HELPER_THREADS);
+        sync_group(2, STAGER_THREADS);
       }
       barrier_wait(BAR_ROWS_EMPTY + 8 * at, (turn & 1) ^ 1);
       const uint32_t to = split.rows + at * split.rows_bytes;

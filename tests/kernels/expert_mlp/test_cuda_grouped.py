@@ -13,7 +13,7 @@ from thermoe.kernels.cuda_build import has_compiler
 from thermoe.kernels.expert_mlp import Activation, ExpertWeights, cuda_grouped
 from thermoe.kernels.expert_mlp.cuda_grouped.build import Build, cubin
 from thermoe.kernels.expert_mlp.cuda_grouped.problem import layer_refusal
-from thermoe.kernels.expert_mlp.op import flatten, unflatten
+from thermoe.kernels.expert_mlp.op import _run_grouped, flatten, unflatten
 
 BF16 = torch.bfloat16
 TOLERANCE = 5e-3  # one rounding of h and one of the output
@@ -186,6 +186,19 @@ def test_calls_that_do_not_fit_are_refused_with_the_reason():
     assert "takes bf16" in cuda_grouped.refusal(experts, 128, 4, torch.float16)
     assert "runs on a GPU" in cuda_grouped.refusal(experts, 128, 4, BF16)
     assert not cuda_grouped.supports(experts, 128, 4, BF16)
+
+
+def test_the_op_leaves_to_triton_what_is_refused_or_would_change_the_result(monkeypatch):
+    ran = []
+    monkeypatch.setattr(cuda_grouped, "run", lambda *a, **k: ran.append(a))
+    x_TD, ids_TK, weights_TK, experts = drawn(case(format="fp8-channel"))
+    arguments = (torch.empty_like(x_TD), x_TD, ids_TK, weights_TK, experts, None)
+
+    assert not _run_grouped(*arguments, eight=True)  # on a CPU
+    monkeypatch.setattr(cuda_grouped, "supports", lambda *a: True)
+    assert not _run_grouped(*arguments, eight=False)
+    assert _run_grouped(*arguments, eight=True)
+    assert len(ran) == 1
 
 
 def test_a_call_that_would_be_refused_raises_with_the_reason():

@@ -2,7 +2,6 @@
 
 import ctypes
 import subprocess
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ class Emulator:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.built: dict[tuple[Shape, bool], ctypes.CDLL] = {}
-        self.workspaces: dict[int, Tensor] = {}
+        self.workspaces: dict[tuple[int, bool], Tensor] = {}
 
     def run(
         self, layout: Layout, logits_TE: Tensor, knob_row: Tensor, correction_E: Tensor | None, live_T: Tensor | None,
@@ -33,24 +32,25 @@ class Emulator:
         out = poisoned(logits_TE, top_k, 1)
         num_experts = logits_TE.shape[1]
         live_T = live_T.view(torch.uint8) if live_T is not None and live_T.element_size() == 1 else live_T
-        if num_experts not in self.workspaces:
-            size = cuda.workspace_bytes(layout.blocks + 64, num_experts)
-            self.workspaces[num_experts] = torch.zeros(size, dtype=torch.uint8)
-        workspace = None if layout.cluster else self.workspaces[num_experts]
+        stepped = layout.steps > 1
+        if (num_experts, stepped) not in self.workspaces:
+            size = cuda.workspace_bytes(num_experts, stepped=stepped)
+            self.workspaces[num_experts, stepped] = torch.zeros(size, dtype=torch.uint8)
+        workspace = None if layout.cluster else self.workspaces[num_experts, stepped]
         shape = cuda.shape_of(logits_TE, knob_row, correction_E, top_k, flags, layout)
         tensors = (logits_TE, knob_row, correction_E, live_T, *out[:7], sums, out[7], workspace)
         arguments = cuda.arguments_of(tensors, flags, scale, layout)
         kernel = self.kernel(shape, cluster=layout.cluster)
         assert kernel.argument_bytes() == ctypes.sizeof(arguments)
+        assert layout.cluster or kernel.workspace_bytes() == workspace.numel()
         kernel.run(ctypes.byref(arguments), layout.blocks, seed)
         return out
 
     def kernel(self, shape: Shape, *, cluster: bool) -> ctypes.CDLL:
         if (shape, cluster) not in self.built:
-            here, name = resources.files(cuda), "cluster" if cluster else "grid"
-            parts = [here.joinpath(part).read_text() for part in (*cuda.PARTS, f"{name}.cu")]
-            head = shape.macros() + f'#define KERNEL route_{name}\n#include "device.cuh"\n'
-            source = "\n".join([head, *parts, (FIBERS / "run.cpp").read_text()])
+            device = f'#define KERNEL route_{"cluster" if cluster else "grid"}\n#include "device.cuh"\n'
+            size = "" if cluster else 'extern "C" unsigned workspace_bytes() { return sizeof(Workspace); }\n'
+            source = cuda.source(shape, cluster, device) + (FIBERS / "run.cpp").read_text() + size
             library = self.folder / f"kernel_{len(self.built)}.so"
             command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{FIBERS}", "-x", "c++", "-"]
             subprocess.run([*command, "-o", str(library)], input=source.encode(), check=True)

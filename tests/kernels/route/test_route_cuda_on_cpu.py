@@ -101,6 +101,9 @@ def test_poisoned_logits_stay_with_their_token(emulator, layout):
     assert out[1][poisoned, 0].isnan().all()
     assert out[2][poisoned].sum() == len(poisoned)
     assert torch.equal(out[4], apart[4])  # a token without a usable gate asks for nothing
+    first = int(out[4][0].nonzero()[0])
+    assert first < 8  # among what such a token would choose by itself
+    assert (out[0][poisoned, 0] == first).all()
     for which in range(4):
         assert torch.equal(out[which][clean], apart[which][clean])
     assert out[5].sort().values.tolist() == list(range(8 * tokens))

@@ -1,7 +1,7 @@
 """Routing in CUDA C++: one launch for any batch, a warp for each token.
 
-Up to 256 tokens the blocks are one cluster and meet in its shared memory; more tokens fill a grid whose blocks are all
-resident and meet at two barriers. Shapes: T tokens, E experts, K slots per token.
+Few tokens go to one block, or to a cluster whose blocks send each other words of shared memory; more tokens fill a grid
+whose blocks are all resident and meet in device memory. Shapes: T tokens, E experts, K slots per token.
 """
 
 import ctypes
@@ -19,8 +19,9 @@ _POINTERS = (
     *("logits", "knobs", "correction", "live", "ids", "weights", "kept", "own_ids", "loaded"),
     *("slots", "offsets", "sums", "last", "workspace"),
 )
-PARTS = ("inputs.cuh", "token.cuh", "batch.cuh")
+_PARTS = ("inputs.cuh", "token.cuh", "batch.cuh")
 _MAX_STEPS = 16
+_MAX_BLOCKS = 256  # PLACES of grid.cu
 _LOGITS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -59,7 +60,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How tokens are spread: `warps` a block, `blocks`, `steps` tokens a warp; one cluster or a grid."""
+    """How tokens are spread: `warps` a block, `blocks`, `steps` tokens a warp; one cluster of at most 255 or a grid."""
 
     warps: int
     blocks: int
@@ -74,9 +75,9 @@ _CLUSTERS = ((4, 4, 1), (8, 8, 1), (16, 16, 1), (32, 8, 4), (64, 8, 8), (128, 16
 def layout_for(num_tokens: int, num_experts: int, processors: int) -> Layout | None:
     """The spread of a batch over a GPU with clusters; None where it is too large."""
     for most, warps, blocks in _CLUSTERS:
-        if num_tokens <= most:
+        if num_tokens <= most and (num_experts <= 128 or warps * blocks <= 64):  # shared memory
             return Layout(warps, blocks, 1, cluster=True)
-    widest = 32 if num_experts <= 128 else 16
+    widest, processors = 32 if num_experts <= 128 else 16, min(processors, _MAX_BLOCKS)
     warps = next((w for w in (8, 16) if num_tokens <= w * processors), widest)
     steps = -(-num_tokens // (warps * processors))
     if steps > _MAX_STEPS or num_tokens > 65535:
@@ -118,7 +119,7 @@ def run(
     kernel = _kernel(shape_of(logits_TE, knob_row, correction_E, top_k, flags, layout), layout.cluster, device.index)
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
-        workspace = None if layout.cluster else _workspace_for(device.index, stream, num_experts)
+        workspace = None if layout.cluster else _workspace_for(device.index, stream, num_experts, layout.steps > 1)
         arguments = arguments_of(
             (logits_TE, knob_row, correction_E, live_T, *out[:7], sums, out[7], workspace), flags, scale, layout
         )
@@ -167,18 +168,19 @@ def arguments_of(
     )
 
 
-def source(shape: Shape, cluster: bool) -> str:
-    """The whole source of one kernel."""
+def source(shape: Shape, cluster: bool, device: str | None = None) -> str:
+    """The whole source of one kernel; `device` stands in for device.cuh."""
     here = resources.files(__package__)
-    names = ("device.cuh", *PARTS, "cluster.cu" if cluster else "grid.cu")
-    parts = [here.joinpath(name).read_text().replace("#pragma once\n", "") for name in names]
-    return shape.macros() + "".join(parts)
+    names = (*_PARTS, "cluster.cu") if cluster else (*_PARTS, "meeting.cuh", "grid.cu")
+    parts = [here.joinpath(name).read_text().replace("#pragma once\n", "") for name in ("device.cuh", *names)]
+    return "".join([shape.macros(), parts[0] if device is None else device, *parts[1:]])
 
 
-def _workspace_for(device: int, stream: int, num_experts: int) -> Tensor:
+def _workspace_for(device: int, stream: int, num_experts: int, stepped: bool) -> Tensor:
     """The stream's workspace. All captured graphs share one, which is made with the first launch outside a capture."""
-    shared = _workspace(device, None, num_experts)
-    return shared if torch.cuda.is_current_stream_capturing() else _workspace(device, stream, num_experts)
+    shared = _workspace(device, None, num_experts, stepped)
+    capturing = torch.cuda.is_current_stream_capturing()
+    return shared if capturing else _workspace(device, stream, num_experts, stepped)
 
 
 @cache
@@ -188,16 +190,16 @@ def _kernel(shape: Shape, cluster: bool, device: int) -> Kernel:
     return Kernel(code, name)
 
 
-def workspace_bytes(blocks: int, num_experts: int) -> int:
-    """Size of `Workspace` in grid.cu, for so many blocks."""
+def workspace_bytes(num_experts: int, *, stepped: bool) -> int:
+    """Size of `Workspace` in grid.cu; `stepped` where warps take more than one token."""
     padded = max(32, 1 << (num_experts - 1).bit_length())
-    return 16 + 2 * (64 + 12 * padded) + 2 * blocks * padded
+    row_bytes = max(128, padded) * (2 if stepped else 1)
+    return 16 + 2 * (12 * padded + 16) + _MAX_BLOCKS * (padded // 4 + row_bytes)
 
 
 @cache
-def _workspace(device: int, stream: int | None, num_experts: int) -> Tensor:
-    """Barrier, sums and rows of a grid: one for each stream, since two launches at a time must not share it."""
+def _workspace(device: int, stream: int | None, num_experts: int, stepped: bool) -> Tensor:
+    """Where the blocks of a grid meet: one for each stream, since two launches at a time must not share it."""
     if torch.cuda.is_current_stream_capturing():
         raise ConfigError("routing of a large batch is captured before it has run: run the step once, then capture it")
-    blocks = torch.cuda.get_device_properties(device).multi_processor_count
-    return torch.zeros(workspace_bytes(blocks, num_experts), dtype=torch.uint8, device=f"cuda:{device}")
+    return torch.zeros(workspace_bytes(num_experts, stepped=stepped), dtype=torch.uint8, device=f"cuda:{device}")

@@ -15,45 +15,93 @@ __device__ __forceinline__ S& shared_memory() {
     return *reinterpret_cast<S*>(raw);
 }
 
-// A barrier of all threads of the cluster: shared memory written before arriving is visible to all of them after waiting.
-__device__ __forceinline__ void cluster_arrive() {
-#if CLUSTER > 1
+__device__ __forceinline__ unsigned shared_address(const void* own) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(own));
+}
+
+// Where the blocks of a cluster send each other words: it is full once all bytes that its block expects have come. No
+// barrier and no fence stands on the way, since a word and the count of its bytes arrive together.
+struct Inbox {
+    unsigned long long state;
+};
+
+// By one thread, before `cluster_ready`.
+__device__ __forceinline__ void inbox_open(Inbox& box) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&box)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// By one thread, once; words may come before.
+__device__ __forceinline__ void inbox_expect(Inbox& box, unsigned bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&box)), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void inbox_wait(const Inbox& box) {
+    unsigned full;
+    do {
+        asm volatile(
+            "{\n\t.reg .pred full;\n\tmbarrier.try_wait.parity.shared::cta.b64 full, [%1], 0;\n\t"
+            "selp.u32 %0, 1, 0, full;\n\t}"
+            : "=r"(full)
+            : "r"(shared_address(&box))
+            : "memory");
+    } while (!full);
+}
+
+// The inboxes of all blocks are open once all threads have said so; the second call waits for it.
+__device__ __forceinline__ void cluster_ready() {
     __syncwarp();  // aligned: whole warps arrive
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
 __device__ __forceinline__ void cluster_wait() {
-#if CLUSTER > 1
+    __syncwarp();
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#else
-    __syncthreads();
-#endif
 }
 
-// The same word of shared memory in block `rank` of the cluster.
-__device__ __forceinline__ unsigned peer_word(const unsigned* own, unsigned rank) {
-#if CLUSTER > 1
-    unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(own)), there, value;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-    asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(there) : "memory");
+__device__ __forceinline__ unsigned peer_address(const void* own, unsigned rank) {
+    unsigned there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(own)), "r"(rank));
+    return there;
+}
+
+// Writes a word at the place of `own` in block `rank`, whose inbox at the place of `box` counts its bytes.
+__device__ __forceinline__ void push(const unsigned* own, unsigned rank, unsigned value, const Inbox& box) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(peer_address(own, rank)),
+                 "r"(value), "r"(peer_address(&box, rank))
+                 : "memory");
+}
+
+__device__ __forceinline__ void push(const unsigned long long* own, unsigned rank, unsigned long long value,
+                                     const Inbox& box) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(peer_address(own, rank)),
+                 "l"(value), "r"(peer_address(&box, rank))
+                 : "memory");
+}
+
+// Words in device memory by which blocks that are resident together speak: each says by itself whether it is there.
+__device__ __forceinline__ void publish(unsigned* word, unsigned value) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void publish(unsigned long long* word, unsigned long long value) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(value) : "memory");
+}
+
+__device__ __forceinline__ unsigned peek(const unsigned* word) {
+    unsigned value;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
     return value;
-#else
-    return *own;
-#endif
 }
 
-__device__ __forceinline__ unsigned long long peer_long(const unsigned long long* own, unsigned rank) {
-#if CLUSTER > 1
-    unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(own)), there;
+__device__ __forceinline__ unsigned long long peek(const unsigned long long* word) {
     unsigned long long value;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-    asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(value) : "r"(there) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
     return value;
-#else
-    return *own;
-#endif
 }
+
+// Between what a block adds up in device memory and the word that says so; and between reading that word and the sums.
+__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 __device__ __forceinline__ float from_bf16(unsigned short bits) { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
 
@@ -61,32 +109,4 @@ __device__ __forceinline__ float from_f16(unsigned short bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
     return value;
-}
-
-// A barrier of all blocks of the grid, which are resident together (cooperative launch). The top bit of its word turns
-// when the last block arrives; thread 0 of a block keeps what it was (`phase`), which must be read before arriving.
-constexpr unsigned TURNING = 0x80000000u;
-
-__device__ __forceinline__ unsigned grid_phase(const unsigned* word) {
-    unsigned now = 0;
-    if (threadIdx.x == 0) asm volatile("ld.relaxed.gpu.u32 %0, [%1];" : "=r"(now) : "l"(word) : "memory");
-    return now & TURNING;
-}
-
-__device__ __forceinline__ void grid_arrive(unsigned* word) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        const unsigned step = blockIdx.x == 0 ? TURNING - (gridDim.x - 1) : 1u;
-        asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(word), "r"(step) : "memory");
-    }
-}
-
-__device__ __forceinline__ void grid_wait(const unsigned* word, unsigned phase) {
-    if (threadIdx.x == 0) {
-        unsigned now;
-        do {
-            asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(now) : "l"(word) : "memory");
-        } while ((now & TURNING) == phase);
-    }
-    __syncthreads();
 }

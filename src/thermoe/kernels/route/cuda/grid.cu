@@ -1,202 +1,200 @@
-// Routing of one large batch in one launch: a warp for each token at a time, blocks that are all resident, which meet
-// at two barriers of the grid. Block b holds the tokens from b * a.steps * WARPS on, in order. Between arriving at a
-// barrier and waiting for it a warp does what nobody waits for.
-
-#if STEPS == 1
-typedef unsigned char Count;  // slots of an expert in a block
-#else
-typedef unsigned short Count;
-#endif
-constexpr int FIELDS = 4 / sizeof(Count);  // counts in a word
-constexpr int WORDS = PADDED / FIELDS;     // of a block's counts
-
-// What the blocks add up, in device memory. Two of them take turns: a launch clears the one for the next.
-struct Bank {
-    unsigned vote[8];
-    unsigned counted[PADDED];
-    unsigned long long value[PADDED];
-    unsigned long long mass;
-    unsigned changed, live;
-};
-
-struct Workspace {
-    unsigned barrier, turn, padding[2];
-    Bank bank[2];
-    Count rows[1][PADDED];  // used slots of each expert, for as many blocks as are launched
-};
+// Routing of one large batch in one launch: a warp for each token at a time, blocks that are all resident. Block b holds
+// the tokens from b * a.steps * WARPS on, each of its warps a.steps neighbours. The blocks meet twice, over their votes
+// and over their counts: each publishes its words, and reads those of all others until they are there. While words
+// travel, a warp does what nobody waits for.
 
 struct Shared {
     // Zero at the start:
-    unsigned vote[PADDED];
-    unsigned used[STEPS][PADDED];  // bit w: the token of warp w computes the expert
-    unsigned counted[PADDED];
     unsigned long long value[PADDED];
-    unsigned sum[2][PADDED / 2];  // used slots of each expert in all blocks, and in those before: see `at`
-    unsigned distinct, rows;
+    unsigned char vote[CELLS];
+    unsigned voted[8];
+    unsigned counted[PADDED];
+    unsigned total[EIGHTS][ROW];       // used slots of each expert in eight warps
+    unsigned sum[2][64 * PACKS];       // in all blocks, and in those before this one; even bytes, then odd ones
+    unsigned used[WARPS][32 * PACKS];  // Packs: slots of the expert in the warp's tokens
     //
-    unsigned inside[PADDED];
     float worth[PADDED];
+    unsigned char valuable[PADDED];
     unsigned begin[PADDED];
-    unsigned drops, behind;
-    unsigned char dropped[STEPS][WARPS];
-    unsigned long long mass[WARPS];  // of each warp, as `Tally`
-    unsigned changed[WARPS], live[WARPS];
+    unsigned all, before;
+    Tally tally[WARPS];
     float x[WARPS][PADDED];
-    Slot slot[WARPS][TOP_K];
+    unsigned char slot[WARPS][16];
 };
 
-constexpr int ZEROED = (5 + STEPS) * PADDED + 2;  // words
+constexpr int ZEROED = 3 * PADDED + 8 + EIGHTS * ROW + (5 + WARPS) * 32 * PACKS;  // words
 
-// The sum of an expert among sums of two 16-bit fields: bytes are widened, the even ones apart from the odd ones.
-__device__ __forceinline__ unsigned at(const unsigned (&sum)[PADDED / 2], int e) {
-    const int word = FIELDS == 4 ? e % 2 * WORDS + e / 4 : e / 2, field = FIELDS == 4 ? e % 4 / 2 : e % 2;
-    return sum[word] >> (16 * field) & 0xffff;
-}
-
-// Sums of all blocks' counts and of those before this block: a thread adds one word of some blocks, fields side by side.
-__device__ __forceinline__ void total_up(Shared& s, const Workspace& w) {
-    const unsigned* rows = reinterpret_cast<const unsigned*>(&w.rows[0][0]);
-    const unsigned word = threadIdx.x % WORDS, together = blockDim.x / WORDS;
-    unsigned sum[2][2] = {{0, 0}, {0, 0}};
-    if (threadIdx.x >= together * WORDS) return;
-#pragma unroll 4
-    for (unsigned block = threadIdx.x / WORDS; block < gridDim.x; block += together) {
-        const unsigned counts = rows[block * WORDS + word];
-        const unsigned even = FIELDS == 4 ? counts & 0x00ff00ff : counts, odd = counts >> 8 & 0x00ff00ff;
-        sum[0][0] += even, sum[0][1] += odd;
-        sum[1][0] += block < blockIdx.x ? even : 0, sum[1][1] += block < blockIdx.x ? odd : 0;
-    }
+// Where the block's slots of each expert begin, by one warp.
+__device__ __forceinline__ void find_places(Shared& s, const RouteArgs& a, int lane) {
+    unsigned begin[WIDE], before = 0;
+    const unsigned all =
+        find_begins(a, lane, blockIdx.x == 0, [&](int j) { return field_at(s.sum[0], lane, j); }, begin);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        atomicAdd(&s.sum[i][word], sum[i][0]);
-        if (FIELDS == 4) atomicAdd(&s.sum[i][(WORDS + word) % (PADDED / 2)], sum[i][1]);
+    for (int j = 0; j < WIDE; ++j) {
+        const unsigned earlier = field_at(s.sum[1], lane, j);
+        s.begin[lane * WIDE + j] = begin[j] + earlier;
+        before += earlier;
     }
+    before = __reduce_add_sync(WARP_MASK, before);
+    if (lane == 0) s.all = all, s.before = before;
 }
 
-// Votes and values of this block, to the bank.
-__device__ __forceinline__ void vote_out(Shared& s, Bank& bank, bool valued, int lane) {
-    for (int e = threadIdx.x; e < PADDED; e += blockDim.x) {  // whole warps
-        const unsigned votes = __ballot_sync(WARP_MASK, s.vote[e] != 0);
-        if (lane == 0 && votes) atomicOr(&bank.vote[e / 32], votes);
-        if (valued && s.value[e]) atomicAdd(&bank.value[e], s.value[e]);
-    }
-}
+// Slots of this lane's experts in the warps before this one.
+struct Before {
+    unsigned even[PACKS], odd[PACKS];
+};
 
-// Counts of this block, to the workspace.
-__device__ __forceinline__ void count_out(Shared& s, Workspace& w, Bank& bank, int steps, bool counting) {
-    for (int e = threadIdx.x; e < PADDED; e += blockDim.x) {
-        unsigned rows = 0;
-        for (int i = 0; i < steps; ++i) rows += __popc(s.used[i][e]);
-        w.rows[0][blockIdx.x * PADDED + e] = static_cast<Count>(rows);
-        if (counting && s.counted[e]) atomicAdd(&bank.counted[e], s.counted[e]);
-    }
-    if (counting && threadIdx.x < WARPS) {
-        const int warp = threadIdx.x;
-        if (s.live[warp]) {
-            atomicAdd(&bank.mass, s.mass[warp]), atomicAdd(&bank.changed, s.changed[warp]);
-            atomicAdd(&bank.live, s.live[warp]);
+__device__ __forceinline__ Before warps_before(const Shared& s, int lane, int warp) {
+    Before sum = {};
+    const auto add = [&](const unsigned* counts, const unsigned* odd) {
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p) {
+            const unsigned here = counts[lane * PACKS + p];
+            sum.even[p] += HALVES == 1 || odd ? here : here & 0x00ff00ff;
+            if (HALVES == 2) sum.odd[p] += odd ? odd[lane * PACKS + p] : here >> 8 & 0x00ff00ff;
         }
-    }
+    };
+    for (int n = 0; n < warp / 8; ++n) add(s.total[n], s.total[n] + ROW / 2);
+    for (int n = warp / 8 * 8; n < warp; ++n) add(s.used[n], nullptr);
+#pragma unroll
+    for (int p = 0; p < PACKS && HALVES == 1; ++p)
+        sum.odd[p] = sum.even[p] >> 8 & 0x00ff00ff, sum.even[p] &= 0x00ff00ff;
+    return sum;
 }
 
 // The dispatch plan: each warp places the slots of its tokens.
-__device__ __forceinline__ void place(Shared& s, const RouteArgs& a, int lane, int warp, int first, int steps, Choice& c) {
+__device__ __forceinline__ void place(Shared& s, const RouteArgs& a, const Before& before, int lane, int warp, int first,
+                                      int steps, Choice& c) {
+    const bool drops = s.all != static_cast<unsigned>(a.tokens) * TOP_K;
+    unsigned earlier = 0;
+    if (drops) {
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p) {
+            const unsigned sum = before.even[p] + before.odd[p];
+            earlier += (sum & 0xffff) + (sum >> 16);
+        }
+        earlier = s.before + __reduce_add_sync(WARP_MASK, earlier);
+    }
+    unsigned char* mine = reinterpret_cast<unsigned char*>(s.used[warp]);
+    if (STEPS > 1) {
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p) s.used[warp][lane * PACKS + p] = 0;
+        __syncwarp();
+    }
     for (int i = 0; i < steps; ++i) {
-        const int token = first + i * WARPS + warp;
+        const int token = first + i, slot = token * TOP_K + lane;
         if (token >= a.tokens) return;
-        const int slot = token * TOP_K + lane;
         if (STEPS > 1) {  // written by this lane before
-            c.slot.id = lane < TOP_K ? static_cast<int>(a.ids[slot]) : 0;
+            c.id = lane < TOP_K ? static_cast<int>(a.ids[slot]) : 0;
             c.used = lane < TOP_K && a.weights[slot] != 0.0f;
         }
-        unsigned to = s.begin[c.slot.id] + __popc(s.used[i][c.slot.id] & ((1u << warp) - 1));
-        for (int earlier = 0; earlier < i; ++earlier) to += __popc(s.used[earlier][c.slot.id]);
+        unsigned two = 0;
+#pragma unroll
+        for (int p = 0; p < PACKS; ++p) {
+            const unsigned even = __shfl_sync(WARP_MASK, before.even[p], c.id / WIDE);
+            const unsigned odd = __shfl_sync(WARP_MASK, before.odd[p], c.id / WIDE);
+            if (c.id % WIDE / 4 == p) two = c.id % WIDE % 2 ? odd : even;
+        }
+        unsigned to = s.begin[c.id] + (two >> (c.id % WIDE % 4 / 2 * 16) & 0xffff);
+        if (STEPS > 1) {
+            to += mine[cell(c.id)];
+            __syncwarp();
+            if (c.used) mine[cell(c.id)] += 1;
+            __syncwarp();
+        }
         if (c.used) a.slots[to] = slot;
-        if (s.drops) place_dropped(s, a, lane, i * WARPS + warp, slot, c.used);
+        if (drops) {
+            place_dropped(a, lane, token, true, s.all, earlier, c.used);
+            earlier += __popc(__ballot_sync(WARP_MASK, c.used));
+        }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) route_grid(const __grid_constant__ RouteArgs a) {
     Shared& s = shared_memory<Shared>();
-    Workspace& w = *reinterpret_cast<Workspace*>(a.workspace);
+    Workspace& w = *static_cast<Workspace*>(a.workspace);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int steps = STEPS == 1 ? 1 : a.steps, first = blockIdx.x * steps * WARPS;
+    const int steps = STEPS == 1 ? 1 : a.steps, first = (blockIdx.x * WARPS + warp) * steps;
+    const bool real = first < a.tokens;
     Token t;
-    float bias[WIDE], allowed[WIDE], correction[WIDE];
-    if (first + warp < a.tokens) load_logits(a, first + warp, lane, t.x);
-    load_knobs(a, lane, bias, allowed, correction);
-    const Scalars knobs = *reinterpret_cast<const Scalars*>(a.knobs + 3 * EXPERTS);
-    unsigned phase = grid_phase(&w.barrier);
-    const unsigned turn = w.turn;
-    Bank& bank = w.bank[turn];
-    for (int i = threadIdx.x; i < ZEROED; i += blockDim.x) s.vote[i] = 0;
+    Steering by;
+    load_logits(a, min(first, a.tokens - 1), lane, t.x);
+    load_steering(a, lane, by);
+    const Scalars knobs = load_scalars(a);
+    const bool live = real & is_live(a, min(first, a.tokens - 1));
+    const unsigned launch = w.launches + 1;
+    Bank& bank = w.bank[launch & 1];
+    zero<ZEROED>(&s);
     if (blockIdx.x == gridDim.x - 1) {
-        unsigned* other = reinterpret_cast<unsigned*>(&w.bank[turn ^ 1]);
-        for (int i = threadIdx.x; i < static_cast<int>(sizeof(Bank) / 4); i += blockDim.x) other[i] = 0;
+        unsigned* other = reinterpret_cast<unsigned*>(&w.bank[~launch & 1]);
+        for (int i = threadIdx.x; i < static_cast<int>(sizeof(Bank) / 4); i += 32 * WARPS) other[i] = 0;
     }
     __syncthreads();
 
     Choice c;
+    const bool valued = a.joint && is_valued(knobs);
     const auto choose = [&](int i, bool votes) {
-        const int token = first + i * WARPS + warp;
+        const int token = min(first + i, a.tokens - 1);
         if (STEPS > 1) load_logits(a, token, lane, t.x);
-        prepare(t, s.x[warp], bias, allowed, correction, lane);
-        choose_own(s, t, knobs, lane, warp, votes && is_live(a, token), c);
+        prepare(t, s.x[warp], by, lane);
+        const bool counts = STEPS == 1 ? live : first + i < a.tokens && is_live(a, token);
+        choose_own(s, t, knobs, lane, warp, votes && counts, c);
     };
-    const bool real = first + warp < a.tokens;
-    if (STEPS == 1 && real) choose(0, a.joint);
+    if (STEPS == 1) choose(0, a.joint);
     if (STEPS > 1 && a.joint)
-        for (int i = 0; i < steps && first + i * WARPS + warp < a.tokens; ++i) choose(i, true);
+        for (int i = 0; i < steps; ++i) choose(i, true);
     if (a.joint) {
+        if (valued) load_floats(a.knobs, lane, by.cost, 0.0f);
         __syncthreads();
-        vote_out(s, bank, is_valued(knobs), lane);
-        grid_arrive(&w.barrier);
+        vote_out(s, w, bank, launch, valued, lane, warp);
     }
-    if (STEPS == 1 && real && a.sums && is_live(a, first + warp))
-        find_models_own(s, t, bias, allowed, correction, lane, warp, c);
+    if (STEPS == 1 && a.sums) find_models_own(s, t, by, lane, warp, c);
+    Pack inside = {};
     if (a.joint) {
-        grid_wait(&w.barrier, phase);
-        phase ^= TURNING;
-        join(s, a, knobs, blockIdx.x == 0, [&](int e) { return (bank.vote[e / 32] >> (e % 32) & 1u) != 0; },
-             [&](int e) { return bank.value[e]; });
+        const Pack votes = votes_in(s, w, launch, valued, lane, warp);
+        inside = join(s, a, knobs, by, lane, warp, votes, [&](int e) { return peek(&bank.value[e]); });
     }
     Tally tally;
+    unsigned char* used = reinterpret_cast<unsigned char*>(s.used[warp]);
     for (int i = 0; i < steps; ++i) {
-        const int token = first + i * WARPS + warp;
-        if (token >= a.tokens) break;
-        if (STEPS > 1) choose(i, false);  // registers hold one token
-        const bool counts = a.sums && is_live(a, token);
-        if (STEPS > 1 && counts) find_models_own(s, t, bias, allowed, correction, lane, warp, c);
-        if (a.joint) choose_inside(s, t, lane, warp, c);
+        const int token = first + i;
+        if (STEPS > 1) {
+            if (token >= a.tokens) break;
+            choose(i, false);  // registers hold one token
+            if (a.sums) find_models_own(s, t, by, lane, warp, c);
+        }
+        if (a.joint) choose_inside(s, t, inside, lane, warp, c);
         weigh_slots(s, t, knobs, a.scale, lane, warp, c);
-        if (STEPS > 1) write_slots(a, lane, token, c);
-        if (c.used) atomicOr(&s.used[i][c.slot.id], 1u << warp);
-        const unsigned dropped = __ballot_sync(WARP_MASK, lane < TOP_K && !c.used);
-        if (lane == 0) s.dropped[i][warp] = static_cast<unsigned char>(__popc(dropped));
-        if (counts) {
+        c.used = c.used && token < a.tokens;
+        if (STEPS > 1) write_slots(a, lane, token, true, c);
+        if (c.used) used[cell(c.id)] += 1;
+        if (a.sums && (STEPS == 1 ? live : is_live(a, token))) {
             count(tally, lane, c);
-            if (c.kept) atomicAdd(&s.counted[c.slot.id], 1u);
+            if (c.kept) atomicAdd(&s.counted[c.id], 1u);
         }
     }
-    if (lane == 0) s.mass[warp] = tally.mass, s.changed[warp] = tally.changed, s.live[warp] = tally.live;
+    if (a.sums && lane == 0) s.tally[warp] = tally;
+    __syncwarp();
+    add_total(s, lane, warp);
     __syncthreads();
-    count_out(s, w, bank, steps, a.sums != nullptr);
-    grid_arrive(&w.barrier);
-    if (STEPS == 1 && real) write_slots(a, lane, first + warp, c);
-    grid_wait(&w.barrier, phase);
-    total_up(s, w);
+    if (a.sums) sums_out(s, bank);
+    counts_out(s, w, launch, lane, warp);
+    const Four seen = look(w, threadIdx.x / ROW * 4 % PLACES, threadIdx.x % ROW);
+    if (STEPS == 1) write_slots(a, lane, first, real, c);
+    const Before before = warps_before(s, lane, warp);
     const bool counting = a.sums && blockIdx.x == gridDim.x - 1;
-    if (counting) add_rows(s, a, lane, [&](int e) { return bank.counted[e]; });
+    counts_in(s, w, launch, seen, counting);
     __syncthreads();
-    const auto total = [&](int e) { return at(s.sum[0], e); };
-    const auto before = [&](int e) { return at(s.sum[1], e); };
-    if (warp == 0) find_places(s, a, lane, first, total, before);
+    if (warp == 0) find_places(s, a, lane);
     __syncthreads();
-    place(s, a, lane, warp, first, steps, c);
-    if (blockIdx.x == 0 && threadIdx.x == 0) w.turn = turn ^ 1;
-    if (counting && warp == 0) {
+    place(s, a, before, lane, warp, first, steps, c);
+    if (blockIdx.x == 0 && threadIdx.x == 0) w.launches = launch;
+    if (counting && warp == WARPS - 1) {
         Tally all;
-        if (lane == 0) all.mass = bank.mass, all.changed = bank.changed, all.live = bank.live;
-        add_figures(s, a, lane, all);
+        unsigned rows[WIDE];
+#pragma unroll
+        for (int j = 0; j < WIDE; ++j) rows[j] = peek(&bank.counted[lane * WIDE + j]);
+        if (lane == 0) all.mass = peek(&bank.mass), all.changed = peek(&bank.changed), all.live = peek(&bank.live);
+        add_sums(a, lane, all, [&](int j) { return rows[j]; });
     }
 }

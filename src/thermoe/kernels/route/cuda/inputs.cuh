@@ -7,6 +7,7 @@
 
 constexpr int WIDE = EXPERTS <= 32 ? 1 : EXPERTS <= 64 ? 2 : EXPERTS <= 128 ? 4 : 8;
 constexpr int PADDED = 32 * WIDE;
+constexpr int PACKS = (WIDE + 3) / 4;  // words that hold a byte for each of a lane's experts
 constexpr int SLOTS = TOP_K <= 1 ? 1 : TOP_K <= 2 ? 2 : TOP_K <= 4 ? 4 : TOP_K <= 8 ? 8 : 16;
 constexpr int NO_KEY = -2147483647 - 1;
 constexpr float BARRED = -3.4028234663852886e38f;
@@ -32,7 +33,7 @@ struct RouteArgs {
     int* offsets;
     double* sums;  // null: nothing is counted
     float* last;
-    unsigned* workspace;
+    void* workspace;
     long long stride;
     int tokens;
     int live_kind;  // 0 all, 1 bytes, 2 floats
@@ -92,9 +93,64 @@ __device__ __forceinline__ bool is_live(const RouteArgs& a, int token) {
     return static_cast<const float*>(a.live)[token] != 0.0f;
 }
 
-__device__ __forceinline__ void load_knobs(const RouteArgs& a, int lane, float (&bias)[WIDE], float (&allowed)[WIDE],
-                                           float (&correction)[WIDE]) {
-    load_floats(a.knobs + EXPERTS, lane, bias, 0.0f);
-    load_floats(a.knobs + 2 * EXPERTS, lane, allowed, 1.0f);
-    if (CORRECTED) load_floats(a.correction, lane, correction, 0.0f);
+__device__ __forceinline__ Scalars load_scalars(const RouteArgs& a) {
+    const float* from = a.knobs + 3 * EXPERTS;
+    if (!BY_FOUR) return {from[0], from[1], from[2], from[3], from[4], from[5], from[6]};
+    const float4 four = *reinterpret_cast<const float4*>(from);
+    const float2 two = *reinterpret_cast<const float2*>(from + 4);
+    return {four.x, four.y, four.z, four.w, two.x, two.y, from[6]};
+}
+
+// The knobs of a lane's experts; the costs are loaded apart, where a price may ask for them.
+struct Steering {
+    float bias[WIDE], allowed[WIDE], correction[WIDE], cost[WIDE];
+};
+
+__device__ __forceinline__ void load_steering(const RouteArgs& a, int lane, Steering& to) {
+    load_floats(a.knobs + EXPERTS, lane, to.bias, 0.0f);
+    load_floats(a.knobs + 2 * EXPERTS, lane, to.allowed, 1.0f);
+    if (CORRECTED) load_floats(a.correction, lane, to.correction, 0.0f);
+}
+
+// A number below 256 for each of a lane's experts, a byte each. Tables in shared memory that hold a Pack a lane are
+// also read by expert: see `cell`.
+struct Pack {
+    unsigned word[PACKS];
+};
+
+constexpr int CELLS = 128 * PACKS;  // bytes of a table
+
+__device__ __forceinline__ int cell(int e) { return WIDE % 4 == 0 ? e : e / WIDE * 4 + e % WIDE; }
+
+__device__ __forceinline__ Pack pack_at(const unsigned* table, int lane) {
+    Pack pack;
+#pragma unroll
+    for (int p = 0; p < PACKS; ++p) pack.word[p] = table[lane * PACKS + p];
+    return pack;
+}
+
+__device__ __forceinline__ unsigned byte_of(const Pack& pack, int j) { return pack.word[j / 4] >> (8 * (j % 4)) & 0xffu; }
+
+// Marks a lane's expert.
+__device__ __forceinline__ void add_to(Pack& pack, int j, bool is) {
+    pack.word[j / 4] |= static_cast<unsigned>(is) << (8 * (j % 4));
+}
+
+// One byte of any lane's pack, of an expert that each lane names.
+__device__ __forceinline__ unsigned byte_at(const Pack& pack, int e) {
+    unsigned word = __shfl_sync(WARP_MASK, pack.word[0], e / WIDE);
+    if (PACKS > 1) {
+        const unsigned high = __shfl_sync(WARP_MASK, pack.word[PACKS - 1], e / WIDE);
+        word = e % WIDE < 4 ? word : high;
+    }
+    return word >> (8 * (e % WIDE % 4)) & 0xffu;
+}
+
+// Zeroes the first words of shared memory, by all threads.
+template <int COUNT>
+__device__ __forceinline__ void zero(void* words) {
+    static_assert(COUNT % 4 == 0, "four at a time");
+#pragma unroll
+    for (int n = 0; n < COUNT / 4; n += 32 * WARPS)
+        if (n + static_cast<int>(threadIdx.x) < COUNT / 4) static_cast<uint4*>(words)[n + threadIdx.x] = {0, 0, 0, 0};
 }

@@ -8,9 +8,12 @@ struct Token {
     bool bad;
 };
 
-struct Slot {
-    int id, key;
-};
+// The experts of a lane, a byte each.
+#if EXPERTS > 128
+typedef unsigned long long Order;
+#else
+typedef unsigned Order;
+#endif
 
 // Integers in the order of the numbers, -0 equal to 0.
 __device__ __forceinline__ int ordered(float value) {
@@ -72,13 +75,12 @@ __device__ __forceinline__ void keep_groups(float (&rank)[WIDE], int lane) {
 }
 
 // Keys from logits. Permitted experts by biased rank, then those that the model rules out by gate, then barred ones.
-__device__ __forceinline__ void score(Token& t, const float (&bias)[WIDE], const float (&allowed)[WIDE],
-                                      const float (&correction)[WIDE], int lane) {
+__device__ __forceinline__ void score(Token& t, const Steering& by, int lane) {
 #pragma unroll
     for (int j = 0; j < WIDE; ++j) {
         const bool real = lane * WIDE + j < EXPERTS;
         float rank = t.x[j];
-        if (SIGMOID) rank = sigmoid(rank) + (CORRECTED ? correction[j] : 0.0f);
+        if (SIGMOID) rank = sigmoid(rank) + (CORRECTED ? by.correction[j] : 0.0f);
         t.key[j] = __float_as_int(real ? rank : __int_as_float(0xff800000));
     }
     if (GROUPS > 1) {
@@ -93,9 +95,9 @@ __device__ __forceinline__ void score(Token& t, const float (&bias)[WIDE], const
     for (int j = 0; j < WIDE; ++j) {
         float gate = 0.0f;
         if (GROUPS > 1) gate = SIGMOID ? sigmoid(t.x[j]) : expf(t.x[j] - t.largest);
-        float value = fmaxf(__int_as_float(t.key[j]) + bias[j], (gate - 2.0f) * 1e30f);
+        float value = fmaxf(__int_as_float(t.key[j]) + by.bias[j], (gate - 2.0f) * 1e30f);
         value = t.bad ? -1.5e30f : value;
-        value = allowed[j] > 0.0f ? value : BARRED;
+        value = by.allowed[j] > 0.0f ? value : BARRED;
         t.key[j] = lane * WIDE + j < EXPERTS ? ordered(value) : NO_KEY;
     }
 }
@@ -104,16 +106,16 @@ __device__ __forceinline__ void score(Token& t, const float (&bias)[WIDE], const
 __device__ __forceinline__ void measure(Token& t, int lane) {
     const float infinity = __int_as_float(0x7f800000);
     bool bad = false;
-    int top = NO_KEY;
+    float largest = -infinity;
 #pragma unroll
     for (int j = 0; j < WIDE; ++j) {
         const bool real = lane * WIDE + j < EXPERTS;
         bad = bad || (real && (SIGMOID ? t.x[j] != t.x[j] : !(t.x[j] < infinity)));
-        if (real) top = max(top, ordered(t.x[j]));
+        if (real) largest = fmaxf(largest, t.x[j]);  // passes over NaN, which makes the token bad
     }
     t.largest = 0.0f, t.sum = 1.0f;
     if (!SIGMOID) {
-        top = __reduce_max_sync(WARP_MASK, top);
+        const int top = __reduce_max_sync(WARP_MASK, ordered(largest));
         t.largest = __int_as_float(top ^ ((top >> 31) & 0x7fffffff));
         bad = bad || t.largest == -infinity;
     }
@@ -126,53 +128,74 @@ __device__ __forceinline__ void measure(Token& t, int lane) {
     }
 }
 
-// The best TOP_K keys of the warp, the lower expert first where keys tie, into `slot`; `picked(k, key, mine, e)` runs in
-// every lane for each pick. Returns which of this lane's experts were picked.
-template <class Picked>
-__device__ __forceinline__ unsigned pick(const int (&keys)[WIDE], int lane, Slot* slot, Picked&& picked) {
-    int key[WIDE], e[WIDE];
+__device__ __forceinline__ bool usable(int key) { return key > ordered(OUTSIDE); }
+
+// Neighbouring bytes j and j + 1 swapped.
+__device__ __forceinline__ Order swapped(Order order, int j) {
+#if EXPERTS > 128
+    const Order differ = (order ^ order >> 8) & 0xffull << (8 * j);
+    return order ^ differ ^ differ << 8;
+#else
+    return __byte_perm(order, 0, j == 0 ? 0x3201 : j == 1 ? 0x3120 : 0x2310);
+#endif
+}
+
+// The lane of those for which `top` holds that comes first.
+__device__ __forceinline__ bool is_first(bool top, int lane) {
+    const unsigned all = __ballot_sync(WARP_MASK, top);
+    return top && (all & ((1u << lane) - 1)) == 0;
+}
+
+// The best TOP_K keys of the warp, the lower expert first where keys tie: their experts into `slot`. Returns which of
+// this lane's experts were picked; `last` is the least key among them all.
+__device__ __forceinline__ unsigned pick(const int (&keys)[WIDE], int lane, unsigned char* slot, int& last) {
+    int key[WIDE];
 #pragma unroll
-    for (int j = 0; j < WIDE; ++j) key[j] = keys[j], e[j] = lane * WIDE + j;
+    for (int j = 0; j < WIDE; ++j) key[j] = keys[j];
+    Order order = static_cast<Order>(0x0706050403020100ull) + static_cast<Order>(0x0101010101010101ull) * (lane * WIDE);
 #pragma unroll
     for (int round = 0; round < WIDE; ++round) {  // neighbours swap, so that equal keys keep their order
 #pragma unroll
         for (int j = round & 1; j + 1 < WIDE; j += 2) {
-            const bool swap = key[j] < key[j + 1];
-            const int low = swap ? key[j] : key[j + 1], low_e = swap ? e[j] : e[j + 1];
-            key[j] = swap ? key[j + 1] : key[j], e[j] = swap ? e[j + 1] : e[j];
-            key[j + 1] = low, e[j + 1] = low_e;
+            order = key[j] < key[j + 1] ? swapped(order, j) : order;
+            const int high = max(key[j], key[j + 1]);
+            key[j + 1] = min(key[j], key[j + 1]), key[j] = high;
         }
     }
-    const unsigned below = (1u << lane) - 1;
-    unsigned own = 0;
-    __syncwarp();  // the slots of an earlier choice have been read
+    unsigned picked = 0;  // bits e % 32
+    __syncwarp();         // the slots of an earlier choice have been read
 #pragma unroll
     for (int k = 0; k < TOP_K; ++k) {
-        const int best = __reduce_max_sync(WARP_MASK, key[0]);
-        const bool top = key[0] == best;
-        const unsigned all = __ballot_sync(WARP_MASK, top);
-        const bool mine = top && (all & below) == 0;
-        if (mine) {
-            slot[k].id = e[0], slot[k].key = best;
-            own |= 1u << (e[0] % WIDE);
-        }
-        picked(k, best, mine, e[0]);
+        last = __reduce_max_sync(WARP_MASK, key[0]);
+        const bool mine = is_first(key[0] == last, lane);
+        if (mine) slot[k] = static_cast<unsigned char>(order);
+        picked = mine ? picked | __funnelshift_l(0, 1, static_cast<unsigned>(order)) : picked;
+        order = mine ? order >> 8 : order;
 #pragma unroll
-        for (int j = 0; j + 1 < WIDE; ++j) key[j] = mine ? key[j + 1] : key[j], e[j] = mine ? e[j + 1] : e[j];
+        for (int j = 0; j + 1 < WIDE; ++j) key[j] = mine ? key[j + 1] : key[j];
         key[WIDE - 1] = mine ? NO_KEY : key[WIDE - 1];
     }
     __syncwarp();
-    return own;
+    return picked >> (lane * WIDE % 32) & ((1u << WIDE) - 1);
 }
 
-__device__ __forceinline__ bool usable(int key) { return key > ordered(OUTSIDE); }
+// How many of all keys can be used.
+__device__ __forceinline__ int count_usable(const int (&keys)[WIDE]) {
+    int count = 0;
+#pragma unroll
+    for (int j = 0; j < WIDE; ++j) count += __popc(__ballot_sync(WARP_MASK, usable(keys[j])));
+    return count;
+}
 
 // Weight of this lane's slot; which slots are kept. `gate` is that of the slot's expert, `x` its logit.
-__device__ __forceinline__ float weigh(const Scalars& knobs, int lane, int key, float x, float gate, float scale,
+__device__ __forceinline__ float weigh(const Scalars& knobs, int lane, bool available, float x, float gate, float scale,
                                        bool& kept) {
-    const bool available = lane < TOP_K && usable(key);
-    const float use = available ? gate : 0.0f, best = __shfl_sync(WARP_MASK, use, 0);
-    kept = lane == 0 || (available && lane < knobs.top_k && use >= knobs.skip_ratio * best);
+    const float use = available ? gate : 0.0f;
+    kept = lane == 0 || (available && lane < knobs.top_k);
+    if (!(knobs.skip_ratio <= 0.0f)) {
+        const float best = __shfl_sync(WARP_MASK, use, 0);
+        kept = lane == 0 || (kept && use >= knobs.skip_ratio * best);
+    }
     if (knobs.gate_mass < 1.0f) {
         float upto = use;
         const float enough = knobs.gate_mass * slot_sum(use);
@@ -185,15 +208,15 @@ __device__ __forceinline__ float weigh(const Scalars& knobs, int lane, int key, 
     }
     float weight = kept ? gate : 0.0f;
     if (RENORMALISE) {
-        float sum = __shfl_sync(WARP_MASK, slot_sum(weight), 0);  // the same in all lanes, so that all go one way
-        if (!SIGMOID && sum < 1e-30f) {  // the same gates in units of the largest kept one
+        float sum = slot_sum(weight);
+        if (!SIGMOID && __any_sync(WARP_MASK, lane == 0 && sum < 1e-30f)) {  // in units of the largest kept one
             float largest = kept ? x : BARRED;
 #pragma unroll
             for (int step = SLOTS / 2; step > 0; step >>= 1)
                 largest = fmaxf(largest, __shfl_xor_sync(WARP_MASK, largest, step));
-            largest = fmaxf(__shfl_sync(WARP_MASK, largest, 0), BARRED);
+            largest = fmaxf(largest, BARRED);
             weight = kept ? expf(x - largest) : 0.0f;
-            sum = __shfl_sync(WARP_MASK, slot_sum(weight), 0);
+            sum = slot_sum(weight);
         }
         weight /= fmaxf(sum, TINY);
     }
@@ -201,11 +224,10 @@ __device__ __forceinline__ float weigh(const Scalars& knobs, int lane, int key, 
 }
 
 // From loaded logits to keys; `row` keeps the logits for the lanes that will hold slots.
-__device__ __forceinline__ void prepare(Token& t, float* row, const float (&bias)[WIDE], const float (&allowed)[WIDE],
-                                        const float (&correction)[WIDE], int lane) {
+__device__ __forceinline__ void prepare(Token& t, float* row, const Steering& by, int lane) {
     __syncwarp();  // the row of an earlier token has been read
 #pragma unroll
     for (int j = 0; j < WIDE; ++j) row[lane * WIDE + j] = t.x[j];
     measure(t, lane);
-    score(t, bias, allowed, correction, lane);
+    score(t, by, lane);
 }

@@ -11,8 +11,8 @@ from expert_inputs import correlated_rows, heavy_weights, output_error
 from thermoe.errors import ConfigError
 from thermoe.experts import quantize, quantize_fp8
 from thermoe.experts.codes import levels, nearest_codes
-from thermoe.experts.compensation import damped, descended_codes
-from thermoe.experts.scales import clipped_scales
+from thermoe.experts.compensation import compensated_codes, damped, descended_codes
+from thermoe.experts.rounding import clipped_scales
 from thermoe.kernels.expert_mlp import dequantize
 
 PLAIN = [2, 3, 4, 8]
@@ -66,14 +66,16 @@ def test_no_scale_of_a_fine_grid_rounds_better_by_much(bits):
         code = np.clip(np.round(weight[0].double().numpy() / scale[:, None] + (2**bits - 1) / 2), 0, 2**bits - 1)
         error = ((code - (2**bits - 1) / 2) * scale[:, None] - weight[0].double().numpy()) ** 2
         best = np.minimum(best, error.sum(-1))
-    assert (found <= (1.3 if bits == 8 else 1.05) * best).all()  # at 8 bits the place of single codes decides
+    assert (found <= (1.25 if bits == 8 else 1.02) * best).all()  # at 8 bits the place of single codes decides
 
 
+@pytest.mark.parametrize("spread", [0.2, 1.5])
 @pytest.mark.parametrize("bits", [(3,), (2, 4), NESTED])
-def test_nearest_codes_are_the_best_of_all_codes(bits):
+def test_nearest_codes_are_the_best_of_all_codes(bits, spread):
+    """Also where the scales of the precisions have little to do with each other."""
     generator = torch.Generator().manual_seed(1)
-    count = 200
-    scale = torch.rand(len(bits), count, generator=generator) + 0.2
+    count = 500
+    scale = (spread * torch.randn(len(bits), count, generator=generator)).exp()
     scale = scale * torch.tensor([1.0 / 2 ** (b - 2) for b in bits]).view(-1, 1)
     target = torch.randn(len(bits), count, generator=generator)
     cost = tuple(1.0 + 3 * p for p in range(len(bits)))
@@ -81,8 +83,33 @@ def test_nearest_codes_are_the_best_of_all_codes(bits):
     every = torch.arange(2 ** bits[-1], dtype=torch.uint8).view(-1, 1).expand(-1, count)
     weight = torch.tensor(cost).view(-1, 1, 1)
     all_costs = (weight * (levels(every, scale.unsqueeze(1), bits) - target.unsqueeze(1)).square()).sum(0)
+    assert bool((got == got.round()).all())
     own = all_costs.gather(0, got.long().unsqueeze(0))[0]
     torch.testing.assert_close(own, all_costs.amin(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [(3,), NESTED])
+def test_each_column_is_rounded_where_the_best_continuation_would_have_it(bits):
+    """Before a column is rounded, the columns left have moved to where they undo most of the errors made so far."""
+    columns, group_size = 70, 32
+    weight = heavy_weights(2, 3, columns)
+    rows = correlated_rows(300, columns)
+    moment = torch.stack([rows.T @ rows / 300, (rows.T @ rows / 300).flip(0, 1)])
+    cost = (1.0, 3.0, 14.0)[: len(bits)]
+    scale = clipped_scales(weight, moment.diagonal(dim1=1, dim2=2), bits, group_size, cost)
+    got = compensated_codes(weight, moment, scale, bits, group_size, cost)
+    for expert, row in ((0, 1), (1, 2)):
+        m, w = damped(moment)[expert].double(), weight[expert, row].double()
+        by_column = scale[:, expert, row].repeat_interleave(group_size, dim=-1)[:, :columns]
+        order = moment[expert].diagonal().argsort(descending=True).tolist()
+        missed = torch.zeros(len(bits), columns, dtype=torch.float64)
+        for place, column in enumerate(order):
+            done, left = order[:place], order[place:]
+            moved = torch.linalg.solve(m[left][:, left], m[left][:, done] @ missed[:, done].T)[0] if done else 0.0
+            wished = (w[column] + moved).float().expand(len(bits))
+            code = nearest_codes(wished, by_column[:, column], bits, cost)
+            assert int(code) == int(got[expert, row, column])
+            missed[:, column] = w[column] - levels(code, by_column[:, column], bits).double()
 
 
 def test_compensation_beats_rounding_on_new_inputs():
@@ -179,7 +206,8 @@ def test_large_experts_are_quantised_in_parts(monkeypatch, calibrated):
     moment = (rows.T @ rows).expand(3, -1, -1) if calibrated else None
     whole = quantize(weight, NESTED, group_size=32, moment_ECC=moment)
     # The package's name `quantize` is the function.
-    monkeypatch.setattr(sys.modules["thermoe.experts.quantize"], "_CPU_ELEMENTS", 700)
+    for name in ("quantize", "rounding"):
+        monkeypatch.setattr(sys.modules[f"thermoe.experts.{name}"], "_CPU_ELEMENTS", 700)
     parts = quantize(weight, NESTED, group_size=32, moment_ECC=moment)
     assert torch.equal(parts.code_ENC, whole.code_ENC)
     torch.testing.assert_close(parts.scale_PENG, whole.scale_PENG, rtol=2e-3, atol=0)

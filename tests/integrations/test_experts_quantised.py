@@ -58,6 +58,13 @@ def test_logits_are_those_of_the_dequantised_weights(name, held_as):
     assert not any("_thermoe" in key for block in expert_blocks(model).values() for key in block.__dict__)
 
 
+def test_progress_is_told_layer_by_layer():
+    model, said = tiny_model("qwen3_moe"), []
+    quantise_experts(model, "int2", group_size=32, progress=said.append).remove()
+    count = len(expert_blocks(model))
+    assert said == [f"experts of layer {place} of {count} as int2" for place in range(1, count + 1)]
+
+
 def test_a_bank_changes_precision_in_place():
     model, ids = tiny_model("qwen3_moe"), token_ids(3, 6)
     own = logits(model, ids)

@@ -3,6 +3,7 @@
 Shapes: E experts, N rows, C columns, G scale groups, P precisions read from one code, `...` any.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,37 +67,105 @@ def truncated(code: Tensor, held_bits: int, bits: int) -> Tensor:
     return code >> (held_bits - bits)
 
 
-def levels(code: Tensor, scale_P: Tensor, bits: tuple[int, ...]) -> Tensor:
+def centred(code: Tensor, held_bits: int, bits: int) -> Tensor:
+    """(...) float32 codes of `bits`, the highest of `held_bits`, counted from their middle."""
+    place = code.float()
+    return (place if bits == held_bits else place.mul(2.0 ** (bits - held_bits)).floor_()) - middle(bits)
+
+
+def levels(code: Tensor, scale_P: Sequence[Tensor] | Tensor, bits: tuple[int, ...]) -> Tensor:
     """(P, ...) float32: what the codes stand for at each precision, with scales (P, ...)."""
-    values = [(truncated(code, bits[-1], b).float() - middle(b)) * scale_P[p] for p, b in enumerate(bits)]
-    return torch.stack(values)
+    return torch.stack([centred(code, bits[-1], b) * scale_P[p] for p, b in enumerate(bits)])
 
 
-def nearest_codes(target_P: Tensor, scale_P: Tensor, bits: tuple[int, ...], weight_P: tuple[float, ...]) -> Tensor:
+def nearest_codes(
+    target_P: Sequence[Tensor] | Tensor,
+    scale_P: Sequence[Tensor] | Tensor,
+    bits: tuple[int, ...],
+    weight_P: tuple[float, ...],
+) -> Tensor:
     """The code whose values at all precisions lie nearest to their targets.
 
     Args:
         target_P: (P, ...) the value wished for at each precision.
-        scale_P: (P, ...) scales; 0 stands for a group of zeros.
+        scale_P: P scales that broadcast against (...); 0 stands for a group of zeros.
         bits: One precision, (2, 4) or (2, 4, 8).
         weight_P: What a squared error at each precision costs.
 
     Returns:
-        (...) uint8 codes of `bits[-1]` bits, exactly optimal.
+        (...) float32 codes of `bits[-1]` bits, exactly optimal.
     """
-    place_P = [target_P[p] / scale_P[p].clamp_min(_TINY) + middle(b) for p, b in enumerate(bits)]
+    place_P = [target_P[p] * scale_P[p].clamp_min(_TINY).reciprocal() + middle(b) for p, b in enumerate(bits)]
+    nearest = place_P[-1].round().clamp_(0, 2 ** bits[-1] - 1)
     if len(bits) == 1:
-        return place_P[0].round().clamp(0, 2 ** bits[0] - 1).to(torch.uint8)
-    cost_P = [weight * scale_P[p].square() for p, weight in enumerate(weight_P)]
-    # Every 4-bit code is tried with the best 8-bit code under it; the 2-bit code follows from it.
-    code4 = torch.arange(16, device=target_P.device, dtype=target_P.dtype).view(-1, *[1] * (target_P.ndim - 1))
-    cost = cost_P[0] * (place_P[0] - torch.div(code4, 4, rounding_mode="floor")).square()
-    cost = cost + cost_P[1] * (place_P[1] - code4).square()
-    if len(bits) == 2:
-        return cost.argmin(dim=0).to(torch.uint8)
-    code8 = torch.minimum(torch.maximum(place_P[2].round(), 16 * code4), 16 * code4 + 15)
-    best = (cost + cost_P[2] * (place_P[2] - code8).square()).argmin(dim=0, keepdim=True)
-    return code8.gather(0, best).squeeze(0).to(torch.uint8)
+        return nearest
+    step_P = [scale_P[p] * weight**0.5 for p, weight in enumerate(weight_P)]
+    return _nearest_nested(place_P, step_P, nearest)
+
+
+def _nearest_nested(place_P: list[Tensor], step_P: list[Tensor], nearest: Tensor) -> Tensor:
+    """The best of the best codes under each choice of the two highest bits.
+
+    What the lower bits cost is convex in the 4-bit code. So under given highest bits the best 4-bit code is the one
+    nearest to `code4`, the best of all; and what all bits cost is convex in the highest ones, so that their best
+    choice lies between those of `code4` and those that are best by themselves.
+
+    Args:
+        place_P: P times (...), targets counted in codes.
+        step_P: Error of one code at each precision, in the root of its cost.
+        nearest: (...) the code of the highest precision that is best by itself.
+    """
+    wished_P = [place * step for place, step in zip(place_P, step_P, strict=True)]
+    code4 = nearest if len(step_P) == 2 else _best_four_bits(place_P, wished_P, step_P, nearest)
+    code2 = (code4 / 4).floor_()
+    cost, best = _cost_of(code2, code4, wished_P, step_P, nearest)
+    away = place_P[0].round_().clamp_(0, 3).sub_(code2)
+    for most in range(1, 1 + int(away.abs().max())):
+        tried2 = away.clamp(-most, most).add_(code2)
+        first = tried2 * 4
+        tried4 = torch.minimum(torch.maximum(code4, first), first.add_(3))
+        cost, best = _cheaper(cost, best, *_cost_of(tried2, tried4, wished_P, step_P, nearest))
+    return best
+
+
+def _best_four_bits(place_P: list[Tensor], wished_P: list[Tensor], step_P: list[Tensor], nearest: Tensor) -> Tensor:
+    """(...) 4-bit codes of least cost at 4 and 8 bits together.
+
+    That of the best 8-bit code, or one between it and the best 4-bit code: there the 8-bit code is the first or the
+    last under the 4-bit one, and the cost a parabola.
+    """
+    cost4, cost8 = step_P[1].square(), 256 * step_P[2].square()
+    share8 = cost8 / (cost4 + cost8).clamp_min_(_TINY)
+    within = (nearest / 16).floor_()
+    between = torch.addcmul(place_P[1], place_P[2] / 16 - place_P[1], share8)
+    above = torch.maximum(between.round(), within + 1)
+    below = torch.minimum(between.sub_(share8 * (15 / 16)).round_(), within - 1)
+    apart = torch.maximum(torch.minimum(place_P[1].round().clamp_(0, 15), above), below)
+    cost, tried = (_cost_of(None, code4, wished_P, step_P, nearest)[0] for code4 in (within, apart))
+    return _cheaper(cost, within, tried, apart)[1]
+
+
+def _cost_of(
+    code2: Tensor | None, code4: Tensor, wished_P: list[Tensor], step_P: list[Tensor], nearest: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(...) what these codes cost with the best lower bits under them, and the codes of all bits; see above."""
+    missed = torch.addcmul(wished_P[1], code4, step_P[1], value=-1)
+    cost = missed.square_()
+    if code2 is not None:
+        missed = torch.addcmul(wished_P[0], code2, step_P[0], value=-1)
+        cost.addcmul_(missed, missed)
+    if len(step_P) == 2:
+        return cost, code4
+    first = code4 * 16
+    code8 = torch.minimum(torch.maximum(nearest, first), first.add_(15))
+    missed = torch.addcmul(wished_P[2], code8, step_P[2], value=-1)
+    return cost.addcmul_(missed, missed), code8
+
+
+def _cheaper(cost: Tensor, code: Tensor, other_cost: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """The smaller cost and its code, element by element; without a mask, which is slow on a CPU."""
+    is_other = torch.lt(other_cost, cost, out=torch.empty_like(cost))
+    return torch.minimum(cost, other_cost), code.lerp(other, is_other)
 
 
 def check_weights(weight_ENC: Tensor, bits: tuple[int, ...], group_size: int) -> None:
@@ -114,8 +183,8 @@ def check_weights(weight_ENC: Tensor, bits: tuple[int, ...], group_size: int) ->
         raise ConfigError(f"{bits} bits: choose 2, 3, 4 or 8, or a nested bank of 2 and 4 or of 2, 4 and 8")
     if group_size not in (32, 64) and (group_size < 128 or group_size % 128):
         raise ConfigError(f"groups of {group_size} columns: choose 32, 64 or a multiple of 128")
-    largest = float(weight_ENC.detach().abs().max())
-    if not largest < _LARGEST:  # also where it is NaN
+    largest = max(abs(float(end)) for end in weight_ENC.detach().aminmax())  # NaN at both ends where there is one
+    if not largest < _LARGEST:
         raise ConfigError(
             f"weights reach {largest:g}: float16 scales need finite weights below {_LARGEST:g}: rescale them"
         )

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from thermoe.errors import ConfigError
-from thermoe.experts.codes import QuantizedMatrix, check_weights, levels, nearest_codes
+from thermoe.experts.codes import QuantizedMatrix, check_weights, levels
 from thermoe.experts.compensation import compensated_codes, descended_codes
-from thermoe.experts.scales import clipped_scales, gain_corrected, refitted_scales
+from thermoe.experts.rounding import clipped_scales, rounded
+from thermoe.experts.scales import gain_corrected, refitted_scales
 from thermoe.kernels.expert_mlp.planes import per_column
 
 # What a squared error costs at each precision of a nested bank. Higher ones weigh more, so that int4 and int8 give up
 # little for int2: less costs perplexity at 4 and 8 bits, more costs it at 2 (docs/concepts/formats.md).
 NESTED_WEIGHT = {2: 1.0, 4: 3.0, 8: 14.0}
 DESCENTS = 2
-_CPU_ELEMENTS, _GPU_ELEMENTS = 2**22, 2**26  # weights quantised at once: bounds the memory of the search
-_BLOCK_ELEMENTS = 2**20
+_CPU_ELEMENTS, _GPU_ELEMENTS = 2**22, 2**26  # weights compensated at once: bounds the memory of the search
 
 
 @torch.no_grad()
@@ -53,66 +53,51 @@ def quantize(
     _check_moment(weight_ENC, moment_ECC)
     costs = NESTED_WEIGHT if nested_weight is None else nested_weight
     weight_P = tuple(costs.get(b, 1.0) for b in precisions)
-    codes, scales = [], []
-    for weight, moment in _chunks(weight_ENC, moment_ECC):
-        if moment is None:
-            code, scale = _rounded(weight, precisions, group_size, weight_P)
-        else:
-            code, scale = _compensated(weight, moment, precisions, group_size, weight_P, descents)
-        if unbiased:
-            value = levels(code, per_column(scale, group_size, weight.shape[-1]), precisions)
-            scale = gain_corrected(weight, moment, value, scale)
-        codes.append(code)
-        scales.append(scale.half())
-    by = 1 if moment_ECC is None else 0
-    scale_PENG = torch.cat(scales, dim=by + 1)
+    if moment_ECC is None:
+        rows = weight_ENC.reshape(1, -1, weight_ENC.shape[-1])
+        code, scale = rounded(rows, precisions, group_size, weight_P, unbiased=unbiased)
+    else:
+        parts = [
+            _compensated(weight, moment, precisions, group_size, weight_P, descents, unbiased)
+            for weight, moment in _chunks(weight_ENC, moment_ECC)
+        ]
+        code, scale = torch.cat([code for code, _ in parts]), torch.cat([scale for _, scale in parts], dim=1)
     return QuantizedMatrix(
-        code_ENC=torch.cat(codes, dim=by).view(weight_ENC.shape),
-        scale_PENG=scale_PENG.view(len(precisions), *weight_ENC.shape[:2], -1),
+        code_ENC=code.view(weight_ENC.shape),
+        scale_PENG=scale.half().view(len(precisions), *weight_ENC.shape[:2], -1),
         bits=precisions,
         group_size=group_size,
     )
 
 
-def _chunks(weight_ENC: Tensor, moment_ECC: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Parts that bound the memory of the search: some rows (1, R, C) without moments, some experts with them."""
-    _, rows, columns = weight_ENC.shape
+def _chunks(weight_ENC: Tensor, moment_ECC: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some experts at a time, which bounds the memory of the search."""
     elements = _CPU_ELEMENTS if weight_ENC.device.type == "cpu" else _GPU_ELEMENTS
-    if moment_ECC is None:
-        for part in weight_ENC.reshape(1, -1, columns).split(max(1, elements // columns), dim=1):
-            yield part.float(), None
-        return
-    per_chunk = max(1, elements // (rows * columns))
+    per_chunk = max(1, elements // weight_ENC[0].numel())
     for weight, moment in zip(weight_ENC.split(per_chunk), moment_ECC.split(per_chunk), strict=True):
         yield weight.float(), _normalised(moment)
 
 
-def _rounded(
-    weight: Tensor, bits: tuple[int, ...], group_size: int, weight_P: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
-    experts, rows, columns = weight.shape
-    scale = clipped_scales(weight, weight.new_ones(experts, columns), bits, group_size, weight_P)
-    by_column = per_column(scale, group_size, columns)
-    block = max(1, _BLOCK_ELEMENTS // (experts * rows))
-    code = [
-        nearest_codes(
-            weight[..., a : a + block].expand(len(bits), -1, -1, -1), by_column[..., a : a + block], bits, weight_P
-        )
-        for a in range(0, columns, block)
-    ]
-    return torch.cat(code, dim=-1), scale
-
-
 def _compensated(
-    weight: Tensor, moment: Tensor, bits: tuple[int, ...], group_size: int, weight_P: tuple[float, ...], descents: int
+    weight: Tensor,
+    moment: Tensor,
+    bits: tuple[int, ...],
+    group_size: int,
+    weight_P: tuple[float, ...],
+    descents: int,
+    unbiased: bool,
 ) -> tuple[Tensor, Tensor]:
+    through = weight @ moment
     scale = clipped_scales(weight, moment.diagonal(dim1=1, dim2=2), bits, group_size, weight_P)
     code = compensated_codes(weight, moment, scale, bits, group_size, weight_P)
-    scale = refitted_scales(weight, moment, code, bits, group_size, scale)
+    scale = refitted_scales(through, moment, code, bits, group_size, scale)
     for _ in range(descents):
         code = descended_codes(weight, moment, scale, code, bits, group_size, weight_P)
-        scale = refitted_scales(weight, moment, code, bits, group_size, scale)
-    return code, scale
+        scale = refitted_scales(through, moment, code, bits, group_size, scale)
+    if unbiased:
+        value = levels(code, per_column(scale, group_size, weight.shape[-1]), bits)
+        scale = gain_corrected(weight, through, value, scale)
+    return code.contiguous(), scale
 
 
 def _normalised(moment_ECC: Tensor) -> Tensor:

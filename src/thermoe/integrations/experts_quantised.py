@@ -3,7 +3,7 @@
 E experts, D model width, I expert width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -92,7 +92,12 @@ class QuantisedExperts:
 
 @torch.no_grad()
 def quantise_experts(
-    model: nn.Module, held_as: str = "int4", *, group_size: int = 128, moments: Mapping[str, Moments] | None = None
+    model: nn.Module,
+    held_as: str = "int4",
+    *,
+    group_size: int = 128,
+    moments: Mapping[str, Moments] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> QuantisedExperts:
     """Have a model compute with a quantised copy of its experts, on its own device, until the result is removed.
 
@@ -103,7 +108,8 @@ def quantise_experts(
         held_as: One of `EXPERT_FORMATS`.
         group_size: Columns that share a scale, for integers and banks: 32, 64 or a multiple of 128.
         moments: By name of the experts block, what the experts were given on calibration text (`MomentWatch`);
-            with them errors are compensated.
+            with them errors are compensated, which takes about ten times as long.
+        progress: Called with a line before each layer.
 
     Raises:
         ConfigError: An unknown format or group.
@@ -118,7 +124,11 @@ def quantise_experts(
     unknown = sorted(set(seen) - set(blocks))
     if unknown:
         raise ConfigError(f"moments of {', '.join(unknown)}: the experts blocks are {', '.join(blocks)}")
-    made = {name: _quantised(block, held_as, group_size, seen.get(name)) for name, block in blocks.items()}
+    made = {}
+    for place, (name, block) in enumerate(blocks.items()):
+        if progress is not None:
+            progress(f"experts of layer {place + 1} of {len(blocks)} as {held_as}")
+        made[name] = _quantised(block, held_as, group_size, seen.get(name))
     return QuantisedExperts(model, held_as, made)
 
 

@@ -35,6 +35,7 @@ DEV uint32_t as_bits(float f) {
 }
 DEV float lds_float(uint32_t at) { return as_float(lds32(at)); }
 DEV void sts128(uint32_t at, const uint32_t (&r)[4]) { std::memcpy(cpu::at(at, 16), r, 16); }
+DEV void sts64(uint32_t at, const uint32_t (&r)[2]) { std::memcpy(cpu::at(at, 8), r, 8); }
 DEV void sts32(uint32_t at, uint32_t v) { std::memcpy(cpu::at(at, 4), &v, 4); }
 DEV void sts16(uint32_t at, uint16_t v) { std::memcpy(cpu::at(at, 2), &v, 2); }
 DEV void sts_float(uint32_t at, float v) { sts32(at, as_bits(v)); }
@@ -64,6 +65,9 @@ DEV float shuffle_xor(float v, int mask) {
   return as_float(shuffle(as_bits(v), [mask](int i) { return i ^ mask; }));
 }
 
+DEV uint32_t shuffle_xor_bits(uint32_t v, int mask) {
+  return shuffle(v, [mask](int i) { return i ^ mask; });
+}
 DEV uint32_t shuffle_from(uint32_t v, int lane) {
   return shuffle(v, [lane](int) { return lane; });
 }
@@ -106,6 +110,7 @@ DEV void barrier_wait(uint32_t bar, uint32_t parity) {
 
 DEV void fence_async() {}
 DEV uint64_t stream_policy() { return 0; }
+DEV void prefetch(const void*) {}
 DEV void prefetch_map(const TensorMap*) {}
 DEV void copy_tile(uint32_t to, const TensorMap* map, int byte, int row, int expert, uint32_t bar, uint64_t) {
   const int box = static_cast<int>(map->box_bytes), high = 32 / static_cast<int>(map->halves);
@@ -186,9 +191,42 @@ DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   });
   for (int i = 0; i < 4; ++i) d[i] = as_float(warp.out[lane][i]);
 }
+DEV void mma_bytes(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  cpu::Warp& warp = cpu::warp();
+  const int lane = cpu::self().thread % 32;
+  for (int i = 0; i < 4; ++i) warp.in[lane][i] = static_cast<uint32_t>(d[i]), warp.in[lane][4 + i] = a[i];
+  warp.in[lane][8] = b0, warp.in[lane][9] = b1;
+  cpu::meet(warp.group, 32, [&warp] {
+    int left[16][32], right[32][8];
+    for (int i = 0; i < 32; ++i)
+      for (int byte = 0; byte < 4; ++byte) {
+        const int g = i / 4, k = 4 * (i % 4) + byte;
+        const auto value = [&](int word) { return warp.in[i][word] >> 8 * byte & 0xff; };
+        left[g][k] = value(4), left[g + 8][k] = value(5), left[g][k + 16] = value(6), left[g + 8][k + 16] = value(7);
+        right[k][g] = static_cast<int8_t>(value(8)), right[k + 16][g] = static_cast<int8_t>(value(9));
+      }
+    for (int i = 0; i < 32; ++i)
+      for (int j = 0; j < 4; ++j) {
+        int sum = static_cast<int>(warp.in[i][j]);
+        for (int k = 0; k < 32; ++k) sum += left[i / 4 + 8 * (j / 2)][k] * right[k][2 * (i % 4) + j % 2];
+        warp.out[i][j] = static_cast<uint32_t>(sum);
+      }
+  });
+  for (int i = 0; i < 4; ++i) d[i] = static_cast<int32_t>(warp.out[lane][i]);
+}
 DEV uint32_t keep_and_set(uint32_t v, uint32_t keep, uint32_t set) { return (v & keep) | set; }
 DEV uint32_t blend(uint32_t a, uint32_t b, uint32_t from_a) { return (a & from_a) | (b & ~from_a); }
-DEV int count_bits(uint32_t v) { return __builtin_popcount(v); }
+DEV uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
+  const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t picked = 0;
+  for (int i = 0; i < 4; ++i) picked |= static_cast<uint32_t>(both >> 8 * (which >> 4 * i & 7) & 0xff) << 8 * i;
+  return picked;
+}
+DEV int sum_of_bytes(uint32_t v) {
+  int sum = 0;
+  for (int i = 0; i < 4; ++i) sum += static_cast<int8_t>(v >> 8 * i & 0xff);
+  return sum;
+}
 DEV float half_to_float(uint16_t v) {
   const int exponent = v >> 10 & 31, mantissa = v & 1023;
   float size = exponent ? std::ldexp(1024.f + mantissa, exponent - 25) : std::ldexp(static_cast<float>(mantissa), -24);

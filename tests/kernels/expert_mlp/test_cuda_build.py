@@ -1,3 +1,4 @@
+import math
 """Building CUDA C++ on the spot, with a stand-in for nvcc, and what the decode kernel refuses; no GPU needed."""
 
 import sys
@@ -121,7 +122,7 @@ REFUSED = {
     "weights of float32": (experts(dtype=torch.float32), "takes bf16"),
     "groups of 256": (experts(format="int4", d_model=512, inter_size=512, group_size=256), "takes 32, 64 and 128"),
     "an odd number of scales": (experts(format="int4", d_model=384, group_size=128), "even number"),
-    "a token that does not fit": (experts(d_model=65536, inter_size=16, experts=1), "does not fit"),
+    "a token that does not fit": (experts(d_model=98304, inter_size=16, experts=1), "does not fit"),
     "biases of bf16": (changed(experts(), bias1_EN=torch.zeros(5, 256, dtype=BF16)), "biases of torch.bfloat16"),
     "bits of int64": (changed(experts(format="bank8"), bits_E=torch.zeros(5, dtype=torch.int64)), "bits of"),
 }
@@ -178,9 +179,9 @@ def test_activations_and_a_slot_for_each_warp_fit_in_shared_memory(widths, forma
     fc1, fc2 = empty_matrices(format_name, 2 * I, D), empty_matrices(format_name, D, I)
     cut = geometry(ExpertWeights(fc1=fc1, fc2=fc2), warps)
     assert isinstance(cut, Geometry), cut
-    tiles = 1 if cut.row_cap <= 8 else 2 if cut.row_cap <= 16 else 4
+    tiles, halves = (2 ** math.ceil(math.log2(max(1, cut.row_cap / tokens))) for tokens in (8, 4))
     sums = columns // 32 if format_name.startswith("bank") else 0
-    taken = cut.row_cap * (2 * columns * max(cut.jobs) + 64) + 32 * tiles * sums * max(cut.jobs)
+    taken = cut.row_cap * (2 * columns * max(cut.jobs) + 64) + 64 * halves * sums * max(cut.jobs)
 
     assert cut.row_cap >= 1
     assert taken + warps * (8 + 1 + tiles) * 1024 <= 215 * 1024

@@ -24,8 +24,25 @@ DEV void copy_byte_tiles(const Problem& p, const Place& at, int index, const Job
     copy_tile(job.data + 4096 * box, map, 256 * index + 128 * box, at.row, at.expert, job.full, policy);
 }
 
-struct Bf16 {
-  static constexpr int JOB_COLUMNS = 128, JOB_SUMS = 0, SCALE_BYTES = 0, FULL_ARRIVALS = 1;
+// What both have in common: a token is a column of a tile of eight.
+struct ByteRows {
+  static constexpr int TILE_TOKENS = 8;
+
+  // Where a lane finds its column of a tile; past the last token it is the last one's, and nobody looks at the product.
+  DEV static uint32_t column(uint32_t rows_at, int tile, int rows, const Lane& lane, uint32_t pitch) {
+    const int token = 8 * tile + lane.group;
+    return rows_at + (token < rows ? token : rows - 1) * pitch + 16 * lane.quad;
+  }
+  // From the format's tiles to tiles of eight tokens.
+  template <int TILES, int FOLDED>
+  DEV static void fold(const float (&sum)[TILES][2][4], float (&folded)[FOLDED][2][4], const Lane&) {
+#pragma unroll
+    for (int i = 0; i < 8 * TILES; ++i) folded[i / 8][i / 4 % 2][i % 4] = sum[i / 8][i / 4 % 2][i % 4];
+  }
+};
+
+struct Bf16 : ByteRows {
+  static constexpr int JOB_COLUMNS = 128, COLUMN_BYTES = 256, JOB_SUMS = 0, SCALE_BYTES = 0, FULL_ARRIVALS = 1;
   static constexpr bool ROW_SCALES = false, NARROW_PLANES = false;
   static constexpr float UNIT = 1.f;
   DEV static constexpr uint32_t slot_bytes(int) { return 8192; }
@@ -38,8 +55,10 @@ struct Bf16 {
     copy_byte_tiles(p, at, index, job, policy);
   }
 
-  // Eight activations as they lie in memory; returns where their 16 bytes go in the row.
-  DEV static uint32_t stage(uint32_t (&)[4], int octet) { return 16u * octet; }
+  // Eight activations on their way into a row of a block of activations.
+  DEV static void stage(uint32_t (&v)[4], int octet, int row, uint32_t to, uint32_t pitch, uint32_t, int) {
+    sts128(to + row * pitch + 16 * octet, v);
+  }
 
   template <int TILES>
   DEV static void multiply(const Place&, const Job& job, const uint32_t (&rows)[TILES], const Lane& lane,
@@ -74,8 +93,8 @@ struct Bf16 {
 // e4m3 codes become bf16 by moving bits: exactly the weight times 2^-120, which activations times 2^64 lift into the
 // middle of the float range; UNIT takes out the rest.
 template <bool BLOCKS>
-struct Fp8 {
-  static constexpr int JOB_COLUMNS = 256, JOB_SUMS = 0, SCALE_BYTES = BLOCKS ? 16 : 0, FULL_ARRIVALS = BLOCKS ? 33 : 1;
+struct Fp8 : ByteRows {
+  static constexpr int JOB_COLUMNS = 256, COLUMN_BYTES = 512, JOB_SUMS = 0, SCALE_BYTES = BLOCKS ? 16 : 0, FULL_ARRIVALS = BLOCKS ? 33 : 1;
   static constexpr bool ROW_SCALES = !BLOCKS, NARROW_PLANES = false;
   static constexpr float UNIT = 72057594037927936.f;  // 2^56
   DEV static constexpr uint32_t slot_bytes(int) { return 8192; }
@@ -99,14 +118,14 @@ struct Fp8 {
   }
 
   // A lane reads 16 codes, hence two octets: even ones lie in the first half of 64 columns, odd ones in the second.
-  DEV static uint32_t stage(uint32_t (&v)[4], int octet) {
+  DEV static void stage(uint32_t (&v)[4], int octet, int row, uint32_t to, uint32_t pitch, uint32_t, int) {
     for (int i = 0; i < 4; ++i) {
       constexpr float LIFT = 18446744073709551616.f;
       float low = as_float(v[i] << 16) * LIFT, high = as_float(v[i] & 0xffff0000u) * LIFT;
       v[i] = as_bits(low) >> 16 | (as_bits(high) & 0xffff0000u);  // times 2^64, which rounds nothing
     }
     swap_middles(v);
-    return 128u * (octet / 8) + 64u * (octet & 1) + 16u * (octet / 2 & 3);
+    sts128(to + row * pitch + 128 * (octet / 8) + 64 * (octet & 1) + 16 * (octet / 2 & 3), v);
   }
 
   DEV static uint32_t widen(uint32_t codes) {  // bytes 1 and 3

@@ -91,10 +91,15 @@ def geometry(experts: ExpertWeights, warps: int = 8) -> Geometry | str:
 def _row_cap(jobs: int, job_columns: int, sums: int, warps: int) -> int:
     pitch, room = 2 * job_columns * jobs + 64, SHARED_BYTES - SLOT_BYTES * warps
     for rows in ROW_CAPS:
-        tiles = 1 if rows <= 8 else 2 if rows <= 16 else 4
-        if rows * pitch + (32 * sums * jobs + PART_TILE_BYTES * warps) * tiles <= room:
+        sum_bytes, part_bytes = 64 * _tiles(rows, 4) * sums * jobs, PART_TILE_BYTES * _tiles(rows, 8) * warps
+        if rows * pitch + sum_bytes + part_bytes <= room:
             return rows
     return 0
+
+
+def _tiles(rows: int, tokens: int) -> int:
+    """1, 2, 4 or 8 tiles of so many tokens (`tiles_of` of layout.cuh)."""
+    return next(tiles for tiles in (1, 2, 4, 8) if rows <= tiles * tokens)
 
 
 def _format(matrices: Matrices) -> str:

@@ -2,12 +2,15 @@
 //
 // A format is a struct with
 //   JOB_COLUMNS   columns of a job;
-//   JOB_SUMS      sums of activations that a job needs (one a scale group), 0 for none;
+//   JOB_SUMS      scale groups of a job, 0 for none;
+//   TILE_TOKENS   tokens of a tile;
+//   COLUMN_BYTES  of a job's activations in one column of a tile;
 //   SCALE_BYTES   of a job in the ring, beside its data;
 //   FULL_ARRIVALS on the barrier of a slot: the thread that expects bytes, and 32 where words are copied;
 //   ROW_SCALES    whether a finished row is multiplied by a float32 scale of its own; UNIT, by a constant;
 //   NARROW_PLANES whether the first two tensors are copied in rows of 64 bytes, not 128;
-//   slot_bytes(bits), row(group), issue(...), stage(...) and multiply<TILES>(...), explained at Bf16.
+//   slot_bytes(bits), row(group), issue(...), column(...), stage(...), multiply<TILES>(...) and fold(...), explained at
+//   Bf16.
 #pragma once
 
 #include "layout.cuh"
@@ -29,7 +32,7 @@ struct Place {
 // Where a job lies in shared memory.
 struct Job {
   uint32_t data, scales, full;  // its slot, and the barrier that says it has landed
-  uint32_t sums;                // of the job's first scale group, for the lane's first two tokens
+  uint32_t sums;                // of the job's first scale group, for the lane's first two columns
   int sums_stride;
 };
 

@@ -6,27 +6,30 @@
 #include "stage.cuh"
 
 template <class Format>
-DEV void prepare(const Problem& p, int thread) {
-  if (thread < MAX_RING) barrier_init(BAR_FULL + 8 * thread, Format::FULL_ARRIVALS);
-  if (thread < 2 * WARPS) barrier_init(BAR_PART_FULL + 8 * thread, 1);
-  if (thread < WARPS) barrier_init(BAR_PART_EMPTY + 8 * thread, 1);
-  if (thread < 2) {
-    barrier_init(BAR_ROWS_FULL + 8 * thread, STAGERS);
-    barrier_init(BAR_ROWS_EMPTY + 8 * thread, WARPS);
-  }
-  if (thread < MAX_RING) barrier_init_fence();
-  const int map = thread - 32;
-  if (map >= 0 && map < 2 * p.planes) prefetch_map(&p.map[map & 1][map / 2]);
-  make_plan<Format>(p, thread);  // ends with a barrier of the block
+DEV uint32_t arrivals_at(int barrier) {
+  if (barrier < MAX_RING) return Format::FULL_ARRIVALS;
+  if (barrier < MAX_RING + 3 * WARPS) return 1;  // shares
+  return barrier < MAX_RING + 3 * WARPS + 2 ? STAGERS : WARPS;
+}
+
+template <class Format>
+DEV void prepare(const Problem& p, int thread, int role) {
+  const Slots read(p, thread);
+  if (thread == THREADS - 1) sts32(INFO_GENERATION, load_steady(p.counters + COUNTER_GENERATION));
+  if (thread == THREADS - 32)  // translations of addresses that are met later
+    prefetch(p.x), prefetch(p.hidden), prefetch(p.product), prefetch(p.out);
+  for (int barrier = role; barrier < NUM_BARRIERS; barrier += WARPS + STAGERS)
+    if (elected()) barrier_init(BAR_FULL + 8 * barrier, arrivals_at<Format>(barrier));
+  barrier_init_fence();
+  if (role < 2 * p.planes && elected()) prefetch_map(&p.map[role & 1][role / 2]);
+  make_plan<Format>(p, read, thread);  // ends with a barrier of the block
 }
 
 template <class Format>
 DEV void decode_block(const Problem& p) {
   const int thread = thread_index(), role = same_in_warp(thread / 32);
-  const uint32_t generation = load_steady(p.counters + COUNTER_GENERATION);
-  prepare<Format>(p, thread);
-  if (block_index() == 0)
-    for (int i = thread; i < MAX_SLOTS; i += THREADS) finished_units(p, generation + 1)[i] = 0;
+  prepare<Format>(p, thread, role);
+  const uint32_t generation = lds32(INFO_GENERATION);
   const Split split = split_shared<Format>(p);
   if (role < WARPS) {
     Multiplier<Format>(p, split, role, thread, generation).all();
@@ -34,6 +37,8 @@ DEV void decode_block(const Problem& p) {
     if (thread == 0) barrier_of_blocks(p, generation);
   } else {
     stage_all<Format>(p, split, generation, thread - 32 * WARPS);
+    if (block_index() == 0)  // nobody counts in those of the next launch yet
+      for (int i = thread - 32 * WARPS; i < MAX_SLOTS; i += STAGER_THREADS) finished_units(p, generation + 1)[i] = 0;
   }
   sync_block();
   combine(p, thread);

@@ -20,7 +20,7 @@ constexpr int THREADS = 32 * (WARPS + STAGERS);
 constexpr int STAGER_THREADS = 32 * STAGERS;
 constexpr int MAX_SLOTS = 512;  // T * K
 constexpr int MAX_EXPERTS = 512;
-constexpr int MAX_TILES = 4;  // of 8 tokens in a segment
+constexpr int MAX_ROWS = 32;  // tokens of a segment
 constexpr int MAX_RING = 96;
 
 enum ActivationKind : int { SWIGLU = 0, GEGLU = 1, SWIGLU_CLAMPED = 2 };
@@ -62,7 +62,8 @@ constexpr uint32_t BAR_PART_FULL = BAR_FULL + 8 * MAX_RING;
 constexpr uint32_t BAR_PART_EMPTY = BAR_PART_FULL + 16 * WARPS;  // full: of even and of odd runs
 constexpr uint32_t BAR_ROWS_FULL = BAR_PART_EMPTY + 8 * WARPS;
 constexpr uint32_t BAR_ROWS_EMPTY = BAR_ROWS_FULL + 16;
-constexpr uint32_t INFO = BAR_ROWS_EMPTY + 16;
+constexpr int NUM_BARRIERS = MAX_RING + 3 * WARPS + 4;
+constexpr uint32_t INFO = BAR_FULL + 8 * NUM_BARRIERS;
 constexpr uint32_t SCAN = INFO + 64;                        // 8 bytes a scanning warp
 constexpr uint32_t ROW_SLOT = SCAN + 8 * 8;                 // u16 a kept slot: slots in order of expert
 constexpr uint32_t GATES = ROW_SLOT + 2 * MAX_SLOTS;        // f32 a slot, 0 where dropped
@@ -72,7 +73,7 @@ constexpr uint32_t COST = SEGMENT_ROWS + 4 * MAX_SLOTS;     // u32: cost of a un
 constexpr uint32_t DYNAMIC = (COST + 4 * (MAX_SLOTS + 1) + 1023) / 1024 * 1024;
 constexpr uint32_t SHARED_BYTES = 227 * 1024;
 constexpr uint32_t DYNAMIC_BYTES = SHARED_START + SHARED_BYTES - DYNAMIC;
-constexpr uint32_t PART_TILE = 1024;                 // a warp's share of a unit, for a tile of tokens
+constexpr uint32_t PART_TILE = 1024;                 // a warp's share of a unit, for eight tokens
 constexpr uint32_t MIN_TWO_BLOCKS_RING = 96 * 1024;  // a second block of activations must leave this for weights
 // geometry.py gives activations what the shares and a slot for each warp leave of 215 KiB; the rest is alignment.
 static_assert(DYNAMIC_BYTES >= 215 * 1024 + 256, "a ring of one slot for each warp must fit");
@@ -81,9 +82,13 @@ static_assert(DYNAMIC_BYTES >= 215 * 1024 + 256, "a ring of one slot for each wa
 constexpr uint32_t INFO_SEGMENTS = INFO;
 constexpr uint32_t INFO_MAX_ROWS = INFO + 4;
 constexpr uint32_t INFO_MAX_BITS = INFO + 8;
+constexpr uint32_t INFO_GENERATION = INFO + 12;  // of this launch
 constexpr uint32_t INFO_RANGE = INFO + 16;  // first and past-the-last unit of both matrices: segment, unit inside
 
-DEV int tiles_of(int rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : 4; }
+// Tiles that a segment is multiplied in, of `tokens` tokens: 1, 2, 4 or 8.
+DEV int tiles_of(int rows, int tokens) {
+  return rows <= tokens ? 1 : rows <= 2 * tokens ? 2 : rows <= 4 * tokens ? 4 : 8;
+}
 
 // How the rest of shared memory is shared out; every thread computes the same.
 struct Split {
@@ -109,9 +114,9 @@ DEV Split split_shared(const Problem& p) {
   int max_rows = static_cast<int>(lds32(INFO_MAX_ROWS));
   int jobs = p.jobs[0] > p.jobs[1] ? p.jobs[0] : p.jobs[1];
   s.sums = max_rows * row_pitch<Format>(p);
-  s.sums_stride = 32 * tiles_of(max_rows);
+  s.sums_stride = 64 * tiles_of(max_rows, 4);
   s.rows_bytes = (s.sums + s.sums_stride * Format::JOB_SUMS * jobs + 127) / 128 * 128;
-  s.part_bytes = PART_TILE * tiles_of(max_rows);
+  s.part_bytes = PART_TILE * tiles_of(max_rows, 8);
   const uint32_t room = DYNAMIC_BYTES - WARPS * s.part_bytes - 128;
   s.row_blocks = room >= 2 * s.rows_bytes + MIN_TWO_BLOCKS_RING ? 2 : 1;
   s.slot_bytes = Format::slot_bytes(static_cast<int>(lds32(INFO_MAX_BITS)));

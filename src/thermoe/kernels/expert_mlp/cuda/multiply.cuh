@@ -93,10 +93,10 @@ struct Multiplier {
                     float (&sum)[TILES][2][4]) {
     for (; job < end; ++job) {
       Job slot = here.job<Format>(split, warp);
-      slot.sums = rows_at + split.sums + job * Format::JOB_SUMS * split.sums_stride + 8 * lane.quad;
+      slot.sums = rows_at + split.sums + job * Format::JOB_SUMS * split.sums_stride + 16 * lane.quad;
       uint32_t from[TILES];
 #pragma unroll
-      for (int tile = 0; tile < TILES; ++tile) from[tile] = rows[tile] + 2 * Format::JOB_COLUMNS * job;
+      for (int tile = 0; tile < TILES; ++tile) from[tile] = rows[tile] + Format::COLUMN_BYTES * job;
       barrier_wait(slot.full, here.turn);
       Format::template multiply<TILES>(at, slot, from, lane, sum);
       sync_warp();
@@ -145,11 +145,11 @@ struct Multiplier {
 
   template <int TILES>
   DEV void run_units(const Runs& run, int odd_run, int matrix, const Segment& segment, uint32_t rows_at) {
+    constexpr int FOLDED = (TILES * Format::TILE_TOKENS + 7) / 8;  // tiles of eight tokens
     uint32_t rows[TILES];
-    for (int tile = 0; tile < TILES; ++tile) {  // rows past the last repeat it; nobody looks at their products
-      int row = 8 * tile + lane.group < segment.rows ? 8 * tile + lane.group : segment.rows - 1;
-      rows[tile] = rows_at + row * row_pitch<Format>(p) + 16 * lane.quad;
-    }
+#pragma unroll
+    for (int tile = 0; tile < TILES; ++tile)
+      rows[tile] = Format::column(rows_at, tile, segment.rows, lane, row_pitch<Format>(p));
     const int jobs = p.jobs[matrix], total = run.length * jobs, tiles = (segment.rows + 7) / 8;
     int next = first_job(total, warp);
     const int last = first_job(total, warp + 1);
@@ -158,16 +158,17 @@ struct Multiplier {
     for (; next < last; ++unit, job = 0, at.row += matrix == 0 ? 16 : 32) {
       const int end = jobs - job < last - next ? jobs : job + last - next;
       const Finish<Format> finish(p, at, run, lane);
-      float sum[TILES][2][4];
-      set_zero(sum);
-      multiply<TILES>(at, job, end, rows_at, rows, sum);
+      float products[TILES][2][4], sum[FOLDED][2][4];
+      set_zero(products);
+      multiply<TILES>(at, job, end, rows_at, rows, products);
+      Format::template fold<TILES, FOLDED>(products, sum, lane);
       next += end - job;
       if (job > 0) {
-        hand_over<TILES>(sum, tiles, odd_run);
+        hand_over<FOLDED>(sum, tiles, odd_run);
         continue;
       }
-      if (end < jobs) gather<TILES>(sum, tiles, total, (unit + 1) * jobs, odd_run);
-      finish.template store<TILES>(p, segment, run, lane, sum);
+      if (end < jobs) gather<FOLDED>(sum, tiles, total, (unit + 1) * jobs, odd_run);
+      finish.template store<FOLDED>(p, segment, run, lane, sum);
       ++finished;
     }
     if (lane_index < WARPS) {
@@ -187,10 +188,11 @@ struct Multiplier {
         const Segment segment = segment_at(run.segment);
         const uint32_t rows_at = split.rows + at * split.rows_bytes;
         barrier_wait(BAR_ROWS_FULL + 8 * at, turn & 1);
-        switch (tiles_of(segment.rows)) {
+        switch (tiles_of(segment.rows, Format::TILE_TOKENS)) {
           case 1: run_units<1>(run, block & 1, matrix, segment, rows_at); break;
           case 2: run_units<2>(run, block & 1, matrix, segment, rows_at); break;
-          default: run_units<4>(run, block & 1, matrix, segment, rows_at);
+          case 4: run_units<4>(run, block & 1, matrix, segment, rows_at); break;
+          default: run_units<MAX_ROWS / Format::TILE_TOKENS>(run, block & 1, matrix, segment, rows_at);
         }
         if (lane_index == 0) barrier_arrive(BAR_ROWS_EMPTY + 8 * at);
       }

@@ -5,19 +5,31 @@
 
 #include "layout.cuh"
 
-DEV int slot_expert(const Problem& p, int slot) {
-  if (p.wide_ids) {
-    int64_t id = static_cast<const int64_t*>(p.ids)[slot];
-    return id >= 0 && id < p.experts ? static_cast<int>(id) : -1;
-  }
-  int32_t id = static_cast<const int32_t*>(p.ids)[slot];
-  return id < p.experts ? id : -1;
-}
+// What a thread reads of device memory for the plan: all at once, and nothing waits for it here.
+struct Slots {
+  static constexpr int EACH = (MAX_SLOTS + THREADS - 1) / THREADS;
+  uint32_t id[EACH], above[EACH];  // the lower and the upper word
+  float gate[EACH];
+  int bits[2];  // of two neighbouring experts
 
-DEV float slot_gate(const Problem& p, int slot) {
-  if (p.narrow_gates) return as_float(static_cast<uint32_t>(static_cast<const uint16_t*>(p.gates)[slot]) << 16);
-  return static_cast<const float*>(p.gates)[slot];
-}
+  DEV Slots(const Problem& p, int thread) {
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+      const int slot = thread + i * THREADS;
+      id[i] = above[i] = ~0u, gate[i] = 0.f;
+      if (slot >= p.tokens * p.top_k) continue;
+      const uint32_t* ids = static_cast<const uint32_t*>(p.ids) + (p.wide_ids ? 2 * slot : slot);
+      id[i] = ids[0], above[i] = p.wide_ids ? ids[1] : 0;
+      const uint16_t* gates = static_cast<const uint16_t*>(p.gates) + (p.narrow_gates ? slot : 2 * slot);
+      gate[i] = as_float(p.narrow_gates ? static_cast<uint32_t>(gates[0]) << 16 : *reinterpret_cast<const uint32_t*>(gates));
+    }
+    for (int i = 0; i < 2; ++i) {
+      bits[i] = p.bits_all;
+      if (p.bits && 2 * thread + i < p.experts) bits[i] = p.bits[2 * thread + i];
+    }
+  }
+  DEV bool inside(const Problem& p, int i) const { return above[i] == 0 && id[i] < static_cast<uint32_t>(p.experts); }
+};
 
 struct Sums {  // running sums over experts
   uint32_t packed;  // segments << 16 | slots
@@ -46,10 +58,19 @@ DEV Sums scan_experts(Sums own, int thread) {  // inclusive, over the first SCAN
   return own;
 }
 
-// amount * block / num_blocks, where the product may pass 32 bits: blocks are few.
-DEV uint32_t share_of(uint32_t amount, uint32_t block) {
-  const uint32_t blocks = num_blocks(), whole = amount / blocks;
-  return whole * block + (amount - whole * blocks) * block / blocks;
+// The first `block` of all blocks' part of an amount: grows with the block, and every block finds the same.
+DEV uint32_t share_of(uint32_t amount, int block) {
+  if (block == num_blocks()) return amount;
+  const float share = fast_divide(static_cast<float>(block), static_cast<float>(num_blocks()));
+  const uint32_t part = static_cast<uint32_t>(static_cast<float>(amount) * share);
+  return part < amount ? part : amount;
+}
+
+// The unit that lies so far into a segment.
+DEV uint32_t unit_at(uint32_t cost, uint32_t cost_of_unit, uint32_t units) {
+  if (cost == cost_of_unit * units) return units;
+  const uint32_t unit = static_cast<uint32_t>(fast_divide(static_cast<float>(cost), static_cast<float>(cost_of_unit)));
+  return unit < units ? unit : units;
 }
 
 struct ExpertPlan {  // of one expert, by the thread that scans it
@@ -75,21 +96,19 @@ struct ExpertPlan {  // of one expert, by the thread that scans it
   }
 };
 
-// Each boundary of the block's ranges is written by the segment that holds it.
+// Each boundary of the block's ranges is written by the segment that holds it; a warp looks for one of the four.
 DEV void write_ranges(const Problem& p, int thread) {
-  const int num_segments = static_cast<int>(lds32(INFO_SEGMENTS));
+  const int num_segments = static_cast<int>(lds32(INFO_SEGMENTS)), i = thread / 32 % 4;
   const uint32_t total = lds32(COST + 4 * num_segments);
-  const uint32_t units[2] = {static_cast<uint32_t>(p.columns[1] / 16), static_cast<uint32_t>(p.splits * (p.columns[0] / 32))};
+  const uint32_t num = i < 2 ? p.columns[1] / 16 : p.splits * (p.columns[0] / 32);  // units of a segment
+  const uint32_t target = share_of(total * num, block_index() + i % 2);
   if (thread < 8 && total == 0) sts32(INFO_RANGE + 4 * thread, 0);
-  for (int segment = thread; segment < num_segments; segment += THREADS) {
+  for (int segment = thread / 128 * 32 + thread % 32; segment < num_segments; segment += THREADS / 4) {
     const uint32_t from = lds32(COST + 4 * segment), to = lds32(COST + 4 * segment + 4);
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t num = units[i / 2], target = share_of(total * num, block_index() + i % 2);
-      const bool last = segment == num_segments - 1 && target == total * num;
-      if (target < from * num || !(target < to * num || last)) continue;
-      sts32(INFO_RANGE + 8 * i, segment);
-      sts32(INFO_RANGE + 8 * i + 4, (target - from * num) / (to - from));
-    }
+    const bool last = segment == num_segments - 1 && target == total * num;
+    if (target < from * num || !(target < to * num || last)) continue;
+    sts32(INFO_RANGE + 8 * i, segment);
+    sts32(INFO_RANGE + 8 * i + 4, unit_at(target - from * num, to - from, num));
   }
 }
 
@@ -102,31 +121,22 @@ DEV uint32_t rank_of(uint32_t experts, int slot, int expert) {
 
 // The scratch lies where the ring will: for each expert a count of slots, then its first row; each slot's expert.
 template <class Format>
-DEV void make_plan(const Problem& p, int thread) {
-  constexpr int EACH = (MAX_SLOTS + THREADS - 1) / THREADS;
+DEV void make_plan(const Problem& p, const Slots& read, int thread) {
   const uint32_t counts = DYNAMIC, first_rows = counts + 4 * MAX_EXPERTS, experts = first_rows + 4 * MAX_EXPERTS;
   const int slots = p.tokens * p.top_k;
-  int expert[EACH], bits[2] = {p.bits_all, p.bits_all};
-  float gate[EACH];
-  uint32_t rank[EACH];
-#pragma unroll
-  for (int i = 0; i < EACH; ++i) {
-    const int slot = thread + i * THREADS;
-    expert[i] = -1, gate[i] = 0.f;
-    if (slot < slots) expert[i] = slot_expert(p, slot), gate[i] = slot_gate(p, slot);
-  }
-  for (int i = 0; i < 2; ++i)
-    if (p.bits && 2 * thread + i < p.experts) bits[i] = p.bits[2 * thread + i];
+  int expert[Slots::EACH];
+  uint32_t rank[Slots::EACH];
   for (int i = thread; i < MAX_EXPERTS; i += THREADS) sts32(counts + 4 * i, 0);
   if (thread < 3) sts32(INFO + 4 * thread, 0);
   sync_block();
 
 #pragma unroll
-  for (int i = 0; i < EACH; ++i) {
+  for (int i = 0; i < Slots::EACH; ++i) {
     const int slot = thread + i * THREADS;
-    const bool kept = expert[i] >= 0 && gate[i] != 0.f;
-    if (slot < slots) sts_float(GATES + 4 * slot, kept ? gate[i] : 0.f);
-    if (kept) rank[i] = shared_add(counts + 4 * expert[i], 1); else expert[i] = -1;
+    const bool kept = read.inside(p, i) && read.gate[i] != 0.f;
+    expert[i] = kept ? static_cast<int>(read.id[i]) : -1;
+    if (slot < slots) sts_float(GATES + 4 * slot, kept ? read.gate[i] : 0.f);
+    if (kept) rank[i] = shared_add(counts + 4 * expert[i], 1);
     if (slot < slots) sts16(experts + 2 * slot, static_cast<uint16_t>(expert[i]));
   }
   sync_block();
@@ -135,7 +145,7 @@ DEV void make_plan(const Problem& p, int thread) {
   if (thread < MAX_EXPERTS / 2) {
     uint32_t count[2];
     lds64(counts + 8 * thread, count);
-    for (int i = 0; i < 2; ++i) mine[i] = ExpertPlan::of<Format>(p, count[i], bits[i]);
+    for (int i = 0; i < 2; ++i) mine[i] = ExpertPlan::of<Format>(p, count[i], read.bits[i]);
     const uint32_t most = count[0] > count[1] ? count[0] : count[1];
     const uint32_t rows = warp_max(most < p.row_cap ? most : p.row_cap);
     const uint32_t widest = warp_max(mine[0].bits > mine[1].bits ? mine[0].bits : mine[1].bits);
@@ -159,7 +169,7 @@ DEV void make_plan(const Problem& p, int thread) {
   sync_block();
 
 #pragma unroll
-  for (int i = 0; i < EACH; ++i) {
+  for (int i = 0; i < Slots::EACH; ++i) {
     if (expert[i] < 0) continue;
     const int slot = thread + i * THREADS;
     if (lds32(counts + 4 * expert[i]) > p.row_cap) rank[i] = rank_of(experts, slot, expert[i]);

@@ -1,15 +1,19 @@
 // Weights in bit planes (weights.py, PlaneMatrices): 2, 4 or 8 bits, the same for all experts or each its own.
 //
-// A masked code set under the bits of 128.0 in bf16 is 128 + code, exactly: no subtraction and no scale for a weight.
-// The 128 and the middle of the code range leave through the sums of the activations (stage.cuh), once a scale group:
-// a group's product starts from -(128 + middle) * sum, and is scaled as a whole. Codes of 8 bits are taken as two
-// codes of 4, their products joined as 16 * high + low.
+// Codes are multiplied as they are, as bytes by bytes: an activation of a scale group is s * (256 * high + low) with
+// two signed bytes and s the group's largest magnitude / 32639, which is more precise than a rounding to bf16 of what
+// it is added to. The two bytes are columns of one product: a tile has four tokens, their high bytes in columns 0 to 3
+// and their low bytes in 4 to 7. Sums of whole numbers below 2^22 are exact; started from the bits of 1.5 * 2^23 they
+// are a float already. The middle of the code range leaves through the sums of the bytes (stage_planes.cuh).
 #pragma once
 
 #include "job.cuh"
+#include "stage_planes.cuh"
 
-constexpr uint32_t NIBBLES = 0x000f000fu, PAIRS = 0x00030003u, BASE = 0x43004300u;
+constexpr uint32_t NIBBLES = 0x0f0f0f0fu, PAIRS = 0x03030303u, HIGH_NIBBLES = 0xf0f0f0f0u;
 constexpr uint32_t HIGH_HALVES = 0xccccccccu;
+constexpr float WHOLE = 12582912.f;  // 1.5 * 2^23: whole numbers within 2^22 of it are floats, one unit apart
+constexpr int32_t WHOLE_BITS = 0x4b400000;
 
 // Two words of the 2-bit planes, joined into codes of 4 bits: slots 0 and 2 of each byte, and slots 1 and 3.
 DEV uint32_t join_even(uint32_t first, uint32_t second) { return blend(first << 2, second, HIGH_HALVES); }
@@ -54,21 +58,21 @@ struct Codes {
     }
   }
 
-  // Columns (0, 2) or (1, 3) of word i of a slot, as 128 + code.
-  DEV uint32_t pair(int slot, int low, int i, int odd_columns) const {
-    if (BITS == 2) return keep_and_set(even[low][i] >> (2 * slot + 8 * odd_columns), PAIRS, BASE);
-    uint32_t word = slot & 1 ? odd[low][i] : even[low][i];
-    return keep_and_set(word >> (4 * (slot / 2) + 8 * odd_columns), NIBBLES, BASE);
-  }
-  DEV uint32_t last_pair(int slot, int low, int i, int odd_columns) const {
-    return keep_and_set(last[low][slot / 2][i] >> (4 * (slot & 1) + 8 * odd_columns), NIBBLES, BASE);
+  // Four columns of a slot, a code a byte.
+  DEV uint32_t bytes(int slot, int low, int i) const {
+    if (BITS == 2) return even[low][i] >> 2 * slot & PAIRS;
+    const uint32_t word = slot & 1 ? odd[low][i] : even[low][i];
+    if (BITS == 4) return word >> 4 * (slot / 2) & NIBBLES;
+    const uint32_t end = last[low][slot / 2][i];
+    return blend(slot / 2 ? word : word << 4, slot & 1 ? end >> 4 : end, HIGH_NIBBLES);
   }
 };
 
 // GROUP columns share a scale: 32, 64 or 128. MAX_BITS: 2, 4 or 8; NESTED: each expert has bits of its own.
 template <int MAX_BITS, int GROUP, bool NESTED, bool ZEROS>
 struct Planes {
-  static constexpr int JOB_COLUMNS = 256, JOB_SUMS = JOB_COLUMNS / GROUP, FULL_ARRIVALS = 33;
+  static constexpr int JOB_COLUMNS = 256, JOB_SUMS = JOB_COLUMNS / GROUP, FULL_ARRIVALS = 33, TILE_TOKENS = 4;
+  static constexpr int COLUMN_BYTES = JOB_COLUMNS;
   static constexpr int GROUP_SLOTS = GROUP / 32;
   static constexpr int ROW_SCALE_BYTES = 2 * JOB_SUMS;                  // of one row in one job
   static constexpr int ZEROS_AT = 32 * ROW_SCALE_BYTES;
@@ -108,9 +112,13 @@ struct Planes {
                   job.full, policy);
   }
 
-  DEV static uint32_t stage(uint32_t (&v)[4], int octet) {
-    swap_middles(v);
-    return 16u * octet;
+  // Where a lane finds its column of a tile: a token's high bytes, or its low ones half a row on.
+  DEV static uint32_t column(uint32_t rows_at, int tile, int rows, const Lane& lane, uint32_t pitch) {
+    const int token = 4 * tile + (lane.group & 3);
+    return rows_at + (token < rows ? token : rows - 1) * pitch + (lane.group & 4) / 4 * low_bytes_at(pitch) + 16 * lane.quad;
+  }
+  DEV static void stage(uint32_t (&v)[4], int octet, int row, uint32_t to, uint32_t pitch, uint32_t sums, int stride) {
+    stage_bytes<GROUP>(v, octet, row, to, pitch, sums, stride);
   }
 
   template <int TILES>
@@ -129,87 +137,87 @@ struct Planes {
   template <int BITS, int TILES>
   DEV static void multiply_bits(const Job& job, const uint32_t (&rows)[TILES], const Lane& lane,
                                 float (&sum)[TILES][2][4]) {
-    constexpr int CHUNKS = TILES == 1 && BITS < 8 ? 2 : 1;  // of 128 columns, in turn: their sums do not wait for each other
+    constexpr int AT_ONCE = TILES < 4 ? TILES : 4;  // tiles whose sums a lane holds
+    constexpr int CHUNKS = TILES <= 2 ? 2 : 1;      // of 128 columns, whose sums do not wait for each other
     const uint32_t narrow = PlaneLanes::narrow(lane), wide = PlaneLanes::wide(lane);
-    float high[CHUNKS][TILES][2][4], last[CHUNKS][TILES][2][4];
 #pragma unroll
-    for (int first = 0; first < 2; first += CHUNKS) {
-      Codes<BITS> codes[CHUNKS][2];
+    for (int tile = 0; tile < TILES; tile += AT_ONCE)
 #pragma unroll
-      for (int i = 0; i < 2 * CHUNKS; ++i) codes[i / 2][i % 2].load(job, narrow, wide, i % 2, first + i / 2);
+      for (int chunk = 0; chunk < 2; chunk += CHUNKS) {
+        Codes<BITS> codes[CHUNKS][2];
 #pragma unroll
-      for (int slot = 0; slot < 4; ++slot)
+        for (int i = 0; i < 2 * CHUNKS; ++i) codes[i / 2][i % 2].load(job, narrow, wide, i % 2, chunk + i / 2);
+        multiply_chunks<BITS, CHUNKS, AT_ONCE, TILES>(job, codes, rows, lane, chunk, tile, sum);
+      }
+  }
+
+  template <int BITS, int CHUNKS, int AT_ONCE, int TILES>
+  DEV static void multiply_chunks(const Job& job, const Codes<BITS> (&codes)[CHUNKS][2], const uint32_t (&rows)[TILES],
+                                  const Lane& lane, int first_chunk, int first_tile, float (&sum)[TILES][2][4]) {
+    int32_t product[CHUNKS][AT_ONCE][2][4];
+    uint32_t b[CHUNKS][AT_ONCE][4];  // of two slots
 #pragma unroll
-        for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-          const int group = (4 * (first + chunk) + slot) / GROUP_SLOTS;
-          if (slot % GROUP_SLOTS == 0) begin_group<BITS, TILES>(job, lane, group, high[chunk], last[chunk]);
+    for (int slot = 0; slot < 4; ++slot)
 #pragma unroll
-          for (int tile = 0; tile < TILES; ++tile) {
-            uint32_t b[4];
-            lds128(rows[tile] + 256 * (first + chunk) + 64 * slot, b);
+      for (int c = 0; c < CHUNKS; ++c) {
+        const int chunk = first_chunk + c, group = (4 * chunk + slot) / GROUP_SLOTS;
 #pragma unroll
-            for (int i = 0; i < 2; ++i)
+        for (int t = 0; t < AT_ONCE; ++t) {
+          if (slot % 2 == 0) lds128(rows[first_tile + t] + 128 * chunk + 64 * (slot / 2), b[c][t]);
 #pragma unroll
-              for (int half = 0; half < 2; ++half) {
-                const Codes<BITS>& c = codes[chunk][half];
-                const uint32_t a[4] = {c.pair(slot, 0, i, 0), c.pair(slot, 1, i, 0), c.pair(slot, 0, i, 1),
-                                       c.pair(slot, 1, i, 1)};
-                mma(high[chunk][tile][half], a, b[2 * i], b[2 * i + 1]);
-                if (BITS < 8) continue;
-                const uint32_t l[4] = {c.last_pair(slot, 0, i, 0), c.last_pair(slot, 1, i, 0),
-                                       c.last_pair(slot, 0, i, 1), c.last_pair(slot, 1, i, 1)};
-                mma(last[chunk][tile][half], l, b[2 * i], b[2 * i + 1]);
-              }
+          for (int half = 0; half < 2; ++half) {
+            if (slot % GROUP_SLOTS == 0)
+              for (int i = 0; i < 4; ++i) product[c][t][half][i] = WHOLE_BITS;
+            const Codes<BITS>& code = codes[c][half];
+            const uint32_t a[4] = {code.bytes(slot, 0, 0), code.bytes(slot, 1, 0), code.bytes(slot, 0, 1),
+                                   code.bytes(slot, 1, 1)};
+            mma_bytes(product[c][t][half], a, b[c][t][2 * (slot % 2)], b[c][t][2 * (slot % 2) + 1]);
           }
-          if (slot % GROUP_SLOTS == GROUP_SLOTS - 1)
-            end_group<BITS, TILES>(job, lane, group, high[chunk], last[chunk], sum);
         }
-    }
+        if (slot % GROUP_SLOTS == GROUP_SLOTS - 1)
+          end_group<BITS, AT_ONCE, TILES>(job, lane, group, product[c], first_tile, sum);
+      }
   }
 
   DEV static float row_value(uint32_t from, int half, int low, int group, const Lane& lane) {
     return half_to_float(lds16(from + ROW_SCALE_BYTES * (16 * half + 8 * low + row(lane.group)) + 2 * group));
   }
 
-  // What a group's product starts from: it cancels the 128 and the middle, or the zero, of every code.
-  template <int BITS, int TILES>
-  DEV static void begin_group(const Job& job, const Lane& lane, int group, float (&high)[TILES][2][4],
-                              float (&last)[TILES][2][4]) {
-    const float middle = BITS == 2 ? 1.5f : 7.5f;
+  template <int BITS, int AT_ONCE, int TILES>
+  DEV static void end_group(const Job& job, const Lane& lane, int group, const int32_t (&product)[AT_ONCE][2][4],
+                            int first_tile, float (&sum)[TILES][2][4]) {
+    float scale[2][2], middle[2][2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
+    for (int i = 0; i < 4; ++i) {
+      scale[i / 2][i % 2] = row_value(job.scales, i / 2, i % 2, group, lane);
+      middle[i / 2][i % 2] = BITS == 2 ? 1.5f : BITS == 4 ? 7.5f : 127.5f;
+      if (ZEROS) middle[i / 2][i % 2] = row_value(job.scales + ZEROS_AT, i / 2, i % 2, group, lane);
+    }
 #pragma unroll
-      for (int low = 0; low < 2; ++low) {
-        float shift = 128.f + middle;
-        if (ZEROS) shift = 128.f + row_value(job.scales + ZEROS_AT, half, low, group, lane) - (BITS == 8 ? 120.f : 0.f);
+    for (int t = 0; t < AT_ONCE; ++t) {
+      uint32_t column[4];  // of the lane's two columns: step, sum of bytes
+      lds128(job.sums + group * job.sums_stride + COLUMN_SUM_BYTES * (first_tile + t), column);
 #pragma unroll
-        for (int tile = 0; tile < TILES; ++tile) {
-          uint32_t sums[2];
-          lds64(job.sums + group * job.sums_stride + 32 * tile, sums);
-#pragma unroll
-          for (int token = 0; token < 2; ++token) {
-            if (BITS == 8) last[tile][half][2 * low + token] = -shift * as_float(sums[token]);
-            high[tile][half][2 * low + token] = -(BITS == 8 ? 135.5f : shift) * as_float(sums[token]);
-          }
-        }
+      for (int i = 0; i < 8; ++i) {
+        const int half = i / 4, low = i / 2 % 2, token = i % 2;
+        const float whole = as_float(static_cast<uint32_t>(product[t][half][i % 4])) - WHOLE;
+        const float value = whole - middle[half][low] * as_float(column[2 * token + 1]);
+        sum[first_tile + t][half][i % 4] += scale[half][low] * as_float(column[2 * token]) * value;
       }
+    }
   }
 
-  template <int BITS, int TILES>
-  DEV static void end_group(const Job& job, const Lane& lane, int group, const float (&high)[TILES][2][4],
-                            const float (&last)[TILES][2][4], float (&sum)[TILES][2][4]) {
+  // High and low bytes of the same token are two columns apart in quads; two tiles of four tokens make one of eight.
+  template <int TILES, int FOLDED>
+  DEV static void fold(const float (&sum)[TILES][2][4], float (&folded)[FOLDED][2][4], const Lane& lane) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int low = 0; low < 2; ++low) {
-        const float scale = row_value(job.scales, half, low, group, lane);
-#pragma unroll
-        for (int i = 0; i < 2 * TILES; ++i) {
-          const int tile = i / 2, token = 2 * low + i % 2;
-          float value = high[tile][half][token];
-          if (BITS == 8) value = 16.f * value + last[tile][half][token];
-          sum[tile][half][token] += scale * value;
-        }
-      }
+    for (int i = 0; i < 8 * FOLDED; ++i) {
+      const int tile = 2 * (i / 8), half = i / 4 % 2, at = i % 4;
+      const float first = sum[tile][half][at] + shuffle_xor(sum[tile][half][at], 2);
+      folded[i / 8][half][at] = first;
+      if (tile + 1 == TILES) continue;
+      const float second = sum[tile + 1][half][at] + shuffle_xor(sum[tile + 1][half][at], 2);
+      if (lane.quad >= 2) folded[i / 8][half][at] = second;
+    }
   }
 };

@@ -53,6 +53,9 @@ DEV void sts128(uint32_t at, const uint32_t (&r)[4]) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
+DEV void sts64(uint32_t at, const uint32_t (&r)[2]) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(at), "r"(r[0]), "r"(r[1]) : "memory");
+}
 DEV void sts32(uint32_t at, uint32_t v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
 DEV void sts16(uint32_t at, uint16_t v) { asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(v) : "memory"); }
 DEV void sts_float(uint32_t at, float v) { sts32(at, __float_as_uint(v)); }
@@ -71,6 +74,7 @@ DEV void sync_warp() { __syncwarp(); }
 DEV void sync_group(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 DEV uint32_t shuffle_up(uint32_t v, int by) { return __shfl_up_sync(0xffffffffu, v, by); }
 DEV float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+DEV uint32_t shuffle_xor_bits(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 DEV uint32_t shuffle_from(uint32_t v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
 DEV int same_in_warp(int v) { return __shfl_sync(0xffffffffu, v, 0); }  // which the compiler cannot know by itself
 DEV uint32_t warp_max(uint32_t v) { return __reduce_max_sync(0xffffffffu, v); }
@@ -114,6 +118,7 @@ DEV uint64_t stream_policy() {  // weights are read once: let them leave the sec
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
+DEV void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 DEV void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 // A box of 32 rows: from `row` on in an expert's only half, or 16 in each of two.
 DEV void copy_tile(uint32_t to, const TensorMap* map, int byte, int row, int expert, uint32_t bar, uint64_t policy) {
@@ -161,6 +166,12 @@ DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { 
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+DEV void mma_bytes(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {  // 16 x 32 by 32 x 8
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"
+      " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 // One instruction each, which the compiler does not find where both constants are immediate.
 DEV uint32_t keep_and_set(uint32_t v, uint32_t keep, uint32_t set) {  // (v & keep) | set
   uint32_t r;
@@ -172,7 +183,8 @@ DEV uint32_t blend(uint32_t a, uint32_t b, uint32_t from_a) {  // bits of a wher
   asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(r) : "r"(a), "r"(b), "r"(from_a));
   return r;
 }
-DEV int count_bits(uint32_t v) { return __popc(v); }
+DEV uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) { return __byte_perm(a, b, which); }
+DEV int sum_of_bytes(uint32_t v) { return __dp4a(static_cast<int>(v), 0x01010101, 0); }  // each of either sign
 DEV float as_float(uint32_t v) { return __uint_as_float(v); }
 DEV uint32_t as_bits(float v) { return __float_as_uint(v); }
 DEV float half_to_float(uint16_t v) {

@@ -81,4 +81,3 @@ def _scales(matrices: Matrices) -> tuple[Tensor | None, Tensor | None, int]:
     if isinstance(matrices, Fp8Matrices):
         return matrices.scale, None, 1
     return matrices.scale_PENG, matrices.zero_PENG, matrices.scale_PENG.shape[0]
-

@@ -1,5 +1,5 @@
 // Activations on their way into shared memory: the rows of a run, in the order of columns that the format multiplies
-// in, with zeros past the end and with their sums over scale groups. Before the second matrix this is where a block
+// in, with zeros past the end. Before the second matrix this is where a block
 // waits for the others; its weights are on their way meanwhile.
 #pragma once
 
@@ -8,60 +8,47 @@
 
 struct RowSource {
   const uint16_t* base;
-  int slots_a_row;  // slots that share a row of the source
-  int64_t pitch;    // columns from row to row
-  int octets;       // groups of 8 columns that exist; zeros follow
+  uint32_t slot_share;  // 2^20 / (slots that share a row of the source), rounded up
+  int64_t pitch;        // columns from row to row
+  int octets;           // groups of 8 columns that exist; zeros follow
+
+  DEV const uint16_t* row_of(int slot) const { return base + (slot * slot_share >> 20) * pitch; }
 };
 
 DEV RowSource row_source(const Problem& p, int matrix, const Runs& run, int columns) {
-  if (matrix == 0) return {p.x, p.top_k, p.columns[0], p.columns[0] / 8};
-  int first = run.split * columns, left = p.columns[1] - first;
-  return {p.hidden + first, 1, p.columns[1], left / 8};
+  constexpr uint32_t WHOLE_SHARE = 1u << 20;  // slots are below 512: no quotient is rounded wrongly
+  if (matrix == 0) return {p.x, WHOLE_SHARE / p.top_k + 1, p.columns[0], p.columns[0] / 8};
+  const int first = run.split * columns, left = p.columns[1] - first;
+  return {p.hidden + first, WHOLE_SHARE, p.columns[1], left / 8};
 }
 
-DEV float sum_of(const uint32_t (&v)[4]) {
-  float sum = 0.f;
-  for (int i = 0; i < 4; ++i) sum += as_float(v[i] << 16) + as_float(v[i] & 0xffff0000u);
-  return sum;
-}
-
+// A warp takes 32 octets of a row at a time, and the warps take turns.
 template <class Format>
-DEV void stage_rows(const Problem& p, const Split& split, const RowSource& source, const Segment& segment, int octets,
-                    uint32_t to, int thread) {
+DEV void stage_rows(const Split& split, const RowSource& source, const Segment& segment, int octets, uint32_t to,
+                    uint32_t pitch, int warp, int lane) {
   constexpr int BATCH = 4;  // loads in flight
-  const int total = segment.rows * octets;
-  const uint32_t pitch = row_pitch<Format>(p);
-  for (int first = thread; first < total; first += BATCH * STAGER_THREADS) {
+  for (int row = 0, piece = 32 * warp; row < segment.rows;) {
     uint32_t v[BATCH][4];
-    int row[BATCH], octet[BATCH];
+    int rows[BATCH], octet[BATCH];
 #pragma unroll
     for (int i = 0; i < BATCH; ++i) {
-      int index = first + i * STAGER_THREADS;
-      row[i] = index / octets, octet[i] = index - row[i] * octets;
+      for (; piece >= octets && row < segment.rows; ++row) piece -= (octets + 31) / 32 * 32;
+      rows[i] = row, octet[i] = piece + lane;
       v[i][0] = v[i][1] = v[i][2] = v[i][3] = 0;
-      if (index < total && octet[i] < source.octets) {
-        int slot = lds16(ROW_SLOT + 2 * (segment.first_row + row[i]));
-        load_fresh(source.base + (slot / source.slots_a_row) * source.pitch + 8 * octet[i], v[i]);
-      }
+      if (row < segment.rows && octet[i] < source.octets)
+        load_fresh(source.row_of(lds16(ROW_SLOT + 2 * (segment.first_row + row))) + 8 * octet[i], v[i]);
+      piece += 32 * STAGERS;
     }
 #pragma unroll
-    for (int i = 0; i < BATCH; ++i) {
-      // Whole warps leave together where sums are made: a row then has a multiple of 32 octets.
-      if (first + i * STAGER_THREADS >= total) break;
-      if (Format::JOB_SUMS > 0) {
-        constexpr int LANES = Format::JOB_COLUMNS / 8 / (Format::JOB_SUMS > 0 ? Format::JOB_SUMS : 1);
-        float sum = sum_of(v[i]);
-        for (int mask = 1; mask < LANES; mask *= 2) sum += shuffle_xor(sum, mask);
-        if (octet[i] % LANES == 0) sts_float(to + split.sums + octet[i] / LANES * split.sums_stride + 4 * row[i], sum);
-      }
-      uint32_t place = Format::stage(v[i], octet[i]);
-      sts128(to + row[i] * pitch + place, v[i]);
-    }
+    for (int i = 0; i < BATCH; ++i)
+      if (rows[i] < segment.rows && octet[i] < octets)  // where lanes meet, octets are a multiple of 32
+        Format::stage(v[i], octet[i], rows[i], to, pitch, split.sums, split.sums_stride);
   }
 }
 
 template <class Format>
 DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, int thread) {
+  const int warp = same_in_warp(thread / 32);
   int block = 0;  // of activations, counted over both matrices
   for (int matrix = 0; matrix < 2; ++matrix) {
     const int columns = p.jobs[matrix] * Format::JOB_COLUMNS;
@@ -76,7 +63,8 @@ DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, in
       }
       barrier_wait(BAR_ROWS_EMPTY + 8 * at, (turn & 1) ^ 1);
       const uint32_t to = split.rows + at * split.rows_bytes;
-      stage_rows<Format>(p, split, row_source(p, matrix, run, columns), segment, columns / 8, to, thread);
+      stage_rows<Format>(split, row_source(p, matrix, run, columns), segment, columns / 8, to, row_pitch<Format>(p),
+                         warp, thread % 32);
       sync_warp();
       if (thread % 32 == 0) barrier_arrive(BAR_ROWS_FULL + 8 * at);
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from thermoe.errors import ConfigError
-from thermoe.experts import ExpertKind
+from thermoe.experts import ExpertKind, compressed
 from thermoe.runtime import moe_layer
 from thermoe.runtime.block import MoEStack, MoETransformerBlock
 from thermoe.runtime.moe_layer import SharedRouting, SimpleMoELayer
@@ -27,13 +27,14 @@ def state(time_s: float) -> SysState:
 
 
 def expert_by_hand(expert, x: torch.Tensor) -> torch.Tensor:
-    hidden = expert.fc1.double() @ x
+    fc1, fc2 = (expert.fc1, expert.fc2) if hasattr(expert, "fc1") else expert._dequantize_and_unpack()
+    hidden = fc1.double() @ x
     if expert.kind is ExpertKind.RELU:
         hidden = hidden.clamp(min=0)
     else:
         gate, up = hidden[: len(hidden) // 2], hidden[len(hidden) // 2 :]
         hidden = gate / (1 + (-gate).exp()) * up
-    return expert.fc2.double() @ hidden
+    return fc2.double() @ hidden
 
 
 @torch.no_grad()
@@ -63,6 +64,35 @@ def test_forward_matches_a_float64_loop(kind, renormalise, num_tokens):
     want = layer_by_hand(layer, x)
     torch.testing.assert_close(layer(x), want, atol=1e-5, rtol=1e-4)
     assert want.abs().mean() > 0.01  # zeros must not pass
+
+
+@pytest.mark.parametrize("kind", list(ExpertKind))
+@pytest.mark.parametrize(
+    "formats", ["int4", ["dense", "int8", "int4", "int3", "int2", "fp8", "fp8_blocks", "dense", "int4"]]
+)
+def test_experts_of_any_format_compute_with_the_weights_they_hold(kind, formats):
+    layer, plain = (SimpleMoELayer(AWKWARD, expert_kind=kind, formats=f, seed=2) for f in (formats, "dense"))
+    x = torch.randn(13, 7, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(layer(x), layer_by_hand(layer, x), atol=1e-5, rtol=1e-4)
+    assert layer.formats == tuple(formats if isinstance(formats, list) else [formats] * 9)
+    assert torch.equal(layer.router.weight, plain.router.weight)
+    for expert, drawn, held_as in zip(layer.experts, plain.experts, layer.formats, strict=True):
+        same = compressed(drawn, held_as)
+        assert all(
+            torch.equal(a, b) for a, b in zip(expert.state_dict().values(), same.state_dict().values(), strict=True)
+        )
+    before = [e.state_dict() for e in layer.experts]
+    layer.reset_parameters(3)
+    layer.reset_parameters(2)
+    for expert, held in zip(layer.experts, before, strict=True):
+        assert all(torch.equal(value, held[name]) for name, value in expert.state_dict().items())
+
+
+def test_formats_that_are_none_are_refused():
+    with pytest.raises(ConfigError, match="3 formats for 9 experts: give one for each"):
+        SimpleMoELayer(AWKWARD, formats=["dense"] * 3)
+    with pytest.raises(ConfigError, match="expert format int5: choose from dense"):
+        SimpleMoELayer(AWKWARD, formats="int5")
 
 
 def test_union_of_first_choices_is_taken_over_each_position_of_a_block():

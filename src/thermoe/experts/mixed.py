@@ -22,6 +22,11 @@ class ExpertFormat(StrEnum):
     INT3 = "int3"
     INT2 = "int2"
 
+    @property
+    def bits(self) -> int:
+        """Bits of a weight, scales not counted; dense weights count as bfloat16."""
+        return _BITS.get(self, 16 if self is ExpertFormat.DENSE else 8)
+
 
 _BITS = {ExpertFormat.INT8: 8, ExpertFormat.INT4: 4, ExpertFormat.INT3: 3, ExpertFormat.INT2: 2}
 
@@ -44,6 +49,7 @@ def make_experts(
     group_size: int = 128,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    generator: torch.Generator | None = None,
 ) -> nn.ModuleList:
     """One expert for each entry of `formats`, all with `forward`, `num_bytes`, `flops_per_row`, `reset_parameters`.
 
@@ -53,6 +59,7 @@ def make_experts(
         group_size: Of the integer formats.
         device: Of the weights.
         dtype: Of dense weights.
+        generator: What the weights are drawn from, expert by expert; on the CPU.
 
     Raises:
         ConfigError: no expert, an unknown format or a size that is none.
@@ -65,5 +72,7 @@ def make_experts(
     experts = nn.ModuleList()
     for held_as in formats:
         expert = SimpleExpert(d_model, inter_size, kind=kind, device=device, dtype=dtype)
+        if generator is not None:
+            expert.reset_parameters(generator)
         experts.append(compressed(expert, ExpertFormat(held_as), group_size=group_size))
     return experts

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from thermoe.errors import ConfigError
-from thermoe.experts import ExpertKind
-from thermoe.runtime.moe_layer import KnobPolicy, SharedRouting, SimpleMoELayer
+from thermoe.experts import ExpertFormat, ExpertKind
+from thermoe.runtime.moe_layer import Formats, KnobPolicy, SharedRouting, SimpleMoELayer
 from thermoe.types import MoEShape, SysState
 
 
@@ -20,7 +20,7 @@ class MoETransformerBlock(nn.Module):
     Args:
         shape: Sizes of the MoE layer.
         num_heads: Attention heads (H); D must be a multiple.
-        expert_kind, seed, shared, layer_index, metrics_capacity, device, dtype: As in `SimpleMoELayer`.
+        expert_kind, formats, seed, shared, layer_index, metrics_capacity, device, dtype: As in `SimpleMoELayer`.
 
     Raises:
         ConfigError: the heads do not divide the width, or as in `SimpleMoELayer`.
@@ -32,6 +32,7 @@ class MoETransformerBlock(nn.Module):
         *,
         num_heads: int = 4,
         expert_kind: ExpertKind = ExpertKind.SWIGLU,
+        formats: Formats = ExpertFormat.DENSE,
         seed: int = 0,
         shared: SharedRouting | None = None,
         layer_index: int = 0,
@@ -51,6 +52,7 @@ class MoETransformerBlock(nn.Module):
         self.moe = SimpleMoELayer(
             shape,
             expert_kind=expert_kind,
+            formats=formats,
             seed=seed,
             shared=shared,
             layer_index=layer_index,
@@ -87,7 +89,7 @@ class MoEStack(nn.Module):
 
     Args:
         shape: Sizes and number of layers.
-        num_heads, expert_kind, metrics_capacity, device, dtype: As in `MoETransformerBlock`.
+        num_heads, expert_kind, formats, metrics_capacity, device, dtype: As in `MoETransformerBlock`.
         seed: Layer l draws its weights from `seed * num_layers + l`.
         policy: Answers a `SysState` with knobs for all layers; see `SharedRouting`.
     """
@@ -98,6 +100,7 @@ class MoEStack(nn.Module):
         *,
         num_heads: int = 4,
         expert_kind: ExpertKind = ExpertKind.SWIGLU,
+        formats: Formats = ExpertFormat.DENSE,
         seed: int = 0,
         policy: KnobPolicy | None = None,
         metrics_capacity: int = 1024,
@@ -112,6 +115,7 @@ class MoEStack(nn.Module):
                 shape,
                 num_heads=num_heads,
                 expert_kind=expert_kind,
+                formats=formats,
                 seed=seed * shape.num_layers + layer,
                 shared=self.shared,
                 layer_index=layer,

@@ -4,19 +4,21 @@ Shapes: B sequences, S positions, T = B * S tokens, D model width, E experts, K 
 N = T * K routed rows. The B tokens of one position are one batch and share a union of experts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from thermoe.errors import ConfigError
-from thermoe.experts import ExpertKind, SimpleExpert
+from thermoe.experts import ExpertFormat, ExpertKind, make_experts
 from thermoe.kernels.route import SOFTMAX, Routing, is_fused, route
 from thermoe.runtime.batch_metrics import BatchMetrics, MetricsBuffer
 from thermoe.runtime.knobs import DeviceCounters, DeviceKnobs
 from thermoe.types import MoEShape, RoutingKnobs, SysState
 
 KnobPolicy = Callable[[SysState], RoutingKnobs | None]
+Formats = ExpertFormat | str | Sequence[ExpertFormat | str]
 
 
 class SharedRouting:
@@ -49,7 +51,7 @@ class SharedRouting:
 
 
 class SimpleMoELayer(nn.Module):
-    """Linear router, softmax gates, and E experts of one kind.
+    """Linear router, softmax gates, and E experts, each held in a format of its own.
 
     Experts run one after the other on their own rows, which reads the rows per expert back to the
     host once per forward; the router and the counters never wait.
@@ -57,15 +59,19 @@ class SimpleMoELayer(nn.Module):
     Args:
         shape: Sizes (D, I, E, K); `num_layers` only matters when `shared` is not given.
         expert_kind: SwiGLU or ReLU.
+        formats: How the experts are held: one `ExpertFormat` for all, or one for each.
         renormalise: Whether the chosen gates are scaled to sum to one.
-        seed: Of the weights; the same on every device.
+        seed: Of the weights, drawn before they are compressed; the same on every device and in every format.
         shared: Knobs and counters shared with the model's other layers; own ones if None.
         layer_index: This layer's row in them.
         metrics_capacity: Forwards that `metrics` keeps.
-        device, dtype: Of the weights.
+        device, dtype: Of router and dense experts; compressed ones compute in the dtype of the tokens.
+
+    Attributes:
+        formats: How each expert is held.
 
     Raises:
-        ConfigError: top_k exceeds the experts, the layer index the layers, or the sizes disagree.
+        ConfigError: top_k exceeds the experts, the layer index the layers, the sizes disagree, or unknown formats.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class SimpleMoELayer(nn.Module):
         shape: MoEShape,
         *,
         expert_kind: ExpertKind = ExpertKind.SWIGLU,
+        formats: Formats = ExpertFormat.DENSE,
         renormalise: bool = True,
         seed: int = 0,
         shared: SharedRouting | None = None,
@@ -89,21 +96,33 @@ class SimpleMoELayer(nn.Module):
         self.metrics = MetricsBuffer(metrics_capacity)
         _check(shape, self.shared.shape, layer_index)
         self.router = nn.Linear(shape.hidden_size, shape.num_experts, bias=False, device=device, dtype=dtype)
-        self.experts = nn.ModuleList(
-            SimpleExpert(shape.hidden_size, shape.inter_size, kind=expert_kind, device=device, dtype=dtype)
-            for _ in range(shape.num_experts)
+        held_as = _for_each(formats, shape.num_experts)
+        self.experts = make_experts(
+            shape.hidden_size,
+            shape.inter_size,
+            held_as,
+            kind=expert_kind,
+            device=device,
+            dtype=dtype,
+            generator=self._draw_router(seed),
         )
-        self.reset_parameters(seed)
+        self.formats = tuple(ExpertFormat(f) for f in held_as)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
         """Draws router and experts anew from the seed; logits of unit-variance tokens have unit variance."""
+        generator = self._draw_router(seed)
+        expert: Any
+        for expert in self.experts:
+            expert.reset_parameters(generator)
+
+    @torch.no_grad()
+    def _draw_router(self, seed: int) -> torch.Generator:
+        """Draws the router; what it drew from goes on to the experts."""
         generator = torch.Generator().manual_seed(seed)
         weight = self.router.weight
         weight.copy_(torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5)
-        for expert in self.experts:
-            assert isinstance(expert, SimpleExpert)
-            expert.reset_parameters(generator)
+        return generator
 
     def forward(self, x: Tensor, sys_state: SysState | None = None, *, live: Tensor | None = None) -> Tensor:
         """The weighted sum of each token's experts, in the shape and dtype of `x`.
@@ -173,6 +192,13 @@ class SimpleMoELayer(nn.Module):
         y_ND = done_ND.new_zeros(ids_N.shape[0], done_ND.shape[1]).index_copy(0, order_N, done_ND)
         y_TKD = y_ND.view(*routing.ids_TK.shape, -1).float()
         return (y_TKD * routing.weights_TK.unsqueeze(-1)).sum(dim=1).to(x_TD.dtype)
+
+
+def _for_each(formats: Formats, num_experts: int) -> list[ExpertFormat | str]:
+    given = [formats] * num_experts if isinstance(formats, str) else list(formats)
+    if len(given) != num_experts:
+        raise ConfigError(f"{len(given)} formats for {num_experts} experts: give one for each, or one for all")
+    return given
 
 
 def _check(shape: MoEShape, shared: MoEShape, layer_index: int) -> None:

@@ -86,3 +86,18 @@ def test_a_counter_that_has_not_moved_is_no_energy_of_zero(monkeypatch, dtype):
     summary = handle.summary()
     assert energy_j(summary) * summary["tokens_per_s"] == pytest.approx(300.0, rel=0.05)
     assert summary["bits_mean"] == 8 * dtype.itemsize
+
+
+def test_the_twin_prices_the_precision_that_is_read_now():
+    model = copy.deepcopy(tiny_model(NAME))
+    spent = {}
+    for experts in (None, "bank", "int2"):
+        with thermoe.attach(model, "baseline", telemetry="simulated", experts=experts) as handle:
+            generate(model)
+            summary = handle.summary()
+            spent[experts] = energy_j(summary)
+            assert summary["bits_mean"] == {None: 16, "bank": 8, "int2": 2}[experts]
+            if experts == "bank":
+                handle.experts.set_bits(2)
+                assert handle.summary()["bits_mean"] == 2
+    assert spent["int2"] < 0.8 * spent["bank"] < 0.8 * spent[None]

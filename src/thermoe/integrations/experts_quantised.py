@@ -29,6 +29,17 @@ EXPERT_FORMATS = (*_INTEGERS, *_FP8, *_BANKS)
 """What `quantise_experts` makes; a bank holds all of 2, 4 and 8 bits and begins at the one in its name."""
 
 
+def precision_of(held_as: str) -> float:
+    """Precision at which experts of this format are read at first [bit], scales not counted.
+
+    Raises:
+        ConfigError: An unknown format.
+    """
+    if held_as not in EXPERT_FORMATS:
+        raise ConfigError(f"experts held as {held_as!r}: choose from {', '.join(EXPERT_FORMATS)}")
+    return (_INTEGERS | _BANKS).get(held_as, 8)
+
+
 class QuantisedExperts:
     """The quantised copies in a model, in force until `remove`.
 
@@ -39,7 +50,7 @@ class QuantisedExperts:
 
     def __init__(self, model: nn.Module, held_as: str, blocks: Mapping[str, QuantisedBlock]) -> None:
         self.held_as = held_as
-        self.bits: float = (_INTEGERS | _BANKS).get(held_as, 8)
+        self.bits = precision_of(held_as)
         self._model, self._blocks = model, dict(blocks)
         self._before = _implementation(model)
         modules = expert_blocks(model)
@@ -115,8 +126,7 @@ def quantise_experts(
         ConfigError: An unknown format or group.
         UnsupportedModelError: Experts that the kernels do not compute, or quantised already.
     """
-    if held_as not in EXPERT_FORMATS:
-        raise ConfigError(f"experts held as {held_as!r}: choose from {', '.join(EXPERT_FORMATS)}")
+    precision_of(held_as)  # refuses an unknown format before the model is looked at
     blocks = expert_blocks(model)
     if any(quantised_experts(block) is not None for block in blocks.values()):
         raise ConfigError("the experts of this model are quantised already: remove that copy first")

@@ -18,7 +18,7 @@ from thermoe.integrations.figures import Totals
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.runtime.control_plane import ControlPlane, Observation
 from thermoe.telemetry import DigitalTwin, GpuSystemMonitor
-from thermoe.types import FloatArray, MoEShape, RoutingStatistics, StepWork
+from thermoe.types import FloatArray, RoutingStatistics, StepWork
 
 _log = logging.getLogger(__name__)
 
@@ -26,18 +26,16 @@ LONGEST_PAUSE_S = 1.0
 
 
 class Driver(Protocol):
-    """What feeds a control plane.
-
-    Attributes:
-        bits: Weight precision that the figures are for [bit].
-    """
-
-    bits: float
+    """What feeds a control plane."""
 
     monitor: GpuSystemMonitor
     totals: Totals
     lock: AbstractContextManager[Any]
     """Held while the control plane decides and writes knobs."""
+
+    @property
+    def bits(self) -> float:
+        """Weight precision that the figures are for, now [bit]."""
 
     def start(self) -> None:
         """Begin."""
@@ -60,7 +58,14 @@ class TwinDriver:
     """
 
     def __init__(
-        self, hooks: RouterHooks, plane: ControlPlane, twin: DigitalTwin, monitor: GpuSystemMonitor, decoder: Any
+        self,
+        hooks: RouterHooks,
+        plane: ControlPlane,
+        twin: DigitalTwin,
+        monitor: GpuSystemMonitor,
+        decoder: Any,
+        *,
+        precision: Callable[[], float],
     ) -> None:
         self.hooks, self.plane, self.twin, self.monitor = hooks, plane, twin, monitor
         self.totals = Totals(hooks.shape)
@@ -71,7 +76,12 @@ class TwinDriver:
         self._statistics: list[RoutingStatistics] = []
         self._pending: list[tuple[StepWork, float]] = []
         self._last_s, self._last_j = self._began_s, self._began_j = twin.time_s, twin.energy_j
-        self.bits = 16.0  # the twin prices what bfloat16 weights would take
+        self._precision = precision
+
+    @property
+    def bits(self) -> float:
+        """Precision at which the twin prices steps, now [bit]: float32 counts as the bfloat16 that it stands for."""
+        return min(self._precision(), 16.0)
 
     def start(self) -> None:
         """Follow every forward of the decoder from now on."""
@@ -110,14 +120,23 @@ class TwinDriver:
 
     def _steps(self, statistics: RoutingStatistics) -> list[StepWork]:
         """The steps of the forward that ended, whose counts these are."""
-        shape = self.hooks.shape
         if self.hooks.context.scope is not UnionScope.POSITIONS:
             experts_L, rows_L = (statistics.tokens_per_expert > 0).sum(axis=1), statistics.tokens_per_expert.sum(axis=1)
-            return [step_work(shape, statistics.num_tokens, experts_L, rows_L)]
+            return [self._work(statistics.num_tokens, experts_L, rows_L)]
         experts_LC, rows_LC, _ = self.hooks.counters.last_forward()
         live = np.flatnonzero(rows_LC.any(axis=0))
         num_tokens = round(statistics.num_tokens / max(live.size, 1))
-        return [step_work(shape, num_tokens, experts_LC[:, column], rows_LC[:, column]) for column in live]
+        return [self._work(num_tokens, experts_LC[:, column], rows_LC[:, column]) for column in live]
+
+    def _work(self, num_tokens: int, experts_L: FloatArray, rows_L: FloatArray) -> StepWork:
+        """A step of so many tokens that touches (L,) experts with (L,) routed rows."""
+        return StepWork(
+            shape=self.hooks.shape,
+            num_tokens=num_tokens,
+            distinct_experts=experts_L.tolist(),
+            routed_rows=rows_L.tolist(),
+            bits=self.bits,
+        )
 
     def _control(self) -> None:
         state = self.monitor.latest
@@ -154,9 +173,9 @@ class ThreadDriver:
         monitor: GpuSystemMonitor,
         period_s: float = 0.1,
         *,
-        bits: float = 16.0,
+        precision: Callable[[], float],
     ) -> None:
-        self.bits = bits
+        self._precision = precision
         self.hooks, self.plane, self.monitor, self.period_s = hooks, plane, monitor, max(period_s, 0.05)
         self.totals = Totals(hooks.shape)
         self.lock: AbstractContextManager[Any] = threading.RLock()
@@ -164,6 +183,11 @@ class ThreadDriver:
         self._thread: threading.Thread | None = None
         self._pending: list[RoutingStatistics] = []
         self._last_s = time.monotonic()
+
+    @property
+    def bits(self) -> float:
+        """Precision of the weights, now [bit]."""
+        return self._precision()
 
     def start(self) -> None:
         """Start sampling and controlling."""
@@ -233,13 +257,6 @@ def _survives(control: Callable[[], None]) -> bool:
         _log.exception("the control plane failed and stops; the last knobs stay in force")
         return False
     return True
-
-
-def step_work(shape: MoEShape, num_tokens: int, experts_L: FloatArray, rows_L: FloatArray) -> StepWork:
-    """A step of so many tokens that touches (L,) experts with (L,) routed rows."""
-    return StepWork(
-        shape=shape, num_tokens=num_tokens, distinct_experts=experts_L.tolist(), routed_rows=rows_L.tolist()
-    )
 
 
 def merged(parts: list[RoutingStatistics]) -> RoutingStatistics:

@@ -23,7 +23,7 @@ from thermoe.integrations.arguments import (
     strategy_of,
 )
 from thermoe.integrations.decoding import Decoder
-from thermoe.integrations.experts_quantised import QuantisedExperts, quantise_experts
+from thermoe.integrations.experts_quantised import QuantisedExperts, precision_of, quantise_experts
 from thermoe.integrations.figures import summary_of
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.integrations.inspect import find_routers
@@ -243,6 +243,7 @@ def attach(
     _refuse_unheld(chosen, _limits_of(budget))
     if max_quality_loss_pct is not None and loaded is None:
         _log.warning("max_quality_loss_pct is given without a calibration of the model: it cannot be held")
+    own_bits = 8.0 * next(model.parameters()).element_size()
     with ExitStack() as undo:  # nothing stays behind of an attachment that fails half-way
         source = open_source(telemetry, device="cuda" if on_gpu else "cpu")
         undo.callback(source.close)
@@ -256,21 +257,25 @@ def attach(
             budget=budget,
             settings=chosen_settings,
             calibration=loaded,
+            bits=min(own_bits, 16.0) if experts is None else precision_of(experts),
         )
         hooks = RouterHooks(model, scope=scope)
         undo.callback(hooks.remove)
         hooks.set_knobs(plane.knobs)
         quantised = None if experts is None else quantise_experts(model, experts)
-        driver: Driver
         if quantised is not None:
             undo.callback(quantised.remove)
+        driver: Driver
+
+        def precision() -> float:
+            return own_bits if quantised is None else quantised.bits
+
         if isinstance(source, SimulatedSource):
             twin = DigitalTwin(priced_shape)
             monitor = GpuSystemMonitor(SimulatedSource(twin), interval_s)
-            driver = TwinDriver(hooks, plane, twin, monitor, routers.decoder)
+            driver = TwinDriver(hooks, plane, twin, monitor, routers.decoder, precision=precision)
         else:
-            bits = 8.0 * next(model.parameters()).element_size() if quantised is None else quantised.bits
-            driver = ThreadDriver(hooks, plane, GpuSystemMonitor(source, interval_s), interval_s, bits=bits)
+            driver = ThreadDriver(hooks, plane, GpuSystemMonitor(source, interval_s), interval_s, precision=precision)
         undo.callback(driver.stop)
         # The twin looks at every step on the host, which a graph has not.
         graph = False if isinstance(driver, TwinDriver) else None

@@ -74,6 +74,7 @@ class ControlPlane:
         budget: What has to hold.
         settings: Settings of the strategy.
         calibration: Of the model, where there is one.
+        bits: Weight precision at which steps are priced [bit].
 
     Attributes:
         knobs: Knobs in force; None leaves the model's routing untouched.
@@ -95,6 +96,7 @@ class ControlPlane:
         budget: Budget,
         settings: Mapping[str, float],
         calibration: Calibration | None,
+        bits: float = 16.0,
     ) -> None:
         if calibration is not None and calibration.sensitivity.shape != (shape.num_layers, shape.num_experts):
             raise ConfigError(
@@ -102,6 +104,7 @@ class ControlPlane:
                 f"{(shape.num_layers, shape.num_experts)}: calibrate this model"
             )
         self.shape, self.priced_as, self.cost_model, self.calibration = shape, priced_as, cost_model, calibration
+        self.bits = bits
         self.batch_size = self._first_batch_size()
         self.cost_factor: FloatArray = np.ones((shape.num_layers, shape.num_experts))
         self.router = AdaptiveRouter(
@@ -189,7 +192,7 @@ class ControlPlane:
 
     def costs(self, state: SysState | None) -> ExpertCosts:
         """(L, E) predicted cost of touching each expert under a state."""
-        view = self.cost_model.routing_cost(self.priced_as, self.batch_size, state)
+        view = self.cost_model.routing_cost(self.priced_as, self.batch_size, state, self.bits)
         return ExpertCosts(energy_j=view.energy_j * self.cost_factor, latency_s=view.latency_s * self.cost_factor)
 
     def _adapt(self, adaptation: TestTimeAdaptation, observation: Observation) -> None:
@@ -252,6 +255,7 @@ class ControlPlane:
             num_tokens=num_tokens,
             distinct_experts=[float(d) for d in distinct_experts],
             routed_rows=rows,
+            bits=self.bits,
         )
         return self.cost_model.predict_step(work, self.priced_as).energy_j
 

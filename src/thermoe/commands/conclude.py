@@ -33,7 +33,9 @@ def conclude(path: Path, console: Console, *, report: bool = True) -> None:
             store.write_text(f"{name}.csv", rows.to_csv(index=False))
     for table in summary_tables(summary):
         console.print(table)
-    console.print(f"figures of kind {summary['telemetry']}, priced as {summary['priced_as']}", highlight=False)
+    held_as = folder.env.get("experts")
+    experts = "" if held_as in (None, "simple") else f", experts {held_as}"
+    console.print(f"figures of kind {summary['telemetry']}, priced as {summary['priced_as']}{experts}", highlight=False)
     if report:
         _write_report(path, console)
 

@@ -42,6 +42,8 @@ class Run:
             last one ends.
         device: cpu or cuda.
         dtype: auto, float32 or bfloat16; auto is float32 on the CPU and bfloat16 on a GPU.
+        experts: int2, int4, int8, fp8, fp8_blocks, bank, bank8, bank4 or bank2: a quantised copy of the model's experts
+            to compute with.
         telemetry: auto, nvml, nvml:INDEX, simulated or replay:FILE.
         window_s: Least length of a measured energy window in seconds.
         scenario: Disturbance of the simulated board, such as hot_ambient or throttling.
@@ -50,7 +52,7 @@ class Run:
         calibration: File of an earlier calibration.
         calibration_text: Texts to calibrate on instead of the shipped one.
         calibration_tokens: Tokens of them to use.
-        expert_type: simple, quantized or mixed experts of the block.
+        expert_type: Experts of the block: simple, quantized (int4) or mixed (dense, int8, int4 and int2 in turn).
         d_model: Width of the block.
         inter_size: Width of one of its experts.
         num_experts: Experts of each of its layers.
@@ -87,6 +89,7 @@ class Run:
     arrival_rate: float | None = None
     device: str | None = None
     dtype: str | None = None
+    experts: str | None = None
     telemetry: str | None = None
     window_s: float | None = None
     scenario: str | None = None

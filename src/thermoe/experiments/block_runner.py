@@ -1,8 +1,12 @@
 """Runs synthetic activations through the self-contained stack of MoE blocks."""
 
+from itertools import cycle, islice
+
 import torch
 
+from thermoe.experiments.choices import EXPERT_TYPES
 from thermoe.experiments.forwards import Forward, Stopwatch, Watcher
+from thermoe.experts import ExpertFormat
 from thermoe.runtime.block import MoEStack
 from thermoe.types import MoEShape, RoutingKnobs, RoutingStatistics
 from thermoe.workloads import Batch, TensorBatch
@@ -15,14 +19,20 @@ class BlockRunner:
         shape: Sizes of the stack.
         seed: Of its weights.
         device: Where it runs.
+        expert_type: How the experts are held: a name of `EXPERT_TYPES`.
+
+    Attributes:
+        bits: Mean precision of the experts of a layer, at which steps are priced; dense ones compute in float32 and
+            count as bfloat16.
     """
 
-    bits = 16.0  # what the step is priced at; the stack itself computes in float32
-
-    def __init__(self, shape: MoEShape, *, seed: int, device: str) -> None:
+    def __init__(self, shape: MoEShape, *, seed: int, device: str, expert_type: str = "simple") -> None:
         self.shape = shape
         heads = next(h for h in (4, 2, 1) if shape.hidden_size % h == 0)
-        self.stack = MoEStack(shape, num_heads=heads, seed=seed, device=device).eval()
+        in_turn = [ExpertFormat(name) for name in EXPERT_TYPES[expert_type]]
+        formats = list(islice(cycle(in_turn), shape.num_experts))
+        self.bits = sum(held_as.bits for held_as in formats) / len(formats)
+        self.stack = MoEStack(shape, num_heads=heads, formats=formats, seed=seed, device=device).eval()
         self._device = torch.device(device)
         self._stopwatch = Stopwatch(self._device)
         self._neutral = RoutingKnobs.neutral(shape.num_layers, shape.num_experts, shape.top_k)

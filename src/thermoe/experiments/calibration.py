@@ -12,6 +12,7 @@ from thermoe.errors import ConfigError, DataError
 from thermoe.experiments.choices import CALIBRATED_STRATEGIES
 from thermoe.experiments.config import RunConfig
 from thermoe.experiments.models import load_model
+from thermoe.experiments.progress import telling
 from thermoe.experiments.store import write_file
 from thermoe.integrations.calibrate import calibrate
 from thermoe.integrations.inspect import find_routers
@@ -60,8 +61,8 @@ def make(config: RunConfig, model: Any, tokenizer: Any, console: Console) -> Cal
     batches = _batches(config, texts, tokenizer)
     num_tokens = sum(batch.input_ids.numel() for batch in batches)
     console.print(f"calibrating on {num_tokens} tokens of {', '.join(texts)}", highlight=False, soft_wrap=True)
-    with console.status("calibrating") as status:
-        return calibrate(model, batches, progress=lambda what: status.update(f"calibrating: {what}"))
+    with telling(console, "calibrating") as progress:
+        return calibrate(model, batches, progress=progress)
 
 
 def read(path: Path) -> Calibration:

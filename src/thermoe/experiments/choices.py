@@ -39,7 +39,14 @@ DEVICES = ("cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16")
 TELEMETRY_FORMS = "auto, nvml, nvml:INDEX, simulated, replay:FILE"
 TELEMETRY = re.compile(r"auto|simulated|nvml(:[0-9]+)?|replay:.*", re.DOTALL)
-EXPERT_TYPES = ("simple", "quantized", "mixed")
+#: How the experts of the block are held: these formats in turn.
+EXPERT_TYPES: dict[str, tuple[str, ...]] = {
+    "simple": ("dense",),
+    "quantized": ("int4",),
+    "mixed": ("dense", "int8", "int4", "int2"),
+}
+#: How the experts of a Hugging Face model may be held instead of its own weights.
+EXPERT_FORMATS = ("int2", "int4", "int8", "fp8", "fp8_blocks", "bank", "bank8", "bank4", "bank2")
 #: Strategies whose knobs never change while a run goes on.
 FIXED_STRATEGIES = frozenset(
     {

@@ -49,6 +49,7 @@ class RunConfig:
         control_steps: Steps between two updates of the control plane.
         arrival_rate: Tokens that arrive per second, no step waiting over 600 s; 0 starts each when the last ends.
         device: Where the model runs.
+        experts: Format of a quantised copy of the model's experts to compute with; None computes with its own.
         dtype: Of a Hugging Face model: `float32`, `bfloat16`, or `auto`, float32 on the CPU and bfloat16 on a GPU.
         telemetry: `auto`, `nvml`, `nvml:INDEX`, `simulated` or `replay:FILE`.
         window_s: Least length of a measured energy window [s].
@@ -83,6 +84,7 @@ class RunConfig:
     arrival_rate: float = 0.0
     device: str = "cpu"
     dtype: str = "auto"
+    experts: str | None = None
     telemetry: str = "auto"
     window_s: float = 2.0
     scenario: str | None = None
@@ -231,7 +233,8 @@ class RunConfig:
             ("device", (self.device,), choices.DEVICES),
             ("dtype", (self.dtype,), choices.DTYPES),
             ("priced_as", (self.priced_as,), choices.PRICE_NAMES),
-            ("expert_type", (self.expert_type,), choices.EXPERT_TYPES),
+            ("expert_type", (self.expert_type,), tuple(choices.EXPERT_TYPES)),
+            ("experts", () if self.experts is None else (self.experts,), choices.EXPERT_FORMATS),
         ):
             for name in got:
                 if name not in known:
@@ -242,8 +245,6 @@ class RunConfig:
             raise ConfigError(f"seed named twice in {list(self.seeds)}: name each once")
         if not choices.TELEMETRY.fullmatch(self.telemetry):
             raise ConfigError(f"unknown telemetry {self.telemetry!r}: choose from {choices.TELEMETRY_FORMS}")
-        if self.expert_type != "simple":
-            raise ConfigError(f"expert_type {self.expert_type} is not available in this version: use simple")
 
     def _check_task(self) -> None:
         if self.text and not self.is_text:
@@ -252,6 +253,8 @@ class RunConfig:
             raise ConfigError("model given without text: add --text with at least one text file")
         if not self.name or "/" in self.name:
             raise ConfigError(f"name = {self.name!r}: needs a name without '/', it becomes part of a folder's name")
+        if self.is_text and self.expert_type != "simple":
+            raise ConfigError(f"expert_type {self.expert_type} is for runs without a model: use experts, such as int4")
         if not self.is_text:
             self._check_block()
 
@@ -260,6 +263,8 @@ class RunConfig:
         why = "the self-contained block reads no text to calibrate on"
         if RoutingStrategy.STATIC_OPTIMAL in self.strategies:
             raise ConfigError(f"static_optimal chooses by calibration, {why}: leave it out, or give --model and --text")
+        if self.experts is not None:
+            raise ConfigError(f"experts {self.experts} is for runs with a model: use expert_type, such as quantized")
         for name in ("calibration", "calibration_text", "max_quality_loss_pct"):
             if getattr(self, name):
                 raise ConfigError(f"{name} given, but {why}: leave it out, or give --model and --text")

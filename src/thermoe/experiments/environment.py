@@ -22,6 +22,7 @@ def describe(config: RunConfig, kind: Kind, priced_as: str, model: str) -> dict[
         "telemetry": str(kind),
         "priced_as": priced_as,
         "model": model,
+        "experts": config.experts if config.is_text else config.expert_type,
         "seeds": list(config.seeds),
         "gpu": _gpu(config) if config.device == "cuda" else None,
         "board": "digital twin of an NVIDIA H200" if kind is Kind.SIMULATED else None,

@@ -1,34 +1,71 @@
-"""A progress bar on a terminal, silence elsewhere."""
+"""How far a run is: a bar on a terminal, now and then a plain line on stderr where there is none."""
 
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+LINE_INTERVAL_S = 5.0
+
+
+class PlainLines:
+    """Lines on stderr, none within `LINE_INTERVAL_S` of the one before or of the beginning."""
+
+    def __init__(self) -> None:
+        self._last_s = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Write the line if it is time for one."""
+        now_s = time.monotonic()
+        if now_s - self._last_s >= LINE_INTERVAL_S:
+            self._last_s = now_s
+            print(f"thermoe: {line}", file=sys.stderr, flush=True)  # noqa: T201 - this is what it is for
+
+
+@contextmanager
+def telling(console: Console, doing: str) -> Iterator[Callable[[str], None]]:
+    """While something is done, takes what is going on; a quiet console tells nobody."""
+    if console.quiet:
+        yield lambda what: None
+    elif (terminal := _terminal(console)) is not None:
+        with terminal.status(doing) as status:
+            yield lambda what: status.update(f"{doing}: {what}")
+    else:
+        lines = PlainLines()
+        yield lambda what: lines.say(f"{doing}: {what}")
+
 
 class RunProgress:
     """Arm, batch, tokens per second of host time, and time left.
 
     Args:
-        console: Where to draw; nothing is drawn unless it is a terminal.
+        console: Where the run prints; a bar is drawn there if it is a terminal, or on stderr if that is one, and
+            elsewhere plain lines go to stderr. A quiet console tells nobody.
         total: Batches of all arms.
         done: Batches that were finished before.
     """
 
     def __init__(self, console: Console, total: int, done: int) -> None:
+        terminal = _terminal(console)
+        self._lines = PlainLines() if terminal is None and not console.quiet else None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
+            console=terminal or console,
+            disable=terminal is None,
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=total, completed=done, speed="")
+        self._arm = "starting"
+        self._total, self._before, self._done = total, done, done
         self._tokens = 0
         self._begin_s = time.perf_counter()
 
@@ -43,10 +80,27 @@ class RunProgress:
 
     def begin(self, workload: str, seed: int, strategy: str, batch: int) -> None:
         """A batch begins."""
-        self._progress.update(self._task, description=f"{workload} {strategy} seed {seed} batch {batch}")
+        self._arm = f"{workload} {strategy} seed {seed} batch {batch}"
+        self._progress.update(self._task, description=self._arm)
 
     def finish(self, num_tokens: int) -> None:
         """A batch is on disk."""
         self._tokens += num_tokens
-        speed = self._tokens / max(time.perf_counter() - self._begin_s, 1e-9)
-        self._progress.update(self._task, advance=1, speed=f"{speed:,.0f} tokens/s")
+        self._done += 1
+        took_s = max(time.perf_counter() - self._begin_s, 1e-9)
+        speed = f"{self._tokens / took_s:,.0f} tokens/s"
+        self._progress.update(self._task, advance=1, speed=speed)
+        if self._lines is not None:
+            left_s = took_s / (self._done - self._before) * (self._total - self._done)
+            self._lines.say(f"{self._done} of {self._total} batches, {speed}, {_time(left_s)} left; done: {self._arm}")
+
+
+def _terminal(console: Console) -> Console | None:
+    """Where a bar can be drawn."""
+    if console.quiet:
+        return None
+    return next((c for c in (console, Console(stderr=True)) if c.is_terminal), None)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -14,7 +14,7 @@ from thermoe.experiments.arms import Arm, interleaved
 from thermoe.experiments.boards import Boards
 from thermoe.experiments.calibration import CALIBRATION_FILE
 from thermoe.experiments.config import RunConfig
-from thermoe.experiments.progress import RunProgress
+from thermoe.experiments.progress import RunProgress, telling
 from thermoe.experiments.session import BatchSession
 from thermoe.experiments.silence import SilenceWatch
 from thermoe.experiments.store import CONFIG_FILE, RunStore
@@ -35,6 +35,7 @@ def run_experiment(config: RunConfig, out: Path, console: Console) -> Path:
     RunStore.refuse_taken(out)
     with _prepared(config) as run:
         calibrated = run.calibrated(console)
+        run.quantise(console)
         arms = run.arms(calibrated)
         env = environment.describe(config, run.boards.kind, run.boards.priced_name, config.model or "moe_stack")
         store = RunStore.create(out, config.to_toml(), env)
@@ -51,6 +52,7 @@ def resume_experiment(folder: Path, console: Console) -> Path:
         with _prepared(config) as run:
             calibrated = calibration.kept(folder, run.task.model) or run.calibrated(console)
             _keep(calibrated, store)
+            run.quantise(console)
             run.batches(run.arms(calibrated), store, console)
     return folder
 
@@ -92,6 +94,12 @@ class _Prepared:
     def calibrated(self, console: Console) -> Calibration | None:
         """The calibration that the strategies need, if any; to be asked for before a runner is."""
         return calibration.obtain(self.config, self.task.model, self.task.tokenizer, console)
+
+    def quantise(self, console: Console) -> None:
+        """Have the model compute with the experts asked for; calibration has seen its own."""
+        if self.config.experts is not None:
+            with telling(console, "quantising") as progress:
+                self.task.quantise(self.config.experts, progress)
 
     def arms(self, calibrated: Calibration | None) -> list[Arm]:
         """All arms at their beginning."""
@@ -141,6 +149,7 @@ class _Prepared:
             budget=self.config.budget(),
             settings=self.config.settings_of(strategy),
             calibration=calibrated,
+            bits=runner.bits,
         )
         return Arm(
             workload_name=name,

@@ -35,6 +35,16 @@ class Task:
     model: Any = None
     tokenizer: Any = None
 
+    def quantise(self, held_as: str, progress: Callable[[str], None]) -> None:
+        """Compute with a quantised copy of the experts of the Hugging Face model, until `close`.
+
+        Raises:
+            UnsupportedModelError: Experts that the kernels do not compute.
+        """
+        runner = self.runner(0)
+        assert isinstance(runner, TextRunner)
+        runner.quantise(held_as, progress)
+
     def close(self) -> None:
         """Leave the model as it was found."""
         for runner in self.made.values():
@@ -128,7 +138,7 @@ def _tensor_task(config: RunConfig) -> Task:
 
     def runner(seed: int) -> Runner:
         if seed not in made:
-            made[seed] = BlockRunner(shape, seed=seed, device=config.device)
+            made[seed] = BlockRunner(shape, seed=seed, device=config.device, expert_type=config.expert_type)
         return made[seed]
 
     workloads = {name: generator(name) for name in config.resolved_workloads}

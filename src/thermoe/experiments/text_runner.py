@@ -3,6 +3,7 @@
 B rows, S positions of a block, C positions of one forward, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import DynamicCache
 from thermoe.experiments.forwards import Forward, LastForward, Stopwatch, Watcher
 from thermoe.experiments.routing_clock import RoutingClock
 from thermoe.integrations.batch_context import UnionScope
+from thermoe.integrations.experts_quantised import QuantisedExperts, quantise_experts
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.types import RoutingKnobs, RoutingStatistics
 from thermoe.workloads import Batch, TextBatch, TextMode
@@ -41,7 +43,13 @@ class TextRunner:
         self.device = self.hooks.device
         # float32 is for exact figures, not for serving: it is priced as the bfloat16 that it stands for.
         self.bits = min(8.0 * next(model.parameters()).element_size(), 16.0)
+        self._quantised: QuantisedExperts | None = None
         self._stopwatch = Stopwatch(self.device)
+
+    def quantise(self, held_as: str, progress: Callable[[str], None]) -> None:
+        """Compute with a quantised copy of the experts, at whose precision steps are priced, until `close`."""
+        self._quantised = quantise_experts(self.model, held_as, progress=progress)
+        self.bits = self._quantised.bits
 
     def steps_of(self, batch: Batch) -> tuple[int, int]:
         """Steps that this batch will take, and tokens of one step."""
@@ -77,7 +85,9 @@ class TextRunner:
         return self._clock.take()
 
     def close(self) -> None:
-        """Take all hooks out."""
+        """Take all hooks and quantised experts out."""
+        if self._quantised is not None:
+            self._quantised.remove()
         self.hooks.remove()
         self._clock.remove()
 

@@ -83,16 +83,31 @@ class RunProgress:
         self._arm = f"{workload} {strategy} seed {seed} batch {batch}"
         self._progress.update(self._task, description=self._arm)
 
+    def tick(self) -> None:
+        """The batch goes on: now and then a line says so."""
+        if self._lines is not None:
+            self._lines.say(f"{self._done} of {self._total} batches{self._rest()}; now {self._arm}")
+
     def finish(self, num_tokens: int) -> None:
         """A batch is on disk."""
         self._tokens += num_tokens
         self._done += 1
-        took_s = max(time.perf_counter() - self._begin_s, 1e-9)
-        speed = f"{self._tokens / took_s:,.0f} tokens/s"
-        self._progress.update(self._task, advance=1, speed=speed)
-        if self._lines is not None:
-            left_s = took_s / (self._done - self._before) * (self._total - self._done)
-            self._lines.say(f"{self._done} of {self._total} batches, {speed}, {_time(left_s)} left; done: {self._arm}")
+        self._progress.update(self._task, advance=1, speed=self._speed())
+
+    def _rest(self) -> str:
+        """Speed and time left, as soon as a batch has shown them."""
+        new = self._done - self._before
+        if new == 0:
+            return ""
+        left_s = self._elapsed_s() / new * (self._total - self._done)
+        left = f"{left_s:.0f} s" if left_s < 100 else f"{left_s / 60:.0f} min"
+        return f", {self._speed()}, {left} left"
+
+    def _speed(self) -> str:
+        return f"{self._tokens / self._elapsed_s():,.0f} tokens/s"
+
+    def _elapsed_s(self) -> float:
+        return max(time.perf_counter() - self._begin_s, 1e-9)
 
 
 def _terminal(console: Console) -> Console | None:
@@ -100,7 +115,3 @@ def _terminal(console: Console) -> Console | None:
     if console.quiet:
         return None
     return next((c for c in (console, Console(stderr=True)) if c.is_terminal), None)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,7 +1,7 @@
 """Runs an experiment: strategies x workloads x seeds, interleaved, recorded batch by batch, resumable."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,13 +120,13 @@ class _Prepared:
             for arm, index in interleaved(arms, store.finished):
                 progress.begin(*arm.name, index)
                 with maybe_traced(self.config.trace and index == 0, store.path, arm):
-                    tables = self._session(arm).run(arm.workload.batch(index % len(arm.workload)), index)
+                    tables = self._session(arm, progress.tick).run(arm.workload.batch(index % len(arm.workload)), index)
                 watch.look(arm.name, tables["telemetry"])
                 store.append(arm.key(index), tables)
                 progress.finish(tables["batches"][0]["num_tokens"])
         store.join()
 
-    def _session(self, arm: Arm) -> BatchSession:
+    def _session(self, arm: Arm, tick: Callable[[], None]) -> BatchSession:
         return BatchSession(
             arm,
             self.task.runner(arm.seed),
@@ -135,6 +135,7 @@ class _Prepared:
             control_steps=self.config.control_steps,
             # Repetitions would not wait for arrivals: an open loop is measured once, however short.
             window_s=0.0 if self.config.arrival_rate else self.config.window_s,
+            tick=tick,
         )
 
     def _arm(self, name: str, seed: int, strategy: str, calibrated: Calibration | None) -> Arm:

@@ -1,6 +1,7 @@
 """One batch of one arm: forwards go in, steps are accounted for, the control plane acts, rows come out."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from thermoe.experiments.arms import Arm
@@ -27,14 +28,23 @@ class BatchSession:
         priced_as: Shape under which steps are predicted.
         control_steps: Steps between two updates of the control plane.
         window_s: Least length of a measured energy window; fixed arms repeat the batch to reach it.
+        tick: Called after every forward.
     """
 
     def __init__(
-        self, arm: Arm, runner: Runner, cost_model: Any, priced_as: MoEShape, *, control_steps: int, window_s: float
+        self,
+        arm: Arm,
+        runner: Runner,
+        cost_model: Any,
+        priced_as: MoEShape,
+        *,
+        control_steps: int,
+        window_s: float,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.arm, self.runner, self.cost_model, self.priced_as = arm, runner, cost_model, priced_as
         self._measured = arm.board.kind is not Kind.SIMULATED
-        self._window_s = window_s
+        self._window_s, self._tick = window_s, tick
         self._period_steps = control_steps
         self._pending: list[Forward] = []
         self._repeat = 0
@@ -72,6 +82,7 @@ class BatchSession:
 
     def after_forward(self, forward: Forward) -> None:
         """Keep the forward; act when a control period is full."""
+        self._tick()
         if self._repeat:
             return
         self._pending.append(forward)

@@ -125,9 +125,37 @@ def test_the_summary_is_json_with_baseline_first_and_the_fixed_keys():
     assert list(strategies["baseline"]) == [
         *("perplexity", "perplexity_change_pct", "distinct_experts_mean", "gate_mass_mean", "bits_mean"),
         *("energy_j_per_token", "power_w_mean", "temp_c_peak", "latency_ms", "tokens_per_s", "routing_overhead_pct"),
+        *("limits", "limits_held"),
     ]
     assert set(strategies["baseline"]["energy_j_per_token"]) == {"value", "low", "high", "kind"}
     assert set(strategies["baseline"]["latency_ms"]) == {"mean", "p90", "p99"}
+
+
+def test_limits_of_the_configuration_are_held_against_the_figures():
+    rows = [
+        batch(name, 0, power_w_mean=500.0, latency_s=1.0, energy_j=5.0, nll_sum=nll, num_predictions=10)
+        for name, nll in (("baseline", 20.0), ("kernel_aware", 20.1), ("kernel_aware_ttha", 20.3))
+    ]
+    config = {"power_budget_w": 480, "latency_budget_ms": 250.0, "max_quality_loss_pct": 2.0, "csv": True}
+    config |= {"kernel_aware_ttha": {"target_energy_j_per_token": 0.5, "gain": 0.1}}
+    found = summary_of(rows, config=config)
+    assert (found["baseline"]["limits"], found["baseline"]["limits_held"]) == ({}, None)
+    assert found["kernel_aware"]["limits_held"] is True
+    limits = found["kernel_aware_ttha"]["limits"]
+    assert {name: (entry["limit"], entry["held"], entry["kind"]) for name, entry in limits.items()} == {
+        "power_w": (480.0, False, "simulated"),
+        "energy_j_per_token": (0.5, True, "simulated"),
+        "latency_ms": (250.0, True, "simulated"),
+        "quality_loss_pct": (2.0, False, None),
+    }
+    assert limits["quality_loss_pct"]["value"] == pytest.approx(100 * (math.exp(0.03) - 1))
+    assert found["kernel_aware_ttha"]["limits_held"] is False
+
+
+@pytest.mark.parametrize("config", [{}, {"power_budget_w": "much", "kernel_aware_ttha": 3}, {"power_budget_w": True}])
+def test_a_configuration_without_limits_or_with_something_else_in_their_place_is_read(config):
+    found = summary_of([batch("kernel_aware_ttha", 0, power_w_mean=500.0, latency_s=1.0)], config=config)
+    assert (found["kernel_aware_ttha"]["limits"], found["kernel_aware_ttha"]["limits_held"]) == ({}, None)
 
 
 def test_infinite_values_count_as_unknown():

@@ -78,3 +78,18 @@ def test_a_run_of_nulls_gives_tables_of_dashes(tmp_path):
     view = RunView.of(load_runs([run])[0])
     assert {cell for cells in tables.headline([view]).cells for cell in cells[2:]} == {"–"}
     assert tables.tests([view]).rows == []
+
+
+def test_limits_have_a_column_where_there_are_any(tmp_path, view):
+    assert "limits" not in [column.heading for column in tables.headline([view]).columns]
+    run = write_run(tmp_path / "run", Plan(num_batches=2, num_steps=4))
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text("power_budget_w = 20\n" + config)
+    limited = RunView.of(load_runs([run])[0])
+    table = tables.headline([limited])
+    cells = {row[1]: row[-1] for row in table.cells if row[0] == "prose"}
+    assert table.columns[-1].heading == "limits"
+    assert cells["baseline"] == "–"
+    assert cells["kernel_aware_ttha"].endswith("> 20 W")
+    both = tables.headline([view, limited])
+    assert {row[-1] for row in both.cells if row[0] == view.label} == {"–"}

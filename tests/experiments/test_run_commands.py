@@ -43,6 +43,24 @@ def test_run_prints_a_table_and_the_reports_path(tmp_path, tiny_model, tiny_text
     assert f"--resume {out}" in capsys.readouterr().err
 
 
+def test_the_table_says_whether_limits_were_held(tmp_path, tiny_model, tiny_text, capsys):
+    options = [*text_options(tiny_model, tiny_text), "--strategies", "kernel_aware_ttha", "--calibration-tokens", "300"]
+    options += ["--calibration-text", str(tiny_text), "--no-report"]
+    for watts, said, held in (("2000", "held", True), ("200", "> 200 W", False)):
+        out = tmp_path / watts
+        assert cli.main(["run", *options, "--power-budget-w", watts, "--out", str(out)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert any("limits" in line for line in lines)
+        assert said in " ".join(line for line in lines if "kernel_aware_ttha" in line)
+        summary = json.loads((out / "summary.json").read_text())
+        found = summary["workloads"]["teacher_forced:words"]["strategies"]
+        assert found["kernel_aware_ttha"]["limits_held"] is held
+        assert found["kernel_aware_ttha"]["limits"]["power_w"]["kind"] == "simulated"
+        assert found["baseline"]["limits_held"] is None
+    assert cli.main(["run", *text_options(tiny_model, tiny_text), "--no-report", "--out", str(tmp_path / "free")]) == 0
+    assert "limits" not in capsys.readouterr().out
+
+
 def test_calibrate_writes_a_file_that_a_run_takes(tmp_path, tiny_model, tiny_text, capsys):
     file = tmp_path / "made" / "calibration.json"
     options = ["--model", str(tiny_model), "--text", str(tiny_text), "--tokens", "400", "--batch-size", "4"]

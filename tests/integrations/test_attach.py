@@ -17,6 +17,7 @@ from thermoe.integrations.calibrate import calibrate
 SUMMARY_KEYS = {
     *("perplexity", "perplexity_change_pct", "distinct_experts_mean", "gate_mass_mean", "bits_mean"),
     *("energy_j_per_token", "power_w_mean", "temp_c_peak", "latency_ms", "tokens_per_s", "routing_overhead_pct"),
+    *("limits", "limits_held"),
 }
 
 
@@ -54,6 +55,9 @@ def test_generate_works_and_the_summary_has_every_key(model):
         assert summary["latency_ms"]["mean"] <= summary["latency_ms"]["p99"]
         assert summary["strategy"] == "kernel_aware_ttha"
         assert summary["calibrated"] is False
+        assert list(summary["limits"]) == ["power_w"]
+        assert summary["limits"]["power_w"]["limit"] == 300.0
+        assert summary["limits_held"] is (summary["power_w_mean"] <= 303.0)
     assert handle.plane.adaptation.terms["error_power"] > 0
 
 

@@ -1,16 +1,17 @@
 """The figures of summary.json, computed from the tables of a run and from nothing else."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
 
+from thermoe.adaptation.limits import all_held, limits_of
 from thermoe.analysis.energy import with_energy
 from thermoe.analysis.schema import KEY, TABLES, conform, in_order
 from thermoe.analysis.statistics import bootstrap
 from thermoe.analysis.units import with_units
-from thermoe.types import Kind
+from thermoe.types import Budget, Kind
 
 SCHEMA = 1
 REFERENCE = "baseline"
@@ -29,19 +30,22 @@ def summarise(tables: Mapping[str, pd.DataFrame], config: Mapping[str, Any], env
     """
     known = {name: conform(name, tables.get(name, pd.DataFrame())) for name in TABLES}
     batches, steps = with_units(with_energy(known["batches"]), config), known["steps"]
+    kind = _telemetry_kind(known, env)
     workloads = {}
     for workload in [str(name) for name in batches["workload"].unique()]:
         of_workload = batches[batches["workload"] == workload]
         steps_here = dict(iter(steps[steps["workload"] == workload].groupby("strategy", sort=False)))
         workloads[workload] = {
             "strategies": {
-                name: _strategy(of_workload, steps_here.get(name, steps.iloc[:0]), name)
+                name: _with_limits(
+                    _strategy(of_workload, steps_here.get(name, steps.iloc[:0]), name), name, config, kind
+                )
                 for name in in_order(of_workload["strategy"])
             }
         }
     return {
         "schema": SCHEMA,
-        "telemetry": _telemetry_kind(known, env),
+        "telemetry": kind,
         "priced_as": _setting("priced_as", env, config),
         "model": _setting("model", env, config),
         "workloads": workloads,
@@ -64,6 +68,30 @@ def _strategy(batches: pd.DataFrame, steps: pd.DataFrame, strategy: str) -> dict
         "tokens_per_s": _ratio(arm["num_tokens"], arm["latency_s"]),
         "routing_overhead_pct": _scaled(_ratio(arm["routing_overhead_s"], arm["wall_s"]), 100.0),
     }
+
+
+def _with_limits(figures: dict[str, Any], strategy: str, config: Mapping[str, Any], kind: str | None) -> dict[str, Any]:
+    settings = config.get(strategy)
+    given = {k: v for k, v in settings.items() if _is_number(v)} if isinstance(settings, Mapping) else {}
+    limits = limits_of(strategy, _budget(config), given, figures, kind)
+    return figures | {"limits": limits, "limits_held": all_held(limits)}
+
+
+def _budget(config: Mapping[str, Any]) -> Budget:
+    """The limits that the configuration of the run names."""
+    latency_ms = config.get("latency_budget_ms")
+    values = {
+        "power_w": config.get("power_budget_w"),
+        "energy_j_per_token": config.get("energy_budget_j_per_token"),
+        "temp_c": config.get("temp_budget_c"),
+        "latency_s": 1e-3 * latency_ms if _is_number(latency_ms) else None,
+        "max_quality_loss_pct": config.get("max_quality_loss_pct"),
+    }
+    return Budget(**{name: value for name, value in values.items() if _is_number(value)})
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def weighted_mean(values: "pd.Series[float]", weights: "pd.Series[float]") -> float | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from thermoe.adaptation.limits import told
 from thermoe.analysis.comparison import Comparison, Paired
 from thermoe.analysis.statistics import Interval, reduction
 from thermoe.analysis.view import RunView
@@ -106,6 +107,7 @@ def headline(views: Sequence[RunView]) -> Table:
         Column("perplexity", "perplexity", "{:#.4g}"),
         Column("perplexity_change_pct", "perplexity change [%]", "{:+.2f}", ends=True),
         Column("kind", "kind"),
+        *([Column("limits", "limits")] if _has_limits(views) else []),
     ]
     note = (
         "Kind is that of the energy. Changes are against baseline, paired by batch; "
@@ -209,7 +211,14 @@ def _headline_row(view: RunView, workload: str, strategy: str, figures: Row) -> 
         "perplexity": figures["perplexity"],
         **_spread("perplexity_change_pct", change),
         "kind": energy["kind"],
+        "limits": told(figures["limits"]),
     }
+
+
+def _has_limits(views: Sequence[RunView]) -> bool:
+    """Whether any strategy of any run was asked to hold something."""
+    entries = (view.figures_of(w, s) for view in views for w in view.workloads for s in view.strategies)
+    return any(entry["limits"] for entry in entries if entry is not None)
 
 
 def _detail_row(view: RunView, workload: str, strategy: str, figures: Row) -> Row:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from thermoe.adaptation.limits import told
 from thermoe.analysis.load import RunFolder
 from thermoe.analysis.report import write_report
 from thermoe.analysis.summary import summarise
@@ -52,6 +53,9 @@ def _table(workload: str, strategies: dict[str, Any], summary: dict[str, Any]) -
     table.add_column("strategy", no_wrap=True)
     for heading in ("perplexity", "change %", "experts", "mJ/token", "90 % interval", "power W", "ms/step", "tokens/s"):
         table.add_column(heading, justify="right", no_wrap=True)
+    said = {name: told(s["limits"]) for name, s in strategies.items()}
+    if any(said.values()):
+        table.add_column("limits")
     for name, s in strategies.items():
         energy = s["energy_j_per_token"]
         table.add_row(
@@ -64,6 +68,7 @@ def _table(workload: str, strategies: dict[str, Any], summary: dict[str, Any]) -
             _shown(s["power_w_mean"], ".0f"),
             _shown(s["latency_ms"]["mean"], ".2f"),
             _shown(s["tokens_per_s"], ".0f"),
+            *([said[name] or "-"] if any(said.values()) else []),
         )
     return table
 

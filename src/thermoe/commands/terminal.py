@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-_FILE_WIDTH = 140
+_FILE_WIDTH = 160
 
 
 def default_folder(name: str) -> Path:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from thermoe.adaptation.limits import all_held, limits_of
+from thermoe.runtime.control_plane import ControlPlane
 from thermoe.telemetry import EnergyWindow
 from thermoe.types import FloatArray, MoEShape, RoutingStatistics
 
@@ -69,3 +71,10 @@ def summary_of(
         "tokens_per_s": totals.num_tokens / window.duration_s if window.duration_s > 0 else None,
         "routing_overhead_pct": None if overhead is None else 100.0 * overhead,
     }
+
+
+def with_limits(figures: dict[str, Any], plane: ControlPlane, kind: str) -> dict[str, Any]:
+    """The entry with what the control plane was told to hold, and whether it was held so far."""
+    targets = {key: value for key, value in plane.router.settings.items() if key.startswith("target_")}
+    limits = limits_of(plane.strategy, plane.budget, targets, figures, kind)
+    return figures | {"limits": limits, "limits_held": all_held(limits)}

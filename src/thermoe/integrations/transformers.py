@@ -24,7 +24,7 @@ from thermoe.integrations.arguments import (
 )
 from thermoe.integrations.decoding import Decoder
 from thermoe.integrations.experts_quantised import QuantisedExperts, precision_of, quantise_experts
-from thermoe.integrations.figures import summary_of
+from thermoe.integrations.figures import summary_of, with_limits
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.integrations.inspect import find_routers
 from thermoe.integrations.serving import Driver, ThreadDriver, TwinDriver
@@ -129,7 +129,7 @@ class Handle:
             bits=self._driver.bits,
             overhead=self.plane.overhead_s / host_s if host_s > 0 else None,
         )
-        return figures | {
+        return with_limits(figures, self.plane, window.kind) | {
             "strategy": str(self.plane.strategy),
             "telemetry": str(window.kind),
             "priced_as": self._priced_as,

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from thermoe.adaptation import PricePlan, Targets, plan_price, price_response
+from thermoe.adaptation import PricePlan, Targets, plan_price, price_response, refuse_below_idle
 from thermoe.adaptation.price_plan import LEAST_RESPONSE, PRICE_SPAN, UNCALIBRATED_PRICE, UNCALIBRATED_RESPONSE
 from thermoe.errors import BudgetError
 from thermoe.routing.calibration import Calibration, FrontierPoint
 from thermoe.routing.settings import resolve_settings
+from thermoe.telemetry import IdleFigures
 from thermoe.types import Budget, RoutingStrategy
 
 PRICES = np.geomspace(1e-3, 0.1, 41)
@@ -88,3 +89,33 @@ def test_the_response_is_the_slope_of_the_calibrated_curve(price):
     assert price_response(CURVE, price) == pytest.approx(0.3, rel=1e-3)
     assert price_response(calibration(lambda p: 5.0), price) == LEAST_RESPONSE
     assert price_response(None, price) == UNCALIBRATED_RESPONSE
+
+
+@pytest.mark.parametrize(
+    ("targets", "idle", "said"),
+    [
+        (
+            {"power_w": 100.0},
+            {"power_w": 117.0},
+            "100 W was asked for; the board draws 117 W without any work: ask for",
+        ),
+        ({"power_w": 117.0}, {"power_w": 117.0}, "117 W"),
+        ({"temp_c": 20.0}, {"temp_c": 33.9, "power_w": 117.0}, "20 deg C was asked for; the board is at 33.9 deg C"),
+    ],
+)
+def test_what_an_idle_board_takes_cannot_be_undercut(targets, idle, said):
+    with pytest.raises(BudgetError, match=said):
+        refuse_below_idle(Targets(**targets), IdleFigures(board="the board", **idle))
+
+
+@pytest.mark.parametrize(
+    ("targets", "idle"),
+    [
+        ({"power_w": 118.0, "temp_c": 20.0}, IdleFigures(board="b", power_w=117.0)),
+        ({"power_w": 1.0}, IdleFigures(board="b", temp_c=33.9)),
+        ({"power_w": 1.0, "temp_c": 1.0}, None),
+        ({"energy_j_per_token": 1e-9, "latency_s": 1e-9}, IdleFigures(board="b", power_w=117.0, temp_c=33.9)),
+    ],
+)
+def test_limits_above_it_or_against_what_is_unknown_are_taken(targets, idle):
+    refuse_below_idle(Targets(**targets), idle)

@@ -145,6 +145,26 @@ def test_a_budget_that_cannot_be_met_is_one_line_before_anything_is_written(tmp_
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (["--power-budget-w", "100"], "100 W was asked for; the digital twin draws 117 W without any work"),
+        (["--set", "ttha.target_power_w=90", "--power-budget-w", "450"], "90 W"),
+        (["--temp-budget-c", "30"], "30 deg C was asked for; the digital twin is at 33.9"),
+    ],
+)
+def test_a_limit_that_an_idle_board_exceeds_is_one_line_before_anything_is_calibrated(
+    tmp_path, tiny_model, tiny_text, capsys, limit, said
+):
+    options = [*text_options(tiny_model, tiny_text), "--strategies", "kernel_aware_ttha", *limit]
+    assert cli.main(["run", *options, "--out", str(tmp_path / "r")]) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert said in told.err
+    assert "calibrating" not in told.out
+    assert not (tmp_path / "r").exists()
+
+
 WRONG_SETTINGS = {
     "weights of another shape": {"moe_intermediate_size": 24},
     "quantised": {"quantization_config": {"quant_method": "fp8"}},

@@ -76,6 +76,29 @@ def test_knobs_change_while_it_serves_and_a_tighter_budget_raises_the_price(mode
         assert not handle.plane.adaptation.bias.any()
 
 
+def test_a_limit_under_the_idle_power_is_refused_while_it_serves_and_the_old_one_stays(model):
+    with thermoe.attach(model, power_budget_w=300.0) as handle:
+        with pytest.raises(BudgetError, match="117 W"):
+            handle.set_budget(power_w=110.0)
+        assert handle.plane.budget.power_w == 300.0
+        handle.set_budget(power_w=120.0)
+    with thermoe.attach(model, "baseline") as handle:
+        with pytest.raises(BudgetError, match="117 W"):
+            handle.set_strategy("kernel_aware_ttha", {"target_power_w": 50.0})
+        assert handle.summary()["strategy"] == "baseline"
+
+
+def test_a_real_board_is_asked_what_it_draws_before_it_works(model, monkeypatch):
+    class Resting(Meter):
+        def read(self):
+            return replace(super().read(), gpu_util=0.0)
+
+    monkeypatch.setattr(attaching, "open_source", lambda *_, **__: Resting())
+    with pytest.raises(BudgetError, match="250 W was asked for; meter draws 300 W without any work"):
+        thermoe.attach(model, power_budget_w=250.0)
+    thermoe.attach(model, power_budget_w=350.0, temp_budget_c=40.0).detach()
+
+
 def test_strategies_switch_while_it_serves(model):
     with thermoe.attach(model, "baseline") as handle:
         own = generate(model)
@@ -138,6 +161,8 @@ def test_an_error_in_the_block_still_detaches(model):
         ({"calibration": {"k": "x\ny" * 99}}, ConfigError, r"\.\.\. \(dict\)"),
         ({"priced_as": ["model"]}, ConfigError, "priced_as"),
         ({"interval_s": "fast"}, ConfigError, "interval_s is 'fast'"),
+        ({"power_budget_w": 100.0}, BudgetError, "100 W was asked for; the digital twin draws 117 W"),
+        ({"settings": {"target_temp_c": 30.0}}, BudgetError, "30 deg C was asked for; the digital twin is at"),
     ],
 )
 def test_a_refused_attachment_leaves_nothing_behind(model, arguments, error, says):

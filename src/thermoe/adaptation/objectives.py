@@ -8,6 +8,13 @@ from thermoe.types import Budget
 
 # Above its target a quantity costs energy or heat; under it, quality is being paid for nothing.
 TERMS = ("power", "temp", "latency", "throughput", "energy")
+# The setting of kernel_aware_ttha that overrides a limit of the budget.
+TARGET_OF_LIMIT = {
+    "power_w": "target_power_w",
+    "energy_j_per_token": "target_energy_j_per_token",
+    "temp_c": "target_temp_c",
+    "latency_s": "target_latency_ms",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ import numpy as np
 from thermoe.adaptation.objectives import Targets
 from thermoe.errors import BudgetError
 from thermoe.routing.calibration import Calibration
+from thermoe.telemetry.idle import IdleFigures
 from thermoe.types import Budget, FloatArray
 
 PRICE_SPAN = 100.0
@@ -37,6 +38,7 @@ def plan_price(
     budget: Budget,
     calibration: Calibration | None,
     step_energy_j: Callable[[FloatArray], float],
+    idle: IdleFigures | None = None,
 ) -> PricePlan:
     """The price that meets the energy target by prediction, or a start that feedback takes from there.
 
@@ -50,10 +52,13 @@ def plan_price(
         budget: Its quality limit bounds the price.
         calibration: Of the model; without one the bounds are wide and know nothing of quality.
         step_energy_j: (L,) distinct experts -> predicted energy of a step of `calibration.batch_size` tokens [J].
+        idle: What the board takes without work, where that is known.
 
     Raises:
-        BudgetError: The energy target is out of reach by prediction.
+        BudgetError: The energy target is out of reach by prediction, or a target lies under what the board takes
+            without work.
     """
+    refuse_below_idle(targets, idle)
     given = settings["price"]
     if calibration is None:
         start = given or UNCALIBRATED_PRICE
@@ -70,6 +75,25 @@ def plan_price(
     else:
         start = calibration.price_for_loss(settings["max_quality_loss_pct"] or 0.0)
     return PricePlan(start=float(np.clip(start, low, high)), low=low, high=high)
+
+
+def refuse_below_idle(targets: Targets, idle: IdleFigures | None) -> None:
+    """Refuse a power or temperature that no routing can reach.
+
+    Raises:
+        BudgetError: A target that is not above what the board takes without work.
+    """
+    if idle is None:
+        return
+    for wanted, least, what, unit in (
+        (targets.power_w, idle.power_w, "draws", "W"),
+        (targets.temp_c, idle.temp_c, "is at", "deg C"),
+    ):
+        if wanted is not None and least is not None and wanted <= least:
+            raise BudgetError(
+                f"{wanted:.4g} {unit} was asked for; {idle.board} {what} {least:.4g} {unit} without any work: "
+                "ask for more than that, or lift the limit"
+            )
 
 
 def _predicted_price(

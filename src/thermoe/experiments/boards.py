@@ -6,7 +6,14 @@ from thermoe.errors import ConfigError
 from thermoe.experiments.board import Board, SensorBoard, SimulatedBoard
 from thermoe.experiments.choices import OWN_SHAPE
 from thermoe.experiments.config import RunConfig
-from thermoe.telemetry import DigitalTwin, GpuSystemMonitor, ThermalScenario, ThermalSignalGenerator, open_source
+from thermoe.telemetry import (
+    DigitalTwin,
+    GpuSystemMonitor,
+    ThermalScenario,
+    ThermalSignalGenerator,
+    idle_figures,
+    open_source,
+)
 from thermoe.types import NAMED_SHAPES, FloatArray, Kind, MoEShape
 from thermoe.workloads import ArrivalProcess, Arrivals
 
@@ -20,6 +27,7 @@ class Boards:
     Attributes:
         kind: Kind of all figures.
         priced_name, priced_as: The model whose layers every step is priced as, and its shape.
+        idle: What the board takes without work, where that is known.
 
     Args:
         config: The run.
@@ -41,6 +49,7 @@ class Boards:
             )
         source = open_source(config.telemetry, device="cuda" if config.device == "cuda" else "cpu")
         self.kind: Kind = source.kind
+        self.idle = idle_figures(source)
         # What is measured is the model itself, not a larger one that it stands for.
         self.priced_name = OWN_SHAPE if self.kind is Kind.MEASURED else config.priced_as
         self.priced_as = own if self.priced_name == OWN_SHAPE else NAMED_SHAPES[self.priced_name]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from thermoe.adaptation import Targets, refuse_below_idle
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.experiments import calibration, environment
 from thermoe.experiments.arms import Arm, interleaved
@@ -76,6 +77,9 @@ def _prepared(config: RunConfig) -> Iterator["_Prepared"]:
     task = build_task(config)
     boards = Boards(config, task.shape)
     try:
+        if RoutingStrategy.KERNEL_AWARE_TTHA in config.resolved_strategies:
+            targets = Targets.of(config.budget(), dict(config.settings_of(RoutingStrategy.KERNEL_AWARE_TTHA)))
+            refuse_below_idle(targets, boards.idle)  # before minutes are spent on a calibration
         yield _Prepared(config, task, boards, cost_model)
     finally:
         boards.close()

@@ -30,7 +30,7 @@ from thermoe.integrations.inspect import find_routers
 from thermoe.integrations.serving import Driver, ThreadDriver, TwinDriver
 from thermoe.routing.calibration import Calibration
 from thermoe.runtime.control_plane import ControlPlane
-from thermoe.telemetry import DigitalTwin, EnergyWindow, GpuSystemMonitor, SimulatedSource, open_source
+from thermoe.telemetry import DigitalTwin, EnergyWindow, GpuSystemMonitor, SimulatedSource, idle_figures, open_source
 from thermoe.types import Budget, RoutingStrategy
 
 _log = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ def attach(
         UnsupportedModelError: The model cannot be attached to, or is attached already.
         ConfigError: A wrong argument, or a limit that the strategy cannot hold.
         DataError: A calibration that cannot be read, or of a model of another family.
-        BudgetError: A budget that cannot be met by prediction.
+        BudgetError: A budget that cannot be met by prediction, or that an idle board exceeds.
         TelemetryError: Sensors that were asked for are not there.
     """
     refuse_wrong_types(
@@ -258,6 +258,7 @@ def attach(
             settings=chosen_settings,
             calibration=loaded,
             bits=min(own_bits, 16.0) if experts is None else precision_of(experts),
+            idle=idle_figures(source),
         )
         hooks = RouterHooks(model, scope=scope)
         undo.callback(hooks.remove)

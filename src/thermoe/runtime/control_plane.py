@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from thermoe.adaptation import PricePlan, Targets, TestTimeAdaptation, plan_price, price_response
+from thermoe.adaptation.objectives import TARGET_OF_LIMIT
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.errors import ConfigError, ThermoeError
 from thermoe.routing.calibration import Calibration
 from thermoe.routing.router import AdaptiveRouter
 from thermoe.routing.strategies import ExpertCosts, pressure
+from thermoe.telemetry.idle import IdleFigures
 from thermoe.types import (
     Budget,
     FloatArray,
@@ -30,12 +32,6 @@ from thermoe.types import (
 
 DEFAULT_BATCH = 16
 """Tokens per step assumed until the first observation says better."""
-_TARGET_OF_LIMIT = {
-    "power_w": "target_power_w",
-    "energy_j_per_token": "target_energy_j_per_token",
-    "temp_c": "target_temp_c",
-    "latency_s": "target_latency_ms",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +71,7 @@ class ControlPlane:
         settings: Settings of the strategy.
         calibration: Of the model, where there is one.
         bits: Weight precision at which steps are priced [bit].
+        idle: What the board takes without work: limits under it are refused.
 
     Attributes:
         knobs: Knobs in force; None leaves the model's routing untouched.
@@ -83,7 +80,7 @@ class ControlPlane:
 
     Raises:
         ConfigError: A setting that is unknown, or a calibration of a model of other sizes.
-        BudgetError: A budget that no calibrated price can meet, by prediction.
+        BudgetError: A budget that no calibrated price can meet, by prediction, or that an idle board exceeds.
     """
 
     def __init__(
@@ -97,6 +94,7 @@ class ControlPlane:
         settings: Mapping[str, float],
         calibration: Calibration | None,
         bits: float = 16.0,
+        idle: IdleFigures | None = None,
     ) -> None:
         if calibration is not None and calibration.sensitivity.shape != (shape.num_layers, shape.num_experts):
             raise ConfigError(
@@ -104,7 +102,7 @@ class ControlPlane:
                 f"{(shape.num_layers, shape.num_experts)}: calibrate this model"
             )
         self.shape, self.priced_as, self.cost_model, self.calibration = shape, priced_as, cost_model, calibration
-        self.bits = bits
+        self.bits, self._idle = bits, idle
         self.batch_size = self._first_batch_size()
         self.cost_factor: FloatArray = np.ones((shape.num_layers, shape.num_experts))
         self.router = AdaptiveRouter(
@@ -138,9 +136,9 @@ class ControlPlane:
             BudgetError: It cannot be met; the old one stays in force.
         """
         before = copy.copy(self.router)
-        changed = [name for name in _TARGET_OF_LIMIT if getattr(budget, name) != getattr(before.budget, name)]
+        changed = [name for name in TARGET_OF_LIMIT if getattr(budget, name) != getattr(before.budget, name)]
         self.router.settings = before.settings | {
-            key: None for name, key in _TARGET_OF_LIMIT.items() if name in changed and key in before.settings
+            key: None for name, key in TARGET_OF_LIMIT.items() if name in changed and key in before.settings
         }
         self.router.budget = budget
         try:
@@ -244,7 +242,7 @@ class ControlPlane:
     def _plan(self) -> tuple[Targets, PricePlan]:
         settings, budget = self.router.settings, self.router.budget
         targets = Targets.of(budget, settings)
-        return targets, plan_price(targets, settings, budget, self.calibration, self._step_energy_j)
+        return targets, plan_price(targets, settings, budget, self.calibration, self._step_energy_j, self._idle)
 
     def _step_energy_j(self, distinct_experts: FloatArray) -> float:
         """Predicted energy of a step of a calibration batch that touches these experts per layer [J]."""

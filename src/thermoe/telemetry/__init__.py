@@ -1,6 +1,7 @@
 """What the hardware says now: one protocol, several sources, a monitor and a digital twin."""
 
 from thermoe.telemetry.host import HostSource
+from thermoe.telemetry.idle import IdleFigures, idle_figures
 from thermoe.telemetry.monitor import GpuSystemMonitor, TrajectoryPredictor
 from thermoe.telemetry.nvml import NvmlSource
 from thermoe.telemetry.opening import open_source
@@ -19,6 +20,7 @@ __all__ = [
     "EnergyWindow",
     "GpuSystemMonitor",
     "HostSource",
+    "IdleFigures",
     "NvmlSource",
     "PowerLog",
     "ReplaySource",
@@ -30,6 +32,7 @@ __all__ = [
     "TrajectoryPredictor",
     "WindowAccumulator",
     "align_power_log",
+    "idle_figures",
     "is_throttled",
     "open_source",
     "power_pressure",

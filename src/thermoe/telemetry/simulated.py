@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,7 +30,14 @@ class DigitalTwin:
         scenario: What comes from outside; none by default.
         seed: Seed of the noise.
         noise: Relative standard deviation of a step's latency and of its power.
+
+    Attributes:
+        idle_power_w, idle_temp_c: Board power [W] and core temperature [deg C] after a long time without work,
+            from within or from outside.
     """
+
+    idle_power_w: ClassVar[float] = plant.IDLE_POWER_W
+    idle_temp_c: ClassVar[float] = plant_heat.IDLE_LEAKAGE_C
 
     def __init__(
         self,

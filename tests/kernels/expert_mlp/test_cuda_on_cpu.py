@@ -71,6 +71,7 @@ class Launch:
         self.problem = fill(cut, experts, x_TD, ids_TK, weights_TK, self.out_TD)
         self.problem.hidden, self.problem.product = self.hidden_NI.data_ptr(), self.product_SND.data_ptr()
         self.problem.counters = self.counters.data_ptr()
+        self.problem.ring = 2 + x_TD.shape[0] % 3
         for m, matrices in enumerate((experts.fc1, experts.fc2)):
             for plane, tensor in enumerate(tensors_of(matrices)):
                 boxes = boxes_of(tensor, m, plane, cut.format)

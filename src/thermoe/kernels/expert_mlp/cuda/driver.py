@@ -8,7 +8,7 @@ from thermoe.kernels.cuda_build import check, libcuda, outside_captures
 from thermoe.kernels.expert_mlp.cuda.geometry import ROWS, Boxes
 from thermoe.kernels.expert_mlp.cuda.problem import COUNTER_WORDS, TensorMap
 
-_UINT8, _SWIZZLE_64, _SWIZZLE_128, _PROMOTE_256 = 0, 2, 3, 3  # CUtensorMap's enumerations
+_UINT8, _SWIZZLE_64, _SWIZZLE_128, _PROMOTE_128 = 0, 2, 3, 2  # CUtensorMap's enumerations
 _NON_BLOCKING, _CAPTURING = 1, 1
 _counters: dict[tuple[int, int, int], int] = {}
 _lock = Lock()
@@ -26,7 +26,7 @@ def tensor_map(pointer: int, experts: int, boxes: Boxes) -> bytes:
     step = (ctypes.c_uint32 * 4)(1, 1, 1, 1)
     swizzle = _SWIZZLE_64 if boxes.box_bytes == 64 else _SWIZZLE_128
     status = libcuda().cuTensorMapEncodeTiled(
-        ctypes.c_void_p(start), _UINT8, 4, ctypes.c_void_p(pointer), size, pitch, box, step, 0, swizzle, _PROMOTE_256, 0
+        ctypes.c_void_p(start), _UINT8, 4, ctypes.c_void_p(pointer), size, pitch, box, step, 0, swizzle, _PROMOTE_128, 0
     )
     check(status, f"describing {experts} experts of {boxes}")
     return ctypes.string_at(start, ctypes.sizeof(TensorMap))

@@ -7,9 +7,9 @@
 
 template <class Format>
 DEV uint32_t arrivals_at(int barrier) {
-  if (barrier < MAX_RING) return Format::FULL_ARRIVALS;
-  if (barrier < MAX_RING + 3 * WARPS) return 1;  // shares
-  return barrier < MAX_RING + 3 * WARPS + 2 ? STAGERS : WARPS;
+  if (barrier < MAX_RING * WARPS) return Format::FULL_ARRIVALS;
+  if (barrier < (MAX_RING + 3) * WARPS) return 1;  // shares
+  return barrier < (MAX_RING + 3) * WARPS + 2 ? STAGERS : WARPS;
 }
 
 template <class Format>
@@ -25,6 +25,8 @@ DEV void prepare(const Problem& p, int thread, int role) {
   make_plan<Format>(p, read, thread);  // ends with a barrier of the block
 }
 
+constexpr int FIRST_SLOTS = 2;  // of a warp's ring, before anything else is read: they keep the memory busy meanwhile
+
 template <class Format>
 DEV void decode_block(const Problem& p) {
   const int thread = thread_index(), role = same_in_warp(thread / 32);
@@ -32,11 +34,17 @@ DEV void decode_block(const Problem& p) {
   const uint32_t generation = lds32(INFO_GENERATION);
   const Split split = split_shared<Format>(p);
   if (role < WARPS) {
-    Multiplier<Format>(p, split, role, thread, generation).all();
+    Multiplier<Format> multiplier(p, split, role, thread, generation);
+    multiplier.fill_ring(FIRST_SLOTS);
+    stage_first<Format>(p, split, role, thread % 32);
+    sync_block();
+    multiplier.all();
     sync_group(1, 32 * WARPS);
     if (thread == 0) barrier_of_blocks(p, generation);
   } else {
-    stage_all<Format>(p, split, generation, thread - 32 * WARPS);
+    stage_first<Format>(p, split, role, thread % 32);
+    sync_block();
+    stage_all<Format>(p, split, generation, role - WARPS, thread % 32);
     if (block_index() == 0)  // nobody counts in those of the next launch yet
       for (int i = thread - 32 * WARPS; i < MAX_SLOTS; i += STAGER_THREADS) finished_units(p, generation + 1)[i] = 0;
   }

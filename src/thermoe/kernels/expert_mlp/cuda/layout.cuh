@@ -21,7 +21,7 @@ constexpr int STAGER_THREADS = 32 * STAGERS;
 constexpr int MAX_SLOTS = 512;  // T * K
 constexpr int MAX_EXPERTS = 512;
 constexpr int MAX_ROWS = 32;  // tokens of a segment
-constexpr int MAX_RING = 96;
+constexpr int MAX_RING = 4;  // slots of a warp
 
 enum ActivationKind : int { SWIGLU = 0, GEGLU = 1, SWIGLU_CLAMPED = 2 };
 
@@ -48,6 +48,7 @@ struct Problem {
   int32_t bits_all;
   int32_t scale_precisions;  // P
   int32_t wide_ids, narrow_gates, activation;
+  int32_t ring;  // slots of a warp, at most MAX_RING
 };
 
 // ---- counters in device memory
@@ -58,13 +59,13 @@ constexpr int COUNTER_WORDS = COUNTER_UNITS + 2 * MAX_SLOTS;
 
 // ---- shared memory, addresses in bytes
 constexpr uint32_t BAR_FULL = SHARED_START;
-constexpr uint32_t BAR_PART_FULL = BAR_FULL + 8 * MAX_RING;
+constexpr uint32_t BAR_PART_FULL = BAR_FULL + 8 * MAX_RING * WARPS;
 constexpr uint32_t BAR_PART_EMPTY = BAR_PART_FULL + 16 * WARPS;  // full: of even and of odd runs
 constexpr uint32_t BAR_ROWS_FULL = BAR_PART_EMPTY + 8 * WARPS;
 constexpr uint32_t BAR_ROWS_EMPTY = BAR_ROWS_FULL + 16;
-constexpr int NUM_BARRIERS = MAX_RING + 3 * WARPS + 4;
+constexpr int NUM_BARRIERS = (MAX_RING + 3) * WARPS + 4;
 constexpr uint32_t INFO = BAR_FULL + 8 * NUM_BARRIERS;
-constexpr uint32_t SCAN = INFO + 64;                        // 8 bytes a scanning warp
+constexpr uint32_t SCAN = INFO + 96;                        // 8 bytes a scanning warp
 constexpr uint32_t ROW_SLOT = SCAN + 8 * 8;                 // u16 a kept slot: slots in order of expert
 constexpr uint32_t GATES = ROW_SLOT + 2 * MAX_SLOTS;        // f32 a slot, 0 where dropped
 constexpr uint32_t SEGMENT = GATES + 4 * MAX_SLOTS;         // u32 a segment: expert << 16 | first row
@@ -83,7 +84,13 @@ constexpr uint32_t INFO_SEGMENTS = INFO;
 constexpr uint32_t INFO_MAX_ROWS = INFO + 4;
 constexpr uint32_t INFO_MAX_BITS = INFO + 8;
 constexpr uint32_t INFO_GENERATION = INFO + 12;  // of this launch
-constexpr uint32_t INFO_RANGE = INFO + 16;  // first and past-the-last unit of both matrices: segment, unit inside
+constexpr uint32_t INFO_RANGE = INFO + 16;       // of each phase: segment and unit inside, of the first and past the last
+constexpr uint32_t INFO_WAVES = INFO + 80;
+
+// A wave is half of all units of a matrix, or all where units are few. A phase is a matrix and a wave, in order: what
+// a block waits for in a wave of the second matrix was made a wave ago.
+constexpr int MAX_WAVES = 2;
+constexpr int WAVE_UNITS = 4;  // of a block in the first matrix, at least
 
 // Tiles that a segment is multiplied in, of `tokens` tokens: 1, 2, 4 or 8.
 DEV int tiles_of(int rows, int tokens) {
@@ -120,8 +127,8 @@ DEV Split split_shared(const Problem& p) {
   const uint32_t room = DYNAMIC_BYTES - WARPS * s.part_bytes - 128;
   s.row_blocks = room >= 2 * s.rows_bytes + MIN_TWO_BLOCKS_RING ? 2 : 1;
   s.slot_bytes = Format::slot_bytes(static_cast<int>(lds32(INFO_MAX_BITS)));
-  const int ring = static_cast<int>((room - s.row_blocks * s.rows_bytes) / (s.slot_bytes + Format::SCALE_BYTES));
-  s.ring = (ring < MAX_RING ? ring : MAX_RING) / WARPS;
+  const uint32_t slots = (room - s.row_blocks * s.rows_bytes) / (WARPS * (s.slot_bytes + Format::SCALE_BYTES));
+  s.ring = static_cast<int>(slots) < p.ring ? static_cast<int>(slots) : p.ring;
   s.data = DYNAMIC;
   s.scales = s.data + WARPS * s.ring * s.slot_bytes;
   s.parts = (s.scales + WARPS * s.ring * Format::SCALE_BYTES + 127) / 128 * 128;

@@ -7,21 +7,25 @@
 #include "job.cuh"
 #include "plan.cuh"
 
-// The jobs of one warp, in order, over both matrices.
+// The jobs of one warp, in order, over all phases.
 struct Stream {
   Runs run;
   Place at;
-  int warp, job, left;  // job of the unit; jobs of the warp in the run that are left, this one included
+  int phase, waves, warp;
+  int job, left;  // job of the unit; jobs of the warp in the run that are left, this one included
 
-  DEV Stream(const Problem& p, int own_warp) : run(p, 0), at{}, warp(own_warp), job(0), left(0) { find(p); }
+  DEV Stream(const Problem& p, int num_waves, int own_warp)
+      : run(p, 0, num_waves), at{}, phase(0), waves(num_waves), warp(own_warp), job(0), left(0) {
+    find(p);
+  }
   DEV bool more() const { return left > 0; }
   DEV void find(const Problem& p) {  // the first run from here on in which the warp has a job
     for (;; run.next()) {
-      if (!run.more()) {
-        if (at.matrix == 1) return;
-        at.matrix = 1, run = Runs(p, 1);
-        if (!run.more()) return;
+      while (!run.more()) {
+        if (++phase >= 2 * waves) return;
+        run = Runs(p, phase, waves);
       }
+      at.matrix = run.matrix;
       const int jobs = p.jobs[at.matrix], total = run.length * jobs, first = first_job(total, warp);
       left = first_job(total, warp + 1) - first;
       if (left == 0) continue;
@@ -70,21 +74,25 @@ struct Multiplier {
   const Lane lane;
   const uint64_t policy;
   uint32_t* const units_finished;  // of each segment, in this launch
+  const int waves;
   Stream ahead;    // the job whose copy starts when this warp's current slot is free
+  Ring filled;     // the first slot that nothing was copied to yet
   Ring here;       // of the current job
   uint32_t given;  // whether warp `lane_index` has handed over an odd number of shares: in even runs, in odd ones
 
   DEV Multiplier(const Problem& problem, const Split& s, int own_warp, int thread, uint32_t generation)
       : p(problem), split(s), warp(own_warp), lane_index(thread % 32), lane(thread % 32), policy(stream_policy()),
-        units_finished(finished_units(problem, generation)), ahead(problem, own_warp), here{0, 0}, given(0) {}
+        units_finished(finished_units(problem, generation)), waves(same_in_warp(lds32(INFO_WAVES))),
+        ahead(problem, waves, own_warp), filled{0, 0}, here{0, 0}, given(0) {}
 
   DEV void issue(const Job& job) {
     Format::issue(p, ahead.at, ahead.at.first_job + ahead.job, job, policy, lane_index);
     ahead.next(p);
   }
 
-  DEV void fill_ring() {
-    for (Ring at{0, 0}; at.turn == 0 && ahead.more(); at.next(split)) issue(at.job<Format>(split, warp));
+  // Starts copies into up to so many slots that are still empty.
+  DEV void fill_ring(int slots) {
+    for (; slots > 0 && filled.turn == 0 && ahead.more(); --slots, filled.next(split)) issue(filled.job<Format>(split, warp));
   }
 
   // Products of the unit's jobs `job` up to `end`.
@@ -144,7 +152,8 @@ struct Multiplier {
   }
 
   template <int TILES>
-  DEV void run_units(const Runs& run, int odd_run, int matrix, const Segment& segment, uint32_t rows_at) {
+  DEV void run_units(const Runs& run, int odd_run, const Segment& segment, uint32_t rows_at) {
+    const int matrix = run.matrix;
     constexpr int FOLDED = (TILES * Format::TILE_TOKENS + 7) / 8;  // tiles of eight tokens
     uint32_t rows[TILES];
 #pragma unroll
@@ -180,19 +189,19 @@ struct Multiplier {
   }
 
   DEV void all() {
-    fill_ring();
+    fill_ring(split.ring);
     int block = 0;
-    for (int matrix = 0; matrix < 2; ++matrix)
-      for (Runs run(p, matrix); run.more(); run.next(), ++block) {
+    for (int phase = 0; phase < 2 * waves; ++phase)
+      for (Runs run(p, phase, waves); run.more(); run.next(), ++block) {
         const int at = block % split.row_blocks, turn = block / split.row_blocks;
         const Segment segment = segment_at(run.segment);
         const uint32_t rows_at = split.rows + at * split.rows_bytes;
         barrier_wait(BAR_ROWS_FULL + 8 * at, turn & 1);
         switch (tiles_of(segment.rows, Format::TILE_TOKENS)) {
-          case 1: run_units<1>(run, block & 1, matrix, segment, rows_at); break;
-          case 2: run_units<2>(run, block & 1, matrix, segment, rows_at); break;
-          case 4: run_units<4>(run, block & 1, matrix, segment, rows_at); break;
-          default: run_units<MAX_ROWS / Format::TILE_TOKENS>(run, block & 1, matrix, segment, rows_at);
+          case 1: run_units<1>(run, block & 1, segment, rows_at); break;
+          case 2: run_units<2>(run, block & 1, segment, rows_at); break;
+          case 4: run_units<4>(run, block & 1, segment, rows_at); break;
+          default: run_units<MAX_ROWS / Format::TILE_TOKENS>(run, block & 1, segment, rows_at);
         }
         if (lane_index == 0) barrier_arrive(BAR_ROWS_EMPTY + 8 * at);
       }

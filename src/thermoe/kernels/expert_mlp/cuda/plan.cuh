@@ -58,12 +58,12 @@ DEV Sums scan_experts(Sums own, int thread) {  // inclusive, over the first SCAN
   return own;
 }
 
-// The first `block` of all blocks' part of an amount: grows with the block, and every block finds the same.
-DEV uint32_t share_of(uint32_t amount, int block) {
-  if (block == num_blocks()) return amount;
-  const float share = fast_divide(static_cast<float>(block), static_cast<float>(num_blocks()));
-  const uint32_t part = static_cast<uint32_t>(static_cast<float>(amount) * share);
-  return part < amount ? part : amount;
+// The first `part` of `parts` parts of an amount: grows with the part, and every block finds the same.
+DEV uint32_t share_of(uint32_t amount, int part, int parts) {
+  if (part == parts) return amount;
+  const float share = fast_divide(static_cast<float>(part), static_cast<float>(parts));
+  const uint32_t first = static_cast<uint32_t>(static_cast<float>(amount) * share);
+  return first < amount ? first : amount;
 }
 
 // The unit that lies so far into a segment.
@@ -96,19 +96,23 @@ struct ExpertPlan {  // of one expert, by the thread that scans it
   }
 };
 
-// Each boundary of the block's ranges is written by the segment that holds it; a warp looks for one of the four.
+// Each boundary of the block's ranges is written by the segment that holds it; a warp looks for one of the eight.
 DEV void write_ranges(const Problem& p, int thread) {
-  const int num_segments = static_cast<int>(lds32(INFO_SEGMENTS)), i = thread / 32 % 4;
+  const int num_segments = static_cast<int>(lds32(INFO_SEGMENTS)), boundary = thread / 32;
   const uint32_t total = lds32(COST + 4 * num_segments);
-  const uint32_t num = i < 2 ? p.columns[1] / 16 : p.splits * (p.columns[0] / 32);  // units of a segment
-  const uint32_t target = share_of(total * num, block_index() + i % 2);
-  if (thread < 8 && total == 0) sts32(INFO_RANGE + 4 * thread, 0);
-  for (int segment = thread / 128 * 32 + thread % 32; segment < num_segments; segment += THREADS / 4) {
+  const int waves = num_segments * (p.columns[1] / 16) >= MAX_WAVES * WAVE_UNITS * num_blocks() ? MAX_WAVES : 1;
+  if (thread == 0) sts32(INFO_WAVES, waves);
+  if (boundary >= 4 * waves) return;
+  const int phase = boundary / 2, matrix = phase / waves, wave = phase % waves;
+  const uint32_t num = matrix == 0 ? p.columns[1] / 16 : p.splits * (p.columns[0] / 32);  // units of a segment
+  const uint32_t target = share_of(total * num, wave * num_blocks() + block_index() + boundary % 2, waves * num_blocks());
+  if (total == 0 && thread % 32 < 2) sts32(INFO_RANGE + 8 * boundary + 4 * (thread % 32), 0);
+  for (int segment = thread % 32; segment < num_segments; segment += 32) {
     const uint32_t from = lds32(COST + 4 * segment), to = lds32(COST + 4 * segment + 4);
     const bool last = segment == num_segments - 1 && target == total * num;
     if (target < from * num || !(target < to * num || last)) continue;
-    sts32(INFO_RANGE + 8 * i, segment);
-    sts32(INFO_RANGE + 8 * i + 4, unit_at(target - from * num, to - from, num));
+    sts32(INFO_RANGE + 8 * boundary, segment);
+    sts32(INFO_RANGE + 8 * boundary + 4, unit_at(target - from * num, to - from, num));
   }
 }
 
@@ -190,16 +194,17 @@ DEV Segment segment_at(int index) {
           static_cast<int>(what >> 16)};
 }
 
-// The block's runs of one matrix, in order: what all its warps walk through alike.
+// The block's runs of one phase, in order: what all its warps walk through alike.
 struct Runs {
+  int matrix;
   int left;                 // units of the block's range, this run's included
   int in_run, splits;       // units of a whole run, runs of a segment
   int segment, split, row;  // of the run; its first unit in the whole
   int length;               // units of the block in the run
 
-  DEV Runs(const Problem& p, int matrix) {
-    uint32_t range[4];  // segment and unit inside, of the first and past the last
-    lds128(INFO_RANGE + 16 * matrix, range);
+  DEV Runs(const Problem& p, int phase, int waves) : matrix(phase >= waves) {
+    uint32_t range[4];
+    lds128(INFO_RANGE + 16 * phase, range);
     in_run = matrix == 0 ? p.columns[1] / 16 : p.columns[0] / 32;
     splits = matrix == 0 ? 1 : p.splits;
     segment = static_cast<int>(range[0]);

@@ -43,7 +43,8 @@ class Problem(ctypes.Structure):
         ("wide_ids", ctypes.c_int32),
         ("narrow_gates", ctypes.c_int32),
         ("activation", ctypes.c_int32),
-        ("unused", ctypes.c_int32 * 2),  # C++ rounds the size up to the 64 bytes a tensor map is aligned to
+        ("ring", ctypes.c_int32),
+        ("unused", ctypes.c_int32),  # C++ rounds the size up to the 64 bytes a tensor map is aligned to
     )
 
 

@@ -24,49 +24,56 @@ DEV RowSource row_source(const Problem& p, int matrix, const Runs& run, int colu
 
 // A warp takes 32 octets of a row at a time, and the warps take turns.
 template <class Format>
-DEV void stage_rows(const Split& split, const RowSource& source, const Segment& segment, int octets, uint32_t to,
-                    uint32_t pitch, int warp, int lane) {
+DEV void stage_rows(const Problem& p, const Split& split, const Runs& run, uint32_t to, int warp, int warps, int lane) {
   constexpr int BATCH = 4;  // loads in flight
+  const int columns = p.jobs[run.matrix] * Format::JOB_COLUMNS, octets = columns / 8, whole = (octets + 31) / 32 * 32;
+  const RowSource source = row_source(p, run.matrix, run, columns);
+  const Segment segment = segment_at(run.segment);
+  const uint32_t pitch = row_pitch<Format>(p);
   for (int row = 0, piece = 32 * warp; row < segment.rows;) {
     uint32_t v[BATCH][4];
     int rows[BATCH], octet[BATCH];
 #pragma unroll
     for (int i = 0; i < BATCH; ++i) {
-      for (; piece >= octets && row < segment.rows; ++row) piece -= (octets + 31) / 32 * 32;
+      for (; piece >= whole; ++row) piece -= whole;
       rows[i] = row, octet[i] = piece + lane;
       v[i][0] = v[i][1] = v[i][2] = v[i][3] = 0;
       if (row < segment.rows && octet[i] < source.octets)
         load_fresh(source.row_of(lds16(ROW_SLOT + 2 * (segment.first_row + row))) + 8 * octet[i], v[i]);
-      piece += 32 * STAGERS;
+      piece += 32 * warps;
     }
 #pragma unroll
     for (int i = 0; i < BATCH; ++i)
       if (rows[i] < segment.rows && octet[i] < octets)  // where lanes meet, octets are a multiple of 32
         Format::stage(v[i], octet[i], rows[i], to, pitch, split.sums, split.sums_stride);
+    for (; piece >= whole; ++row) piece -= whole;
   }
 }
 
+// The first run of the block, if it has one, by all warps: nobody has anything to multiply yet.
 template <class Format>
-DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, int thread) {
-  const int warp = same_in_warp(thread / 32);
-  int block = 0;  // of activations, counted over both matrices
-  for (int matrix = 0; matrix < 2; ++matrix) {
-    const int columns = p.jobs[matrix] * Format::JOB_COLUMNS;
-    for (Runs run(p, matrix); run.more(); run.next(), ++block) {
+DEV void stage_first(const Problem& p, const Split& split, int role, int lane) {
+  const Runs run(p, 0, static_cast<int>(lds32(INFO_WAVES)));
+  if (run.more()) stage_rows<Format>(p, split, run, split.rows, role, WARPS + STAGERS, lane);
+}
+
+// The others, by the warps that stage.
+template <class Format>
+DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, int warp, int lane) {
+  const int waves = static_cast<int>(lds32(INFO_WAVES));
+  int block = 0;  // of activations
+  for (int phase = 0; phase < 2 * waves; ++phase)
+    for (Runs run(p, phase, waves); run.more(); run.next(), ++block) {
       const int at = block % split.row_blocks, turn = block / split.row_blocks;
-      const Segment segment = segment_at(run.segment);
-      if (matrix == 1) {
+      if (run.matrix == 1) {
         const uint32_t* finished = finished_units(p, generation) + run.segment;
-        if (thread == 0)
+        if (warp == 0 && lane == 0)
           while (load_acquire(finished) != static_cast<uint32_t>(p.columns[1] / 16)) pause();
         sync_group(2, STAGER_THREADS);
       }
       barrier_wait(BAR_ROWS_EMPTY + 8 * at, (turn & 1) ^ 1);
-      const uint32_t to = split.rows + at * split.rows_bytes;
-      stage_rows<Format>(split, row_source(p, matrix, run, columns), segment, columns / 8, to, row_pitch<Format>(p),
-                         warp, thread % 32);
+      if (phase > 0 || block > 0) stage_rows<Format>(p, split, run, split.rows + at * split.rows_bytes, warp, STAGERS, lane);
       sync_warp();
-      if (thread % 32 == 0) barrier_arrive(BAR_ROWS_FULL + 8 * at);
+      if (lane == 0) barrier_arrive(BAR_ROWS_FULL + 8 * at);
     }
-  }
 }

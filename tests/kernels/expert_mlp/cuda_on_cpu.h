@@ -158,11 +158,6 @@ DEV void load_fresh(const void* from, uint32_t (&r)[4]) {
 DEV uint32_t load_acquire(const uint32_t* from) { return *from; }
 DEV uint32_t load_steady(const uint32_t* from) { return *from; }
 DEV void add_release(uint32_t* to, uint32_t v) { *to += v; }
-DEV uint32_t increment_wrapping(uint32_t* to, uint32_t last) {
-  uint32_t old = *to;
-  *to = old >= last ? 0 : old + 1;
-  return old;
-}
 DEV void pause() {
   cpu::self().spins = true;
   cpu::wait_until([passed = false]() mutable { return std::exchange(passed, true); });

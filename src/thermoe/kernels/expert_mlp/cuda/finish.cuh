@@ -66,14 +66,12 @@ DEV uint32_t* finished_units(const Problem& p, uint32_t generation) {
   return p.counters + COUNTER_UNITS + (generation & 1) * MAX_SLOTS;
 }
 
-// Every block passes once every block has come. The counter is back at zero and the generation one further.
-DEV void barrier_of_blocks(const Problem& p, uint32_t generation) {
-  uint32_t last = static_cast<uint32_t>(num_blocks() - 1);
-  if (increment_wrapping(p.counters + COUNTER_ARRIVED, last) == last) {
-    add_release(p.counters + COUNTER_GENERATION, 1);
-  } else {
-    while (load_acquire(p.counters + COUNTER_GENERATION) == generation) pause();
-  }
+// Every block passes once every block has come. All have read the counters of the launch by then.
+DEV void barrier_of_blocks(const Problem& p, uint32_t generation, uint32_t base) {
+  const uint32_t all = base + static_cast<uint32_t>(num_blocks());
+  add_release(p.counters + COUNTER_ARRIVED, 1);
+  while (static_cast<int32_t>(load_acquire(p.counters + COUNTER_ARRIVED) - all) < 0) pause();
+  if (block_index() == 0) p.counters[COUNTER_GENERATION] = generation + 1, p.counters[COUNTER_BASE] = all;
 }
 
 // out = sum over a token's slots of gate * product, in order; a dropped slot is never read.

@@ -16,6 +16,7 @@ template <class Format>
 DEV void prepare(const Problem& p, int thread, int role) {
   const Slots read(p, thread);
   if (thread == THREADS - 1) sts32(INFO_GENERATION, load_steady(p.counters + COUNTER_GENERATION));
+  if (thread == THREADS - 2) sts32(INFO_BASE, load_steady(p.counters + COUNTER_BASE));
   if (thread == THREADS - 32)  // translations of addresses that are met later
     prefetch(p.x), prefetch(p.hidden), prefetch(p.product), prefetch(p.out);
   for (int barrier = role; barrier < NUM_BARRIERS; barrier += WARPS + STAGERS)
@@ -25,7 +26,7 @@ DEV void prepare(const Problem& p, int thread, int role) {
   make_plan<Format>(p, read, thread);  // ends with a barrier of the block
 }
 
-constexpr int FIRST_SLOTS = 2;  // of a warp's ring, before anything else is read: they keep the memory busy meanwhile
+constexpr int FIRST_SLOTS = 2;  // of a warp's ring, while the first activations are read: they keep the memory busy
 
 template <class Format>
 DEV void decode_block(const Problem& p) {
@@ -35,14 +36,13 @@ DEV void decode_block(const Problem& p) {
   const Split split = split_shared<Format>(p);
   if (role < WARPS) {
     Multiplier<Format> multiplier(p, split, role, thread, generation);
-    multiplier.fill_ring(FIRST_SLOTS);
-    stage_first<Format>(p, split, role, thread % 32);
+    stage_first<Format>(p, split, role, thread % 32, [&multiplier] { multiplier.fill_ring(FIRST_SLOTS); });
     sync_block();
     multiplier.all();
     sync_group(1, 32 * WARPS);
-    if (thread == 0) barrier_of_blocks(p, generation);
+    if (thread == 0) barrier_of_blocks(p, generation, lds32(INFO_BASE));
   } else {
-    stage_first<Format>(p, split, role, thread % 32);
+    stage_first<Format>(p, split, role, thread % 32, [] {});
     sync_block();
     stage_all<Format>(p, split, generation, role - WARPS, thread % 32);
     if (block_index() == 0)  // nobody counts in those of the next launch yet

@@ -51,9 +51,10 @@ struct Problem {
   int32_t ring;  // slots of a warp, at most MAX_RING
 };
 
-// ---- counters in device memory
-constexpr int COUNTER_ARRIVED = 0;     // blocks at the last barrier
-constexpr int COUNTER_GENERATION = 1;  // launches that have passed it
+// ---- counters in device memory, zero before the first launch
+constexpr int COUNTER_ARRIVED = 0;     // blocks at the last barrier, in all launches
+constexpr int COUNTER_GENERATION = 1;  // launches before this one
+constexpr int COUNTER_BASE = 2;        // blocks of launches before this one
 constexpr int COUNTER_UNITS = 32;      // finished units of each segment, for even and for odd generations
 constexpr int COUNTER_WORDS = COUNTER_UNITS + 2 * MAX_SLOTS;
 
@@ -86,6 +87,7 @@ constexpr uint32_t INFO_MAX_BITS = INFO + 8;
 constexpr uint32_t INFO_GENERATION = INFO + 12;  // of this launch
 constexpr uint32_t INFO_RANGE = INFO + 16;       // of each phase: segment and unit inside, of the first and past the last
 constexpr uint32_t INFO_WAVES = INFO + 80;
+constexpr uint32_t INFO_BASE = INFO + 84;  // blocks that arrived before this launch
 
 // A wave is half of all units of a matrix, or all where units are few. A phase is a matrix and a wave, in order: what
 // a block waits for in a wave of the second matrix was made a wave ago.

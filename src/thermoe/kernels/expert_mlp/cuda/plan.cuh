@@ -83,7 +83,8 @@ struct ExpertPlan {  // of one expert, by the thread that scans it
     const uint32_t cap = p.row_cap;
     e.segments = count <= cap ? 1 : (count + cap - 1) / cap;
     e.bits = bits <= 2 ? 2 : bits <= 4 ? 4 : bits <= 8 ? 8 : 16;
-    e.cost = Format::slot_bytes(e.bits) / 64 + 2;
+    const int tiles = tiles_of(count < cap ? count : cap, Format::TILE_TOKENS);
+    e.cost = Format::slot_bytes(e.bits) / 64 + 2 + Format::TILE_COST * (tiles - 1);
     return e;
   }
   DEV void write(const Problem& p, int expert, uint32_t row, uint32_t segment, uint32_t before) const {
@@ -96,15 +97,30 @@ struct ExpertPlan {  // of one expert, by the thread that scans it
   }
 };
 
+constexpr int FEW_SEGMENTS = 8;  // blocks for a segment, at least, where each block keeps to one
+
+// Where segments are few, a block in two of them would be late, and all would wait for it.
+DEV void write_aligned_range(int boundary, int num_segments, uint32_t units) {
+  const int blocks = num_blocks() / num_segments, segment = block_index() / blocks, part = block_index() - segment * blocks;
+  const bool idle = segment >= num_segments;
+  sts32(INFO_RANGE + 8 * boundary, idle ? 0 : segment);
+  sts32(INFO_RANGE + 8 * boundary + 4, idle ? 0 : share_of(units, part + boundary % 2, blocks));
+}
+
 // Each boundary of the block's ranges is written by the segment that holds it; a warp looks for one of the eight.
 DEV void write_ranges(const Problem& p, int thread) {
   const int num_segments = static_cast<int>(lds32(INFO_SEGMENTS)), boundary = thread / 32;
   const uint32_t total = lds32(COST + 4 * num_segments);
-  const int waves = num_segments * (p.columns[1] / 16) >= MAX_WAVES * WAVE_UNITS * num_blocks() ? MAX_WAVES : 1;
+  const bool few = num_segments * FEW_SEGMENTS <= num_blocks();
+  const int waves = few || num_segments * (p.columns[1] / 16) < MAX_WAVES * WAVE_UNITS * num_blocks() ? 1 : MAX_WAVES;
   if (thread == 0) sts32(INFO_WAVES, waves);
   if (boundary >= 4 * waves) return;
   const int phase = boundary / 2, matrix = phase / waves, wave = phase % waves;
   const uint32_t num = matrix == 0 ? p.columns[1] / 16 : p.splits * (p.columns[0] / 32);  // units of a segment
+  if (few && num_segments > 0) {
+    if (thread % 32 == 0) write_aligned_range(boundary, num_segments, num);
+    return;
+  }
   const uint32_t target = share_of(total * num, wave * num_blocks() + block_index() + boundary % 2, waves * num_blocks());
   if (total == 0 && thread % 32 < 2) sts32(INFO_RANGE + 8 * boundary + 4 * (thread % 32), 0);
   for (int segment = thread % 32; segment < num_segments; segment += 32) {

@@ -152,11 +152,6 @@ DEV uint32_t load_steady(const uint32_t* from) {  // what nobody writes until th
 DEV void add_release(uint32_t* to, uint32_t v) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
 }
-DEV uint32_t increment_wrapping(uint32_t* to, uint32_t last) {
-  uint32_t old;
-  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(to), "r"(last) : "memory");
-  return old;
-}
 DEV void pause() { __nanosleep(20); }
 
 // ---- arithmetic

@@ -22,14 +22,16 @@ DEV RowSource row_source(const Problem& p, int matrix, const Runs& run, int colu
   return {p.hidden + first, WHOLE_SHARE, p.columns[1], left / 8};
 }
 
-// A warp takes 32 octets of a row at a time, and the warps take turns.
-template <class Format>
-DEV void stage_rows(const Problem& p, const Split& split, const Runs& run, uint32_t to, int warp, int warps, int lane) {
+// A warp takes 32 octets of a row at a time, and the warps take turns. `meanwhile` is done once, behind the first loads.
+template <class Format, class Meanwhile>
+DEV void stage_rows(const Problem& p, const Split& split, const Runs& run, uint32_t to, int warp, int warps, int lane,
+                    Meanwhile meanwhile) {
   constexpr int BATCH = 4;  // loads in flight
   const int columns = p.jobs[run.matrix] * Format::JOB_COLUMNS, octets = columns / 8, whole = (octets + 31) / 32 * 32;
   const RowSource source = row_source(p, run.matrix, run, columns);
   const Segment segment = segment_at(run.segment);
   const uint32_t pitch = row_pitch<Format>(p);
+  bool first = true;
   for (int row = 0, piece = 32 * warp; row < segment.rows;) {
     uint32_t v[BATCH][4];
     int rows[BATCH], octet[BATCH];
@@ -42,6 +44,8 @@ DEV void stage_rows(const Problem& p, const Split& split, const Runs& run, uint3
         load_fresh(source.row_of(lds16(ROW_SLOT + 2 * (segment.first_row + row))) + 8 * octet[i], v[i]);
       piece += 32 * warps;
     }
+    if (first) meanwhile();
+    first = false;
 #pragma unroll
     for (int i = 0; i < BATCH; ++i)
       if (rows[i] < segment.rows && octet[i] < octets)  // where lanes meet, octets are a multiple of 32
@@ -51,10 +55,12 @@ DEV void stage_rows(const Problem& p, const Split& split, const Runs& run, uint3
 }
 
 // The first run of the block, if it has one, by all warps: nobody has anything to multiply yet.
-template <class Format>
-DEV void stage_first(const Problem& p, const Split& split, int role, int lane) {
+template <class Format, class Meanwhile>
+DEV void stage_first(const Problem& p, const Split& split, int role, int lane, Meanwhile meanwhile) {
   const Runs run(p, 0, static_cast<int>(lds32(INFO_WAVES)));
-  if (run.more()) stage_rows<Format>(p, split, run, split.rows, role, WARPS + STAGERS, lane);
+  if (!run.more()) return;
+  stage_rows<Format>(p, split, run, split.rows, role, WARPS + STAGERS, lane, meanwhile);
+  if (role >= WARPS && lane == 0) barrier_arrive(BAR_ROWS_FULL);  // the block meets before anybody reads
 }
 
 // The others, by the warps that stage.
@@ -65,6 +71,7 @@ DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, in
   for (int phase = 0; phase < 2 * waves; ++phase)
     for (Runs run(p, phase, waves); run.more(); run.next(), ++block) {
       const int at = block % split.row_blocks, turn = block / split.row_blocks;
+      if (phase == 0 && block == 0) continue;  // staged already
       if (run.matrix == 1) {
         const uint32_t* finished = finished_units(p, generation) + run.segment;
         if (warp == 0 && lane == 0)
@@ -72,7 +79,7 @@ DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, in
         sync_group(2, STAGER_THREADS);
       }
       barrier_wait(BAR_ROWS_EMPTY + 8 * at, (turn & 1) ^ 1);
-      if (phase > 0 || block > 0) stage_rows<Format>(p, split, run, split.rows + at * split.rows_bytes, warp, STAGERS, lane);
+      stage_rows<Format>(p, split, run, split.rows + at * split.rows_bytes, warp, STAGERS, lane, [] {});
       sync_warp();
       if (lane == 0) barrier_arrive(BAR_ROWS_FULL + 8 * at);
     }

@@ -103,7 +103,20 @@ def test_e4m3_tokens_meet_e4m3_weights(shape):
 
 
 @gpu
-@pytest.mark.parametrize("tuning", [{"tokens": 128}, {"lead": 0}, {"stages": 3}, {"lag": 0}, {"lag": 5}, {"lag": -1}])
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        {"tokens": 128},
+        {"lead": 0},
+        {"stages": 3},
+        {"lag": 0},
+        {"lag": 5},
+        {"lag": -1},
+        {"ahead": 4},
+        {"pair": False},
+        {"pair": False, "lag": 5},
+    ],
+)
 def test_every_tuning_gives_the_same_bits(tuning):
     inputs, want = inputs_of(case(tokens=1000, d_model=1024))
     got = run(inputs, **tuning)

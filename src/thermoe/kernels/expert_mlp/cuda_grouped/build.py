@@ -18,6 +18,8 @@ class Build:
         tokens: most places of the plan in a tile, a multiple of 16.
         stages: steps of operands in shared memory.
         lead: steps that one warpgroup is ahead of the other.
+        pair: two blocks (a cluster) take neighbouring tiles of an expert and bring each other half of the weights.
+        ahead: steps by which weights are asked into the L2 cache before they are copied; 0: they are not.
     """
 
     activation: int = 0
@@ -25,10 +27,13 @@ class Build:
     tokens: int = 160
     stages: int = 4
     lead: int = 2
+    pair: bool = True
+    ahead: int = 0
 
     def source(self) -> str:
         """The whole translation unit; it includes the files of `SOURCES`."""
-        values = {name: int(getattr(self, name)) for name in ("activation", "eight", "tokens", "stages", "lead")}
+        names = ("activation", "eight", "tokens", "stages", "lead", "pair", "ahead")
+        values = {name: int(getattr(self, name)) for name in names}
         macros = "".join(f"#define THERMOE_{name.upper()} {value}\n" for name, value in values.items())
         products = "".join(_product(width, eight=self.eight) for width in range(8, self.tokens + 1, 8))
         return f'{macros}#include "finish.cuh"\n{products}#include "grouped.cu"\n'

@@ -6,6 +6,7 @@ bf16 weights take one launch for both products, e4m3 weights with e4m3 tokens tw
 quantised. See docs/concepts/cuda_grouped.md.
 """
 
+import ctypes
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,6 +21,7 @@ from thermoe.kernels.expert_mlp.cuda_grouped.build import Build, cubin
 from thermoe.kernels.expert_mlp.cuda_grouped.problem import (
     ACTIVATIONS,
     COUNTER_WORDS,
+    PLACE_BOX_ROWS,
     Problem,
     fill,
     layer_refusal,
@@ -37,7 +39,7 @@ class Tuning:
     """What a launch may choose.
 
     Attributes:
-        tokens, stages, lead: of `Build`.
+        tokens, stages, lead, pair, ahead: of `Build`.
         lag: experts between the first product of one and its second, in one launch; None: all first products come
             first; -1: two launches.
     """
@@ -45,6 +47,8 @@ class Tuning:
     tokens: int = 160
     stages: int = 4
     lead: int = 2
+    pair: bool = True
+    ahead: int = 0
     lag: int | None = None
 
 
@@ -77,6 +81,8 @@ def build_of(experts: ExpertWeights, tuning: Tuning | None = None) -> Build:
         tokens=tuning.tokens,
         stages=tuning.stages,
         lead=tuning.lead,
+        pair=tuning.pair,
+        ahead=tuning.ahead,
     )
 
 
@@ -176,26 +182,31 @@ class Call:
         kept = self._name_sources(problem, sources)
         for m, matrices in enumerate((experts.fc1, experts.fc2)):
             weight = weights_of(matrices)
-            rows, row_bytes = weight.shape[0] * weight.shape[1], weight.shape[2] * weight.element_size()
-            described = driver.tensor_map(weight.data_ptr(), rows, row_bytes, halves=m == 1)
-            problem.map[m] = driver.TensorMap.from_buffer_copy(described)
+            problem.map[m] = _described(weight, halves=m == 1)
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
             make_current(device.index)
             problem.counters = driver.counters(device.index, stream, COUNTER_WORDS)
             blocks = torch.cuda.get_device_properties(device).multi_processor_count
+            blocks -= blocks % 2 if self._tuning.pair else 0
             self._kernel.launch(problem, blocks=blocks, threads=_THREADS, stream=stream)
         del kept
 
     def _name_sources(self, problem: Problem, sources: tuple[Tensor, Tensor]) -> list[Tensor]:
         """Point the problem at its sources, quantised where the weights are e4m3; returns what must stay alive."""
         if not isinstance(self._experts.fc1, Fp8Matrices):
-            for m, source in enumerate(sources):
-                problem.source[m] = source.data_ptr()
+            problem.tokens, problem.hidden_map = sources[0].data_ptr(), _described(sources[1], box_rows=PLACE_BOX_ROWS)
             return list(sources)
         from thermoe.kernels.expert_mlp.triton_quantize import quantize_rows
 
         code, scale = quantize_rows(sources[0])
+        problem.tokens, problem.hidden_map = code.data_ptr(), _described(code, box_rows=PLACE_BOX_ROWS)
         for m in range(2):
-            problem.source[m], problem.source_scale[m] = code.data_ptr(), scale.data_ptr()
+            problem.source_scale[m] = scale.data_ptr()
         return [code, scale]
+
+
+def _described(matrix: Tensor, *, halves: bool = False, box_rows: int = 64) -> ctypes.Array[ctypes.c_uint64]:
+    rows, row_bytes = matrix.numel() // matrix.shape[-1], matrix.shape[-1] * matrix.element_size()
+    described = driver.tensor_map(matrix.data_ptr(), rows, row_bytes, halves=halves, box_rows=box_rows)
+    return driver.TensorMap.from_buffer_copy(described)

@@ -14,6 +14,7 @@ from thermoe.kernels.expert_mlp.weights import Activation, DenseMatrices, Expert
 
 MAX_EXPERTS = 512
 COUNTER_WORDS = 32 + MAX_EXPERTS
+PLACE_BOX_ROWS = 16  # of layout.cuh
 ACTIVATIONS = {Activation.SWIGLU: 0, Activation.GEGLU: 1, Activation.SWIGLU_CLAMPED: 2}
 _PIECE_BYTES = 16  # by which rows are copied and stored
 _Pair, _Pointers = ctypes.c_int32 * 2, ctypes.c_void_p * 2
@@ -24,7 +25,8 @@ class Problem(ctypes.Structure):
 
     _fields_ = (
         ("map", TensorMap * 2),
-        ("source", _Pointers),
+        ("hidden_map", TensorMap),
+        ("tokens", ctypes.c_void_p),
         ("hidden", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("slots", ctypes.c_void_p),
@@ -38,6 +40,7 @@ class Problem(ctypes.Structure):
         ("columns", _Pair),
         ("parts", ctypes.c_int32),
         ("lag", ctypes.c_int32),
+        ("unused", _Pair),  # up to a multiple of the alignment of tensor maps
     )
 
 

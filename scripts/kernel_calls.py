@@ -53,11 +53,14 @@ def calls(architecture: int) -> dict[str, Call]:
 def _cuda() -> dict[str, Call]:
     """Sources of CUDA C++, which only capability 9.0 is given; they return machine code."""
     formats = ("Bf16", "Fp8<false>", "Planes<4, 128, false, false>", "Planes<8, 128, true, false>")
-    decode = {f"CUDA decode, {name}": partial(cubin, name, warps=8, architecture="sm_90") for name in formats}
-    grouped = {
+    decode: dict[str, Call] = {
+        f"CUDA decode, {name}": partial(cubin, name, warps=8, architecture="sm_90") for name in formats
+    }
+    grouped: dict[str, Call] = {
         f"CUDA grouped, {name}": partial(grouped_cubin, Build(eight=name == "e4m3")) for name in ("bf16", "e4m3")
     }
-    return decode | grouped | {f"CUDA routing, {n} tokens": partial(_routing_code, n) for n in (1, 16, 64, 4096)}
+    plan: dict[str, Call] = {f"CUDA plan, {n} tokens": partial(_plan_code, n) for n in (65, 4096, 32768)}
+    return decode | grouped | plan | {f"CUDA routing, {n} tokens": partial(_routing_code, n) for n in (1, 16, 64, 4096)}
 
 
 def _routing_code(num_tokens: int) -> bytes:
@@ -68,6 +71,16 @@ def _routing_code(num_tokens: int) -> bytes:
     assert layout is not None
     shape = cuda.shape_of(EMPTY(num_tokens, E), EMPTY(4 * E), None, K, [0, 1, 1, 1, 1], layout)
     return compile_source(cuda.source(shape, layout.cluster), "route.cu", (9, 0))
+
+
+def _plan_code(num_tokens: int) -> bytes:
+    from thermoe.kernels.cuda_build import compile_source
+    from thermoe.kernels.dispatch import cuda
+
+    layout = cuda.layout_for(num_tokens * K, 132)
+    assert layout is not None
+    shape = cuda.shape_of(EMPTY(num_tokens, K, dtype=torch.int64), EMPTY(num_tokens, K), E, layout)
+    return compile_source(cuda.source(shape), "dispatch_plan.cu", (9, 0))
 
 
 def _mlp(name: str, num_tokens: int, architecture: int, *, eight: bool = False) -> None:

@@ -64,7 +64,7 @@ def test_more_blocks_than_a_warp_has_lanes(emulator):
 
 
 def test_one_expert_takes_more_slots_than_a_short_count_holds(emulator):
-    """All go to the last of a pair of experts whose counts share a word; the sum of all blocks fills it beyond a half."""
+    """Nearly all go to the second of two experts whose counts share a word; all blocks need more than half."""
     layout = Layout(4, 9, 64)
     ids_TK = torch.full((layout.capacity // 8, 8), 31)
     assert ids_TK.numel() > 65536

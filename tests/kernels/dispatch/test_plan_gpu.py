@@ -26,6 +26,11 @@ def check(given, slot_N, offsets_E1):
     assert torch.equal(slot_N, want.slot_N)
 
 
+def skip_unless(*, processors):
+    if torch.cuda.get_device_properties(0).multi_processor_count < processors:
+        pytest.skip(f"needs {processors} multiprocessors")
+
+
 def run(given, layout=None):
     ids_TK, weights_TK, num_experts = given
     assert cuda.supports(ids_TK, weights_TK, num_experts)
@@ -39,6 +44,7 @@ def run(given, layout=None):
 @pytest.mark.parametrize("experts", [7, 128, 512])
 @pytest.mark.parametrize("tokens", [0, 1, 63, 65, 129, 512, 1000, 4096, 8192, 32768, 131072])
 def test_sizes(tokens, experts):
+    skip_unless(processors=128 if tokens > 60000 else 64)
     given = on_gpu(*drawn(tokens=tokens, top_k=8, experts=experts, seed=tokens))
     check(given, *run(given))
 
@@ -47,6 +53,7 @@ def test_sizes(tokens, experts):
 @pytest.mark.parametrize("tokens", [65, 4096, 131072])
 @pytest.mark.parametrize("uneven", [{"only": 5}, {"dropped": 1.0}, {"dropped": 0.0}, {"narrow": True}])
 def test_one_expert_no_expert_and_narrow_types(uneven, tokens):
+    skip_unless(processors=128 if tokens > 60000 else 64)
     given = on_gpu(*drawn(tokens=tokens, top_k=8, experts=128, **uneven))
     check(given, *run(given))
 
@@ -57,6 +64,7 @@ def test_one_expert_no_expert_and_narrow_types(uneven, tokens):
     [Layout(8, 128, 1), Layout(32, 32, 1), Layout(16, 32, 4), Layout(16, 128, 16), Layout(1, 100, 1), Layout(32, 1, 2)],
 )
 def test_every_layout_in_launches_in_a_row(layout):
+    skip_unless(processors=layout.blocks)
     for seed in range(9):
         top_k = 1 + seed % 4
         tokens = layout.capacity // top_k - 37 * seed

@@ -24,6 +24,13 @@ def test_plan(case, many, monkeypatch):
     check(*drawn(**case))
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_an_id_counts_with_all_its_bits(many, monkeypatch):
+    if many:
+        monkeypatch.setattr(kernels, "_FEW_SLOTS", 0)
+    check(torch.tensor([[2**40, 1], [2**32 + 1, -(2**63)], [0, 2]]), torch.ones(3, 2), 3)
+
+
 def test_blocks_of_several_steps(monkeypatch):
     monkeypatch.setattr(kernels, "_FEW_SLOTS", 0)
     monkeypatch.setattr(kernels, "_MAX_BLOCKS", 2)

@@ -20,10 +20,10 @@ _EXPERTS_AT_ONCE = 8192  # elements of the (slots, experts) tile of one step
 def groups_of(ids_ptr, weights_ptr, slot, num_slots, num_experts):
     """Expert of each slot; `num_experts` for a dropped slot, one more beyond the last slot."""
     real = slot < num_slots
-    ids = tl.load(ids_ptr + slot, mask=real, other=-1).to(tl.int32)
+    ids = tl.load(ids_ptr + slot, mask=real, other=-1)
+    ids = tl.where((ids >= 0) & (ids < num_experts), ids, num_experts).to(tl.int32)
     weights = tl.load(weights_ptr + slot, mask=real, other=0.0).to(tl.float32)
-    used = (weights != 0.0) & (ids >= 0) & (ids < num_experts)
-    return tl.where(used, ids, tl.where(real, num_experts, num_experts + 1))
+    return tl.where(real, tl.where(weights != 0.0, ids, num_experts), num_experts + 1)
 
 
 @triton.jit

@@ -19,8 +19,7 @@ from thermoe.kernels.expert_mlp.cuda.geometry import MAX_SLOTS, boxes_of, geomet
 from thermoe.kernels.expert_mlp.cuda.problem import TensorMap, fill
 from thermoe.kernels.expert_mlp.weights import ExpertWeights
 
-_STAGER_WARPS = 4  # of layout.cuh: they stage activations
-FEW_TOKENS = 2
+_OTHER_WARPS = 4  # of layout.cuh: they stage activations and tell what is finished
 _SHARED_BYTES = 227 * 1024  # of layout.cuh: all that a block may have
 
 
@@ -34,13 +33,13 @@ class Tuning:
             two streams at the same time can each hold processors that the other waits for.
         blocks: of the launch, one for each processor if None.
         ring: copies of weights that a warp has on their way, 1 to 4. More than keep the memory busy make whatever else
-            is read wait behind them: 2 if None, 4 where a token or two leave the memory idle (measured on an H200).
+            is read wait behind them.
     """
 
     warps: int = 8
     together: bool = True
     blocks: int | None = None
-    ring: int | None = None
+    ring: int = 2
 
 
 def supports(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dtype) -> bool:
@@ -117,7 +116,7 @@ def run(
     hidden_NI = torch.empty((slots, experts.inter_size), dtype=torch.bfloat16, device=device)
     product_SND = torch.empty((cut.splits, slots, experts.d_model), dtype=torch.float32, device=device)
     problem = fill(cut, experts, x_TD, ids_TK, weights_TK, result_TD)
-    problem.ring = tuning.ring or (4 if len(x_TD) <= FEW_TOKENS else 2)
+    problem.ring = tuning.ring
     problem.hidden, problem.product = hidden_NI.data_ptr(), product_SND.data_ptr()
     for m, matrices in enumerate((experts.fc1, experts.fc2)):
         for plane, tensor in enumerate(tensors_of(matrices)):
@@ -131,7 +130,7 @@ def run(
         kernel.launch(
             problem,
             blocks=tuning.blocks or torch.cuda.get_device_properties(device).multi_processor_count,
-            threads=32 * (tuning.warps + _STAGER_WARPS),
+            threads=32 * (tuning.warps + _OTHER_WARPS),
             stream=stream,
             resident=tuning.together,
         )

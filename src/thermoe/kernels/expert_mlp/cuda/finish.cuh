@@ -74,6 +74,20 @@ DEV void barrier_of_blocks(const Problem& p, uint32_t generation, uint32_t base)
   if (block_index() == 0) p.counters[COUNTER_GENERATION] = generation + 1, p.counters[COUNTER_BASE] = all;
 }
 
+// By one thread: what the warps that multiply have stored becomes visible to other blocks, without their waiting for it.
+DEV void tell_all(const Problem& p, const Split& split, uint32_t generation) {
+  const int waves = static_cast<int>(lds32(INFO_WAVES));
+  int block = 0;
+  for (int phase = 0; phase < 2 * waves; ++phase)
+    for (Runs run(p, phase, waves); run.more(); run.next(), ++block) {
+      const int at = block % split.row_blocks, turn = block / split.row_blocks;
+      barrier_wait(BAR_ROWS_DONE + 8 * at, turn & 1);
+      barrier_arrive(BAR_ROWS_EMPTY + 8 * at);
+      if (run.matrix == 0) add_release(finished_units(p, generation) + run.segment, run.length);
+    }
+  barrier_of_blocks(p, generation, lds32(INFO_BASE));
+}
+
 // out = sum over a token's slots of gate * product, in order; a dropped slot is never read.
 DEV void combine(const Problem& p, int thread) {
   const int quads = p.columns[0] / 4;  // of a token

@@ -15,8 +15,10 @@
 
 constexpr int WARPS = THERMOE_WARPS;
 static_assert(WARPS == 8 || WARPS == 12, "what geometry.py cuts layers for");
-constexpr int STAGERS = 4;  // warps that stage activations
-constexpr int THREADS = 32 * (WARPS + STAGERS);
+constexpr int STAGERS = 3;  // warps that stage activations; one more tells other blocks what is finished
+constexpr int TELLER = WARPS + STAGERS;
+constexpr int ALL_WARPS = TELLER + 1;
+constexpr int THREADS = 32 * ALL_WARPS;
 constexpr int STAGER_THREADS = 32 * STAGERS;
 constexpr int MAX_SLOTS = 512;  // T * K
 constexpr int MAX_EXPERTS = 512;
@@ -63,9 +65,10 @@ constexpr uint32_t BAR_FULL = SHARED_START;
 constexpr uint32_t BAR_PART_FULL = BAR_FULL + 8 * MAX_RING * WARPS;
 constexpr uint32_t BAR_PART_EMPTY = BAR_PART_FULL + 16 * WARPS;  // full: of even and of odd runs
 constexpr uint32_t BAR_ROWS_FULL = BAR_PART_EMPTY + 8 * WARPS;
-constexpr uint32_t BAR_ROWS_EMPTY = BAR_ROWS_FULL + 16;
-constexpr int NUM_BARRIERS = (MAX_RING + 3) * WARPS + 4;
-constexpr uint32_t INFO = BAR_FULL + 8 * NUM_BARRIERS;
+constexpr uint32_t BAR_ROWS_DONE = BAR_ROWS_FULL + 16;
+constexpr uint32_t BAR_ROWS_EMPTY = BAR_ROWS_DONE + 16;
+constexpr int NUM_BARRIERS = (MAX_RING + 3) * WARPS + 6;
+constexpr uint32_t INFO = (BAR_FULL + 8 * NUM_BARRIERS + 15) / 16 * 16;
 constexpr uint32_t SCAN = INFO + 96;                        // 8 bytes a scanning warp
 constexpr uint32_t ROW_SLOT = SCAN + 8 * 8;                 // u16 a kept slot: slots in order of expert
 constexpr uint32_t GATES = ROW_SLOT + 2 * MAX_SLOTS;        // f32 a slot, 0 where dropped

@@ -73,16 +73,15 @@ struct Multiplier {
   const int warp, lane_index;
   const Lane lane;
   const uint64_t policy;
-  uint32_t* const units_finished;  // of each segment, in this launch
   const int waves;
   Stream ahead;    // the job whose copy starts when this warp's current slot is free
   Ring filled;     // the first slot that nothing was copied to yet
   Ring here;       // of the current job
   uint32_t given;  // whether warp `lane_index` has handed over an odd number of shares: in even runs, in odd ones
 
-  DEV Multiplier(const Problem& problem, const Split& s, int own_warp, int thread, uint32_t generation)
+  DEV Multiplier(const Problem& problem, const Split& s, int own_warp, int thread)
       : p(problem), split(s), warp(own_warp), lane_index(thread % 32), lane(thread % 32), policy(stream_policy()),
-        units_finished(finished_units(problem, generation)), waves(same_in_warp(lds32(INFO_WAVES))),
+        waves(same_in_warp(lds32(INFO_WAVES))),
         ahead(problem, waves, own_warp), filled{0, 0}, here{0, 0}, given(0) {}
 
   DEV void issue(const Job& job) {
@@ -162,7 +161,7 @@ struct Multiplier {
     const int jobs = p.jobs[matrix], total = run.length * jobs, tiles = (segment.rows + 7) / 8;
     int next = first_job(total, warp);
     const int last = first_job(total, warp + 1);
-    int unit = next / jobs, job = next - unit * jobs, finished = 0;
+    int unit = next / jobs, job = next - unit * jobs;
     Place at{matrix, segment.expert, segment.bits, (matrix == 0 ? 16 : 32) * (run.row + unit), 0};
     for (; next < last; ++unit, job = 0, at.row += matrix == 0 ? 16 : 32) {
       const int end = jobs - job < last - next ? jobs : job + last - next;
@@ -178,14 +177,12 @@ struct Multiplier {
       }
       if (end < jobs) gather<FOLDED>(sum, tiles, total, (unit + 1) * jobs, odd_run);
       finish.template store<FOLDED>(p, segment, run, lane, sum);
-      ++finished;
     }
     if (lane_index < WARPS) {
       const int first = first_job(total, lane_index);
       if (first % jobs > 0 && first_job(total, lane_index + 1) > first) given ^= 1u << odd_run;
     }
     sync_warp();
-    if (matrix == 0 && finished > 0 && lane_index == 0) add_release(units_finished + run.segment, finished);
   }
 
   DEV void all() {
@@ -203,7 +200,7 @@ struct Multiplier {
           case 4: run_units<4>(run, block & 1, segment, rows_at); break;
           default: run_units<MAX_ROWS / Format::TILE_TOKENS>(run, block & 1, segment, rows_at);
         }
-        if (lane_index == 0) barrier_arrive(BAR_ROWS_EMPTY + 8 * at);
+        if (lane_index == 0) barrier_arrive(BAR_ROWS_DONE + 8 * at);
       }
   }
 };

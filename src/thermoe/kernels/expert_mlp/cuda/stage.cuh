@@ -59,8 +59,8 @@ template <class Format, class Meanwhile>
 DEV void stage_first(const Problem& p, const Split& split, int role, int lane, Meanwhile meanwhile) {
   const Runs run(p, 0, static_cast<int>(lds32(INFO_WAVES)));
   if (!run.more()) return;
-  stage_rows<Format>(p, split, run, split.rows, role, WARPS + STAGERS, lane, meanwhile);
-  if (role >= WARPS && lane == 0) barrier_arrive(BAR_ROWS_FULL);  // the block meets before anybody reads
+  stage_rows<Format>(p, split, run, split.rows, role, ALL_WARPS, lane, meanwhile);
+  if (role >= WARPS && role < TELLER && lane == 0) barrier_arrive(BAR_ROWS_FULL);  // the block meets before anybody reads
 }
 
 // The others, by the warps that stage.

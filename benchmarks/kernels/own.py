@@ -90,6 +90,27 @@ def _built_kernel(cell: Cell, experts: ExpertWeights) -> Callable[..., None]:
     return run
 
 
+def _eight_by_eight(*, plan_included: bool) -> Callable[[Cell, str, int], Run]:
+    """e4m3 weights by tokens quantised to e4m3: never chosen by itself, because it rounds more than bf16 does."""
+
+    def build(cell: Cell, dtype: str, num_layers: int) -> Run:
+        refusal, launch = (public("expert_mlp.cuda_grouped", name) for name in ("refusal", "run"))
+        experts = cell.store.layers(dtype, num_layers)
+        if reason := refusal(experts[0], cell.num_tokens, cell.shape.top_k, cell.input(0).x_TD.dtype):
+            raise UnavailableError(reason)
+        outs = [torch.full_like(cell.input(layer).x_TD, float("nan")) for layer in range(num_layers)]
+        plans = [None] * num_layers if plan_included else _plans(cell, num_layers)
+
+        def run(layer: int) -> Output:
+            given = cell.input(layer)
+            launch(given.x_TD, given.ids_TK, given.weights_TK, experts[layer], outs[layer], plan=plans[layer])
+            return (outs[layer],)
+
+        return run
+
+    return build
+
+
 def _plans(cell: Cell, num_layers: int) -> list[Any]:
     dispatch_plan = public("dispatch", "dispatch_plan")
     inputs = [cell.input(layer) for layer in range(num_layers)]
@@ -166,6 +187,14 @@ FORMAT_NAMES = tuple(FORMATS)
 OWN_KERNELS = [
     Entry(op="expert_mlp", impl=OWN, dtypes=FORMAT_NAMES, build=_expert_mlp(plan_included=True)),
     Entry(op="expert_mlp", impl=OWN, dtypes=FORMAT_NAMES, build=_expert_mlp(plan_included=False), plan_included=False),
+    Entry(op="expert_mlp", impl=f"{OWN}_w8a8", dtypes=("fp8",), build=_eight_by_eight(plan_included=True)),
+    Entry(
+        op="expert_mlp",
+        impl=f"{OWN}_w8a8",
+        dtypes=("fp8",),
+        build=_eight_by_eight(plan_included=False),
+        plan_included=False,
+    ),
     Entry(op="routing", impl=OWN, dtypes=("f32",), build=_routing(union=True), policy="union"),
     Entry(op="routing", impl=OWN, dtypes=("f32",), build=_routing(union=True, counted=True), policy="union_counted"),
     Entry(op="routing", impl=OWN, dtypes=("f32",), build=_routing(union=False), policy="top_k"),

@@ -156,7 +156,7 @@ def default(shape: Shape, capability: int) -> MlpConfig:
     if shape.num_tokens * shape.top_k < 48 * shape.num_experts:
         tile = replace(tile, rows=min(tile.rows, 128), tokens=64, tail=16, warps=4)
     second = replace(tile, rows=min(tile.rows, 128))  # short sums: two small programs hide each other's ends
-    return MlpConfig(fc1=tile, fc2=second, scale_in=True)
+    return MlpConfig(fc1=tile, fc2=second, scale_in=True, grouped=newer and shape.width == "dense")
 
 
 def _default_few(shape: Shape, *, newer: bool) -> MlpConfig:
@@ -165,7 +165,7 @@ def _default_few(shape: Shape, *, newer: bool) -> MlpConfig:
         return MlpConfig(fc1=replace(tile, rows=64), fc2=tile)
     rows, columns, stages = {"dense": (128, 64, 4), "planes": (64, 128, 3)}.get(shape.width, (64, 128, 4))
     tile = Tile(rows=rows, tokens=16, columns=columns, stages=stages, warps=4)
-    return MlpConfig(fc1=tile, fc2=tile, dependent=True, cuda=shape.width != "dense")  # measured: Triton leads in bf16
+    return MlpConfig(fc1=tile, fc2=tile, dependent=True, cuda=True)  # measured: it leads in every format
 
 
 def config_space(shape: Shape, capability: int = 90) -> Iterator[MlpConfig]:

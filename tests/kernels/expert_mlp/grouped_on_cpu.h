@@ -212,6 +212,14 @@ DEV void store_piece(void* to, const uint32_t (&r)[4]) {
   if (reinterpret_cast<uintptr_t>(to) % 16) cpu::fail("store not aligned in global memory", 0);
   std::memcpy(to, r, 16);
 }
+DEV void load_piece(uint32_t (&r)[4], const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 16) cpu::fail("load not aligned in global memory", 0);
+  std::memcpy(r, from, 16);
+}
+DEV uint32_t load_half(const uint16_t* from) { return *from; }
+DEV void ask_bytes(const void* from, uint32_t bytes) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16) cpu::fail("crooked piece asked for", bytes);
+}
 DEV void pause() {
   cpu::self().spins = true;
   cpu::wait_until([passed = false]() mutable { return std::exchange(passed, true); });
@@ -232,5 +240,30 @@ DEV uint32_t round_bf16(float v) {
   return std::isnan(v) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 DEV uint32_t pack_bf16(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
+DEV float float_of_f16(uint32_t v) {
+  const int exponent = v >> 10 & 31, mantissa = v & 1023;
+  const float size = exponent ? std::ldexp(1024.f + mantissa, exponent - 25) : std::ldexp(float(mantissa), -24);
+  return v & 0x8000 ? -size : size;
+}
+template <class Operation>
+uint32_t of_pairs(Operation&& operation) {
+  return round_bf16(operation(0)) | round_bf16(operation(16)) << 16;
+}
+DEV uint32_t add_bf16(uint32_t a, uint32_t b) {
+  return of_pairs([=](int by) { return cpu::bf16(a >> by) + cpu::bf16(b >> by); });
+}
+DEV uint32_t multiply_bf16(uint32_t a, uint32_t b) {
+  return of_pairs([=](int by) { return cpu::bf16(a >> by) * cpu::bf16(b >> by); });
+}
+DEV uint32_t add_product_bf16(uint32_t a, uint32_t b, uint32_t c) {
+  return of_pairs([=](int by) { return cpu::bf16(a >> by) * cpu::bf16(b >> by) + cpu::bf16(c >> by); });
+}
+template <int NAMES>
+uint32_t pick_bytes(uint32_t a, uint32_t b) {
+  const uint64_t both = a | static_cast<uint64_t>(b) << 32;
+  uint32_t r = 0;
+  for (int i = 0; i < 4; ++i) r |= static_cast<uint32_t>(both >> 8 * (NAMES >> 4 * i & 7) & 255) << 8 * i;
+  return r;
+}
 DEV float fast_exp(float v) { return std::exp(v); }
 DEV float fast_divide(float a, float b) { return a / b; }

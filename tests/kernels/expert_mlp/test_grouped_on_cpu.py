@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 BF16 = torch.bfloat16
 TOLERANCE = 5e-3  # one rounding of h and one of the output
 NARROW = Build(tokens=32)
+FOUR_BITS = Build(tokens=32, pair=False, planes=True, ahead=1)
 ALONE = Build(tokens=32, pair=False, ahead=3)  # blocks that share nothing, weights asked for ahead
 ALL = 1000  # a lag beyond every expert: all first products come first
 
@@ -77,7 +78,8 @@ class Layer:
         self.problem = fill(self.experts, self.plan, case.top_k, self.hidden_NI, self.y_ND)
         self.problem.counters = self.counters.data_ptr()
         for m, matrices in enumerate((self.experts.fc1, self.experts.fc2)):
-            describe(weights_of(matrices), self.problem.map[m])
+            if not build.planes:
+                describe(weights_of(matrices), self.problem.map[m])
 
     def run(self, *, teams: int = 2, seed: int = 0, uneven: bool = False, lag: int | None = ALL) -> Tensor:
         """(T, D) with both products in one launch, or in two where `lag` is None."""
@@ -159,6 +161,22 @@ def test_e4m3_tokens_meet_e4m3_weights(kernel_of):
     layer = Layer(kernel_of, case(format="fp8-channel", biases=True, inter_size=144), Build(tokens=32, eight=True))
 
     assert relative_error(layer.run(), layer.want_TD) < 6e-2  # 3 bits of mantissa, twice
+
+
+CODED = {
+    "whole tiles": {"biases": True},
+    "widths that fill no tile": {"d_model": 288, "inter_size": 200, "routing": "dropped"},
+    "part of a chunk": {"d_model": 64, "inter_size": 48},
+}
+
+
+@pytest.mark.parametrize("changes", CODED.values(), ids=CODED.keys())
+def test_codes_of_four_bits_are_widened(kernel_of, changes):
+    layer = Layer(kernel_of, case(format="int4", group_size=128, **changes), FOUR_BITS)
+    got = layer.run()
+
+    assert relative_error(got, layer.want_TD) < TOLERANCE
+    assert all(torch.equal(got, layer.run(teams=3, lag=1, seed=seed, uneven=True)) for seed in range(3))
 
 
 UNEVEN = {

@@ -27,10 +27,9 @@ from thermoe.kernels.expert_mlp.cuda_grouped.problem import (
     layer_refusal,
     weights_of,
 )
-from thermoe.kernels.expert_mlp.weights import ExpertWeights, Fp8Matrices
+from thermoe.kernels.expert_mlp.weights import ExpertWeights, Fp8Matrices, PlaneMatrices
 
 _SHARED_BYTES = 227 * 1024  # of layout.cuh: all that a block may have
-_THREADS = 384
 _FIRST, _SECOND = 1, 2
 
 
@@ -50,6 +49,9 @@ class Tuning:
     pair: bool = True
     ahead: int = 0
     lag: int | None = None
+
+
+PLANES_TUNING = Tuning(tokens=144, pair=False, ahead=1)
 
 
 def supports(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dtype) -> bool:
@@ -74,14 +76,16 @@ def refusal(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dt
 
 def build_of(experts: ExpertWeights, tuning: Tuning | None = None) -> Build:
     """What has to be compiled for a layer that `layer_refusal` lets pass."""
-    tuning = tuning or Tuning()
+    planes = isinstance(experts.fc1, PlaneMatrices)
+    tuning = tuning or (PLANES_TUNING if planes else Tuning())
     return Build(
         activation=ACTIVATIONS[experts.activation],
         eight=isinstance(experts.fc1, Fp8Matrices),
         tokens=tuning.tokens,
         stages=tuning.stages,
         lead=tuning.lead,
-        pair=tuning.pair,
+        pair=tuning.pair and not planes,
+        planes=planes,
         ahead=tuning.ahead,
     )
 
@@ -148,8 +152,9 @@ class Call:
         reason = layer_refusal(experts, ids_TK.numel())
         if reason is not None:
             raise ConfigError(f"the grouped kernel cannot take {reason}")
-        self._tuning, self._experts, self._plan = tuning or Tuning(), experts, plan
-        kernel, reason = _kernel_or_refusal(build_of(experts, self._tuning), x_TD.device.index)
+        build = build_of(experts, tuning)
+        self._tuning, self._build, self._experts, self._plan = tuning or Tuning(), build, experts, plan
+        kernel, reason = _kernel_or_refusal(build, x_TD.device.index)
         if kernel is None:
             raise ConfigError(f"the grouped kernel could not be built: {reason}")
         self._kernel = kernel
@@ -181,6 +186,8 @@ class Call:
         problem.parts, problem.lag = parts, lag
         kept = self._name_sources(problem, sources)
         for m, matrices in enumerate((experts.fc1, experts.fc2)):
+            if isinstance(matrices, PlaneMatrices):
+                continue
             weight = weights_of(matrices)
             problem.map[m] = _described(weight, halves=m == 1)
         with torch.cuda.device(device):
@@ -188,8 +195,8 @@ class Call:
             make_current(device.index)
             problem.counters = driver.counters(device.index, stream, COUNTER_WORDS)
             blocks = torch.cuda.get_device_properties(device).multi_processor_count
-            blocks -= blocks % 2 if self._tuning.pair else 0
-            self._kernel.launch(problem, blocks=blocks, threads=_THREADS, stream=stream)
+            blocks -= blocks % 2 if self._build.pair else 0
+            self._kernel.launch(problem, blocks=blocks, threads=self._build.threads, stream=stream)
         del kept
 
     def _name_sources(self, problem: Problem, sources: tuple[Tensor, Tensor]) -> list[Tensor]:

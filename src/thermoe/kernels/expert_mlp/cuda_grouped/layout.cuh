@@ -29,9 +29,12 @@
 #ifndef THERMOE_EIGHT
 #define THERMOE_EIGHT 0  // e4m3 instead of bf16
 #endif
+#ifndef THERMOE_PLANES
+#define THERMOE_PLANES 0  // codes of 4 bits in two planes, widened to bf16
+#endif
 
 constexpr int TOKENS = THERMOE_TOKENS, STAGES = THERMOE_STAGES, LEAD = THERMOE_LEAD;
-constexpr bool EIGHT = THERMOE_EIGHT;
+constexpr bool EIGHT = THERMOE_EIGHT, PLANES = THERMOE_PLANES;
 constexpr int TEAM = THERMOE_PAIR ? 2 : 1, AHEAD = THERMOE_AHEAD;  // TEAM: blocks that share weights
 constexpr int OCTETS = TOKENS / 8, VALUES = TOKENS / 2;
 static_assert(TOKENS % 16 == 0 && TOKENS <= 256 && STAGES >= 2 && LEAD < STAGES);
@@ -41,10 +44,14 @@ constexpr int MAX_EXPERTS = 512;
 
 // Warps before those that multiply: one for weights, two for tokens, one for the list of tiles.
 constexpr int WEIGHT_WARP = 0, LIST_WARP = 3, GATHER_WARPS = 2, GATHER_THREADS = 32 * GATHER_WARPS;
-constexpr int MULTIPLY_WARPS = 8, THREADS = 32 * (4 + MULTIPLY_WARPS);
-// Registers of a thread: as launched, where it brings operands, where it multiplies.
-constexpr int REGISTERS = 168, BRING_REGISTERS = 56, MULTIPLY_REGISTERS = 224;
-static_assert(4 * BRING_REGISTERS + MULTIPLY_WARPS * MULTIPLY_REGISTERS <= (4 + MULTIPLY_WARPS) * REGISTERS);
+constexpr int WIDEN_WARPS = PLANES ? 4 : 0, MULTIPLY_WARPS = 8;
+constexpr int MULTIPLY_START = 32 * (4 + WIDEN_WARPS), THREADS = MULTIPLY_START + 32 * MULTIPLY_WARPS;
+static_assert(!PLANES || (TEAM == 1 && !EIGHT), "codes are widened by each block for itself");
+// Registers of a thread: as launched, where it brings operands, where it widens codes, where it multiplies.
+constexpr int REGISTERS = PLANES ? 128 : 168, BRING_REGISTERS = 56, WIDEN_REGISTERS = 72;
+constexpr int MULTIPLY_REGISTERS = PLANES ? 192 : 224;
+static_assert(4 * BRING_REGISTERS + WIDEN_WARPS * WIDEN_REGISTERS + MULTIPLY_WARPS * MULTIPLY_REGISTERS <=
+              THREADS / 32 * REGISTERS);
 
 enum ActivationKind : int { SWIGLU = 0, GEGLU = 1, SWIGLU_CLAMPED = 2 };
 constexpr int ACTIVATION = THERMOE_ACTIVATION;
@@ -59,6 +66,8 @@ struct Problem {
   const int32_t* slots;       // (N) slot of each place
   const int32_t* offsets;     // (E + 1) first place of each expert
   uint32_t* counters;         // COUNTER_WORDS, zero before the first launch; each launch leaves them so
+  const char* plane[2][2];    // codes: of each matrix the high and the low two bits, chunks of 128 columns in 32 bytes
+  const uint16_t* scale[2];   // codes: f16, one for each row and chunk
   const float* bias[2];       // (E, 2 I), (E, D), or null
   const float* row_scale[2];    // e4m3: (E, 2 I), (E, D)
   const float* source_scale[2];  // e4m3: (T), (N)

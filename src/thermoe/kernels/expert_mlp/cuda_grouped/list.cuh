@@ -3,7 +3,7 @@
 
 #include "schedule.cuh"
 
-constexpr int TILE_READERS = GATHER_WARPS + 2;  // arrivals before a place of the list is used again
+constexpr int TILE_READERS = GATHER_WARPS + WIDEN_WARPS + 2;  // arrivals before a place of the list is used again
 
 // The next ticket of the team: its first block takes it and lays it into the memory of the second.
 DEV uint32_t next_ticket(const Problem& p, Turn<1>& turn, int lane) {

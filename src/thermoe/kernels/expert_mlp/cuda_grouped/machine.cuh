@@ -212,6 +212,18 @@ DEV void store_piece(void* to, const uint32_t (&r)[4]) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
+DEV void load_piece(uint32_t (&r)[4], const void* from) {  // of what no launch writes
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(from));
+}
+DEV uint32_t load_half(const uint16_t* from) {
+  uint16_t v;
+  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(from));
+  return v;
+}
+DEV void ask_bytes(const void* from, uint32_t bytes) {  // into the L2 cache, 16 at a time
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
 DEV void pause() { __nanosleep(40); }
 
 // ---- arithmetic
@@ -222,6 +234,29 @@ DEV uint32_t pack_bf16(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+DEV float float_of_f16(uint32_t v) {
+  float r;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(static_cast<uint16_t>(v)));
+  return r;
+}
+// Pairs of bf16.
+DEV uint32_t add_bf16(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEV uint32_t multiply_bf16(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEV uint32_t add_product_bf16(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+template <int NAMES>  // of four bytes among the eight of two words
+DEV uint32_t pick_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, NAMES); }
 DEV float fast_exp(float v) { return __expf(v); }
 DEV float fast_divide(float a, float b) { return __fdividef(a, b); }
 

@@ -17,7 +17,7 @@ DEV void multiply_steps(Sums& sums, Turn<STAGES>& turn, int steps, int group, in
     const uint32_t at = STAGE + turn.at * STAGE_BYTES;
     const uint64_t weights = operand(at + 2 * WEIGHT_BOX * group), tokens = operand(at + WEIGHT_BYTES);
     barrier_wait(BAR_FULL + 8 * turn.at, turn.parity);
-    if (gathered) fence_async();  // by threads, not by the copy engine
+    if (EIGHT || gathered) fence_async();  // by threads, not by the copy engine; EIGHT has no register to spare
     products_open();
 #pragma unroll
     for (int k = 0; k < STEP_BYTES / 32; ++k) {

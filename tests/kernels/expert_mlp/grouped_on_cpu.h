@@ -86,6 +86,7 @@ DEV void arrive(cpu::Barrier& b, uint32_t bar, uint32_t times) {
 DEV void barrier_arrive(uint32_t bar, uint32_t times = 1) { arrive(barrier_at(bar), bar, times); }
 DEV cpu::Block& mate(int rank) { return *cpu::machine->blocks[cpu::self().index / 2 * 2 + rank]; }
 DEV void barrier_arrive_in(uint32_t bar, int rank) { arrive(barrier_of(mate(rank), bar), bar, 1); }
+DEV void barrier_release_in(uint32_t bar, int rank) { barrier_arrive_in(bar, rank); }
 DEV void sts32_in(uint32_t at, int rank, uint32_t v) { std::memcpy(mate(rank).shared.data() + at, &v, 4); }
 DEV void barrier_expect(uint32_t bar, uint32_t bytes) {
   barrier_at(bar).bytes += bytes;

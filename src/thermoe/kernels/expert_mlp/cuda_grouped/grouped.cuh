@@ -52,5 +52,8 @@ DEV void grouped_block(const Problem& p) {
       gather_tiles(p, thread - 32);
     }
   }
-  sync_team();  // a block's memory is there as long as others may reach for it
+  if constexpr (TEAM > 1) {  // a block's memory is there as long as its mate may reach for it
+    sync_warp();
+    sync_team();
+  }
 }

@@ -15,12 +15,12 @@ DEV uint32_t next_ticket(const Problem& p, Turn<1>& turn, int lane) {
       ticket = take_ticket(p.counters + COUNTER_TICKET);
       barrier_wait_cluster(BAR_TICKET_EMPTY, turn.parity ^ 1);
       sts32_in(TICKET, 1, ticket);
-      barrier_arrive_in(BAR_TICKET_FULL, 1);
+      barrier_release_in(BAR_TICKET_FULL, 1);
     }
   } else if (lane == 0) {
     barrier_wait_cluster(BAR_TICKET_FULL, turn.parity);
     ticket = lds32(TICKET);
-    barrier_arrive_in(BAR_TICKET_EMPTY, 0);
+    barrier_release_in(BAR_TICKET_EMPTY, 0);
   }
   turn.next();
   return shuffle_from(ticket, 0);

@@ -91,7 +91,10 @@ DEV void barrier_arrive(uint32_t bar) {
 DEV void barrier_arrive(uint32_t bar, uint32_t times) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(times) : "memory");
 }
-DEV void barrier_arrive_in(uint32_t bar, int rank) {  // a block of the cluster
+DEV void barrier_arrive_in(uint32_t bar, int rank) {  // a block of the cluster; it learns of no stores by this
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(shared_of(bar, rank)) : "memory");
+}
+DEV void barrier_release_in(uint32_t bar, int rank) {  // after stores that it is to see
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(shared_of(bar, rank)) : "memory");
 }
 DEV void sts32_in(uint32_t at, int rank, uint32_t v) {

@@ -1,6 +1,6 @@
-import math
 """Building CUDA C++ on the spot, with a stand-in for nvcc, and what the decode kernel refuses; no GPU needed."""
 
+import math
 import sys
 from pathlib import Path
 

@@ -28,7 +28,8 @@ __device__ __forceinline__ float warp_sum(float value) {
 }
 
 // Over the lanes that hold slots; the others hold 0.
-__device__ __forceinline__ float slot_sum(float value) {
+template <class Number>
+__device__ __forceinline__ Number slot_sum(Number value) {
 #pragma unroll
     for (int step = SLOTS / 2; step > 0; step >>= 1) value += __shfl_xor_sync(WARP_MASK, value, step);
     return value;
@@ -208,17 +209,17 @@ __device__ __forceinline__ float weigh(const Scalars& knobs, int lane, bool avai
     }
     float weight = kept ? gate : 0.0f;
     if (RENORMALISE) {
-        float sum = slot_sum(weight);
-        if (!SIGMOID && __any_sync(WARP_MASK, lane == 0 && sum < 1e-30f)) {  // in units of the largest kept one
+        double sum = slot_sum(static_cast<double>(weight));  // in float32 some weights are 2.1 units in the last place off
+        if (!SIGMOID && __any_sync(WARP_MASK, lane == 0 && sum < 1e-30)) {  // in units of the largest kept one
             float largest = kept ? x : BARRED;
 #pragma unroll
             for (int step = SLOTS / 2; step > 0; step >>= 1)
                 largest = fmaxf(largest, __shfl_xor_sync(WARP_MASK, largest, step));
             largest = fmaxf(largest, BARRED);
             weight = kept ? expf(x - largest) : 0.0f;
-            sum = slot_sum(weight);
+            sum = slot_sum(static_cast<double>(weight));
         }
-        weight /= fmaxf(sum, TINY);
+        weight = static_cast<float>(weight / fmax(sum, static_cast<double>(TINY)));
     }
     return weight * scale;
 }

@@ -3,6 +3,7 @@
 from functools import cache
 
 from thermoe.kernels.cuda_build.compiler import compile_source, has_compiler
+from thermoe.kernels.cuda_build.counter_words import counters
 from thermoe.kernels.cuda_build.driver import (
     CudaUnavailableError,
     Kernel,
@@ -17,6 +18,7 @@ __all__ = [
     "Kernel",
     "check",
     "compile_source",
+    "counters",
     "has_compiler",
     "is_available",
     "libcuda",

@@ -43,7 +43,7 @@ struct ByteRows {
 
 struct Bf16 : ByteRows {
   static constexpr int JOB_COLUMNS = 128, COLUMN_BYTES = 256, JOB_SUMS = 0, SCALE_BYTES = 0, FULL_ARRIVALS = 1;
-  static constexpr bool ROW_SCALES = false, NARROW_PLANES = false;
+  static constexpr bool ROW_SCALES = false;
   static constexpr float UNIT = 1.f;
   DEV static constexpr uint32_t slot_bytes(int) { return 8192; }
   DEV static int row(int group) { return ByteLanes::row(group); }
@@ -95,7 +95,7 @@ struct Bf16 : ByteRows {
 template <bool BLOCKS>
 struct Fp8 : ByteRows {
   static constexpr int JOB_COLUMNS = 256, COLUMN_BYTES = 512, JOB_SUMS = 0, SCALE_BYTES = BLOCKS ? 16 : 0, FULL_ARRIVALS = BLOCKS ? 33 : 1;
-  static constexpr bool ROW_SCALES = !BLOCKS, NARROW_PLANES = false;
+  static constexpr bool ROW_SCALES = !BLOCKS;
   static constexpr float UNIT = 72057594037927936.f;  // 2^56
   DEV static constexpr uint32_t slot_bytes(int) { return 8192; }
   DEV static int row(int group) { return ByteLanes::row(group); }

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from thermoe.errors import ConfigError
-from thermoe.kernels.cuda_build import CudaUnavailableError, Kernel, make_current
+from thermoe.kernels.cuda_build import CudaUnavailableError, Kernel, counters, make_current
 from thermoe.kernels.expert_mlp.cuda import build, driver
 from thermoe.kernels.expert_mlp.cuda.geometry import MAX_SLOTS, boxes_of, geometry, tensors_of
-from thermoe.kernels.expert_mlp.cuda.problem import TensorMap, fill
+from thermoe.kernels.expert_mlp.cuda.problem import COUNTER_WORDS, TensorMap, fill
 from thermoe.kernels.expert_mlp.weights import ExpertWeights
 
 _OTHER_WARPS = 4  # of layout.cuh: they stage activations and tell what is finished
@@ -126,7 +126,7 @@ def run(
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
         make_current(device.index)
-        problem.counters = driver.counters(device.index, stream)
+        problem.counters = counters("decode", device.index, stream, COUNTER_WORDS)
         kernel.launch(
             problem,
             blocks=tuning.blocks or torch.cuda.get_device_properties(device).multi_processor_count,

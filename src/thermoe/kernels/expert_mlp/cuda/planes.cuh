@@ -12,8 +12,7 @@
 
 constexpr uint32_t NIBBLES = 0x0f0f0f0fu, PAIRS = 0x03030303u, HIGH_NIBBLES = 0xf0f0f0f0u;
 constexpr uint32_t HIGH_HALVES = 0xccccccccu;
-constexpr float WHOLE = 12582912.f;  // 1.5 * 2^23: whole numbers within 2^22 of it are floats, one unit apart
-constexpr int32_t WHOLE_BITS = 0x4b400000;
+constexpr int32_t WHOLE_BITS = 0x4b400000;  // of WHOLE
 
 // Two words of the 2-bit planes, joined into codes of 4 bits: slots 0 and 2 of each byte, and slots 1 and 3.
 DEV uint32_t join_even(uint32_t first, uint32_t second) { return blend(first << 2, second, HIGH_HALVES); }
@@ -77,7 +76,7 @@ struct Planes {
   static constexpr int ROW_SCALE_BYTES = 2 * JOB_SUMS;                  // of one row in one job
   static constexpr int ZEROS_AT = 32 * ROW_SCALE_BYTES;
   static constexpr int SCALE_BYTES = (ZEROS ? 2 : 1) * 32 * ROW_SCALE_BYTES;
-  static constexpr bool ROW_SCALES = false, NARROW_PLANES = true;
+  static constexpr bool ROW_SCALES = false;
   static constexpr float UNIT = 1.f;
 
   DEV static constexpr int depth(int bits) {  // planes that are read

@@ -5,7 +5,7 @@
 
 constexpr float LARGEST = 32639.f;        // 256 * 127 + 127
 constexpr float SMALLEST = 1e-30f;        // a group below it counts as zero
-constexpr float WHOLE_NUMBERS = 12582912.f;  // plus a whole number: its bits
+constexpr float WHOLE = 12582912.f;  // 1.5 * 2^23: whole numbers within 2^22 of it are floats, one unit apart
 constexpr uint32_t COLUMN_SUM_BYTES = 64;  // step and sum of bytes of eight columns
 
 DEV uint32_t low_bytes_at(uint32_t pitch) { return (pitch - 64) / 2; }
@@ -43,7 +43,7 @@ DEV void stage_bytes(const uint32_t (&v)[4], int octet, int row, uint32_t to, ui
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const uint32_t word = v[2 * i + j / 2];
-      whole[j] = as_bits(as_float(j % 2 ? word & 0xffff0000u : word << 16) * inverse + WHOLE_NUMBERS);
+      whole[j] = as_bits(as_float(j % 2 ? word & 0xffff0000u : word << 16) * inverse + WHOLE);
     }
     low[i] = gather_bytes(whole, 0);
     for (int j = 0; j < 4; ++j) whole[j] += 128;

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from thermoe.errors import ConfigError
-from thermoe.kernels.cuda_build import CudaUnavailableError, Kernel, make_current
+from thermoe.kernels.cuda_build import CudaUnavailableError, Kernel, counters, make_current
 from thermoe.kernels.dispatch import DispatchPlan, dispatch_plan
 from thermoe.kernels.expert_mlp.cuda_grouped import driver
 from thermoe.kernels.expert_mlp.cuda_grouped.build import Build, cubin
@@ -182,7 +182,7 @@ class Call:
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
             make_current(device.index)
-            problem.counters = driver.counters(device.index, stream, COUNTER_WORDS)
+            problem.counters = counters("grouped", device.index, stream, COUNTER_WORDS)
             blocks = torch.cuda.get_device_properties(device).multi_processor_count
             self._kernel.launch(problem, blocks=blocks, threads=_THREADS, stream=stream)
         del kept

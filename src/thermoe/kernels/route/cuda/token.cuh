@@ -207,21 +207,19 @@ __device__ __forceinline__ float weigh(const Scalars& knobs, int lane, bool avai
         }
         kept = lane == 0 || (kept && upto - use < enough);
     }
-    float weight = kept ? gate : 0.0f;
-    if (RENORMALISE) {
-        double sum = slot_sum(static_cast<double>(weight));  // in float32 some weights are 2.1 units in the last place off
-        if (!SIGMOID && __any_sync(WARP_MASK, lane == 0 && sum < 1e-30)) {  // in units of the largest kept one
-            float largest = kept ? x : BARRED;
+    if (!RENORMALISE) return (kept ? gate : 0.0f) * scale;
+    // In float64: in float32 some weights are almost three units in the last place off, by their exponential alone.
+    double weight = kept ? gate : 0.0f;
+    if (!SIGMOID) {  // in units of the largest kept one
+        float largest = kept ? x : BARRED;
 #pragma unroll
-            for (int step = SLOTS / 2; step > 0; step >>= 1)
-                largest = fmaxf(largest, __shfl_xor_sync(WARP_MASK, largest, step));
-            largest = fmaxf(largest, BARRED);
-            weight = kept ? expf(x - largest) : 0.0f;
-            sum = slot_sum(static_cast<double>(weight));
-        }
-        weight = static_cast<float>(weight / fmax(sum, static_cast<double>(TINY)));
+        for (int step = SLOTS / 2; step > 0; step >>= 1)
+            largest = fmaxf(largest, __shfl_xor_sync(WARP_MASK, largest, step));
+        largest = fmaxf(largest, BARRED);
+        const double apart = static_cast<double>(x) - static_cast<double>(largest);
+        weight = kept && gate == gate ? exp(apart) : weight;  // every gate of a poisoned token is NaN
     }
-    return weight * scale;
+    return static_cast<float>(weight / fmax(slot_sum(weight), static_cast<double>(TINY))) * scale;
 }
 
 // From loaded logits to keys; `row` keeps the logits for the lanes that will hold slots.

@@ -46,6 +46,9 @@ _TABLE: dict[str, Entry] = {
     "report": Entry("thermoe.analysis.command", "Report", "one HTML report of one or more run folders"),
     "monitor": Entry("thermoe.telemetry.command", "Monitor", "live sensors in the terminal"),
     "profile": Entry("thermoe.profiling.command", "Profile", "measure operations on this GPU into a cost database"),
+    "parse": Entry(
+        "thermoe.profiling.parsing.command", "Parse", "kernels of nsys, ncu and torch.profiler files, with energy"
+    ),
     "fit": Entry("thermoe.cost.command", "Fit", "fit a cost model to cost databases or plain tables"),
     "costs show": Entry("thermoe.cost.command", "CostsShow", "what a cost database holds"),
     "costs diff": Entry("thermoe.cost.command", "CostsDiff", "compare two cost databases"),

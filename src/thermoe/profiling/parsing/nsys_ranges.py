@@ -19,10 +19,6 @@ def add_ranges(file: SqliteFile, raw: dict[str, IntArray], kernels: pd.DataFrame
 
     A kernel belongs to the ranges that were open, on the launching thread, when it was launched.
     """
-    launch_ns, thread = find_launches(file, raw)
-    num_lost = int((thread == MISSING).sum())
-    if num_lost:
-        notes.append(f"{name}: {num_lost} of {thread.size} kernels have no launch in the file, so no range")
     table = file.find("NVTX_EVENTS")
     if table is None or "start" not in file.columns(table):
         return
@@ -34,6 +30,10 @@ def add_ranges(file: SqliteFile, raw: dict[str, IntArray], kernels: pd.DataFrame
     ranges = {key: values[_are_ranges(ranges)] for key, values in ranges.items()}
     if not ranges["start"].size:
         return
+    launch_ns, thread = find_launches(file, raw)
+    num_lost = int((thread == MISSING).sum())
+    if num_lost:
+        notes.append(f"{name}: {num_lost} of {thread.size} kernels have no launch in the file, so no range")
     ranges["end"] = np.where(ranges["end"] == MISSING, _FOREVER_NS, ranges["end"])  # still open when the trace ended
     nearest = _enclosing(ranges, np.ones(ranges["start"].shape, bool), thread, launch_ns)
     operation = _enclosing(ranges, ranges["is_operation"] == 1, thread, launch_ns)

@@ -15,7 +15,7 @@ from thermoe.types import IntArray, Kind
 if TYPE_CHECKING:
     from thermoe.profiling.parsing.power_series import PowerSeries
 
-_TEXT, _WHOLE, _NUMBER = "object", "Int64", "float64"
+_TEXT, _WHOLE, _NUMBER = "string", "Int64", "float64"
 
 #: Counters of a kernel, null where the profiler did not take them.
 COUNTERS: dict[str, str] = {
@@ -104,9 +104,9 @@ def finish(frame: pd.DataFrame) -> pd.DataFrame:
         if name in frame:
             columns[name] = frame[name].astype(pd.api.types.pandas_dtype(kind)).reset_index(drop=True)
         elif name == "kind":
-            columns[name] = np.full(rows, str(Kind.MEASURED), dtype=object)
+            columns[name] = pd.Series([str(Kind.MEASURED)] * rows, dtype=kind)
         else:
-            columns[name] = pd.Series([None] * rows if kind == _TEXT else np.nan, index=range(rows), dtype=kind)
+            columns[name] = pd.Series([None] * rows, dtype=kind)
     return pd.DataFrame(columns)
 
 

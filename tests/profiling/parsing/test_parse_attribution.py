@@ -101,10 +101,10 @@ def test_no_kernels_use_no_energy():
     assert found.energy_j.shape == (0,)
 
 
-def test_a_million_kernels_keep_their_energies_to_a_millionth():
-    count = 1_000_000
+def test_very_many_kernels_keep_their_energies_to_a_millionth():
+    count = 200_000
     start = np.arange(count, dtype=np.int64) * 100_000
-    log = np.arange(0, 101 * 10**9 + 1, 10**8, dtype=np.int64)
+    log = np.arange(0, 21 * 10**9 + 1, 10**8, dtype=np.int64)
     found = attribute(start, start + 50_000, PowerCurve(log, np.full(log.shape, 500.0)))
     np.testing.assert_allclose(found.energy_j, 500.0 * 50e-6, rtol=1e-6)
     assert found.energy_j.sum() + found.idle_j == pytest.approx(found.window_j, rel=1e-12)

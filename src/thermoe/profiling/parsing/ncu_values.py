@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _SPACES = dict.fromkeys(map(ord, " \u00a0\u202f\u2009'\u2019"))
-_PLAIN = re.compile(r"^[-+]?\d+$")
-_NUMBER = re.compile(r"^[-+]?\d[\d.,]*(?:[eE][-+]?\d+)?$")
+_PLAIN = re.compile(r"^[-+]?\d+$", re.ASCII)
+_NUMBER = re.compile(r"^[-+]?\d[\d.,]*(?:[eE][-+]?\d+)?$", re.ASCII)
 _PREFIX = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BASES = {
     **dict.fromkeys(("s", "second", "seconds", "sec"), "second"),

@@ -1,5 +1,6 @@
 """Kernels of a Chrome trace that torch.profiler exported, plain or gzipped."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +107,8 @@ def parse_torch_trace(path: Path) -> Trace:
 def _span_ns(start_us: float, length_us: float) -> tuple[int, int]:
     if not (abs(start_us) * 1e3 < _MOST_NS and 0.0 <= length_us * 1e3 < _MOST_NS):
         raise ValueError("out of range")
-    start_ns = round(start_us * 1e3)
+    whole_us = math.floor(start_us)  # apart from the fraction: their sum in nanoseconds exceeds a float's digits
+    start_ns = whole_us * 1000 + round((start_us - whole_us) * 1e3)
     return start_ns, start_ns + round(length_us * 1e3)
 
 

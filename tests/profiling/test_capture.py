@@ -3,14 +3,14 @@ import weakref
 
 import pytest
 import torch
+from profiling_cases import expert_case, make_setup
 
 from thermoe.cost.database import CostDatabase
 from thermoe.errors import CostError
 from thermoe.profiling.capture import CaptureError, no_garbage_collection
 from thermoe.profiling.command import EXIT_SPOILT, Profile
 from thermoe.profiling.in_process import InProcess
-from thermoe.profiling.operations import RouterTopk
-from thermoe.profiling.plan import expert_case
+from thermoe.profiling.operations.routing import DispatchCombine, RouterTopk
 
 SIZES = (16, 8, 4, 2)
 
@@ -54,7 +54,7 @@ def test_inputs_do_not_touch_torchs_default_generator():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     case = expert_case("router_topk", "torch", SIZES, 8, 2, dtype="float32")
-    benches = [RouterTopk(case, torch.device("cpu"), 2) for _ in range(2)]
+    benches = [RouterTopk(case, make_setup(cache_bytes=1e6)) for _ in range(2)]
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(benches[0].run(1), benches[1].run(1))
     assert not torch.equal(benches[0].run(0), benches[0].run(1))
@@ -64,7 +64,7 @@ def spoil_first_case(monkeypatch):
     measure = InProcess.measure
 
     def broken(self, case):
-        if case.routed_rows == 4:
+        if case.routed_rows == 64:
             self.spoilt = True
             raise CaptureError("the CUDA graph was not captured")
         return measure(self, case)
@@ -75,29 +75,29 @@ def spoil_first_case(monkeypatch):
 def test_after_a_broken_capture_a_fresh_process_measures_the_rest(tmp_path, monkeypatch):
     out = tmp_path / "x.costs.json"
     spoil_first_case(monkeypatch)
-    assert Profile(out=out, ops=("router_topk",), device="cpu", plain=True).execute() == 0
+    assert Profile(out=out, ops=("dispatch_combine",), device="cpu", plain=True).execute() == 0
     costs = CostDatabase.load(out)
-    assert [r.routed_rows for r in costs.rows] == [64, 512]
+    assert [r.routed_rows for r in costs.rows] == [512]
     assert [f.message for f in costs.failures] == ["CaptureError: the CUDA graph was not captured"]
 
 
 def test_a_process_that_others_run_again_says_that_it_is_spoilt_and_skips_what_failed(tmp_path, monkeypatch):
     out = tmp_path / "x.costs.json"
-    settings = {"out": out, "ops": ("router_topk",), "device": "cpu", "plain": True, "skip_failed": True}
+    settings = {"out": out, "ops": ("dispatch_combine",), "device": "cpu", "plain": True, "skip_failed": True}
     spoil_first_case(monkeypatch)
     assert Profile(**settings).execute() == EXIT_SPOILT
     assert len(CostDatabase.load(out)) == 0
     assert Profile(**settings).execute() == 0
-    assert len(CostDatabase.load(out)) == 2
+    assert len(CostDatabase.load(out)) == 1
 
 
 def test_a_later_success_forgets_the_failure(tmp_path, monkeypatch):
     out = tmp_path / "x.costs.json"
     with monkeypatch.context() as broken:
-        broken.setattr(RouterTopk, "rel_error", lambda self: 1.0)
-        assert Profile(out=out, ops=("router_topk",), device="cpu", plain=True).execute() == 1
-    assert len(CostDatabase.load(out).failures) == 3
-    assert Profile(out=out, ops=("router_topk",), device="cpu", plain=True).execute() == 0
+        broken.setattr(DispatchCombine, "rel_error", lambda self: 1.0)
+        assert Profile(out=out, ops=("dispatch_combine",), device="cpu", plain=True).execute() == 1
+    assert len(CostDatabase.load(out).failures) == 2
+    assert Profile(out=out, ops=("dispatch_combine",), device="cpu", plain=True).execute() == 0
     assert CostDatabase.load(out).failures == []
 
 

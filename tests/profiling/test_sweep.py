@@ -8,15 +8,15 @@ import torch
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.rows import DeviceKey
 from thermoe.errors import ConfigError, CostError
+from thermoe.profiling.candidates import expert_case
 from thermoe.profiling.command import Profile
 from thermoe.profiling.in_process import InProcess, Protocol
-from thermoe.profiling.plan import expert_case
 from thermoe.profiling.sweep import sweep
 from thermoe.types import Kind, SysState
 
 KEY = DeviceKey(gpu="cpu test", driver="", torch="2", triton="", kernel_revision="1")
 SIZES = (16, 8, 4, 2)
-QUICK = Protocol(window_s=0.05, warm_up_s=0.0, rounds=3, min_layers=2, max_layers=2)
+QUICK = Protocol(window_s=0.05, windows=2, warm_up_s=0.0, rounds=3, min_steps=2, max_steps=2, cache_bytes=1e5)
 
 
 def cases(**changes):
@@ -31,7 +31,7 @@ def in_process(read_state=None) -> InProcess:
 
 
 def run_sweep(plan, measure, out, minutes=None):
-    return sweep(plan, measure, KEY, out, minutes=minutes, report=lambda done, line: None)
+    return sweep(plan, measure, KEY, out, minutes=minutes, report=lambda progress: None)
 
 
 def test_profiler_runs_on_a_cpu_and_the_file_reads_back(tmp_path):
@@ -79,7 +79,7 @@ def test_time_budget_leaves_the_rest(tmp_path):
 
 
 def test_a_wrong_result_is_never_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr("thermoe.profiling.operations.ExpertMlp.rel_error", lambda self: 0.5)
+    monkeypatch.setattr("thermoe.profiling.operations.experts.TorchMlp.rel_error", lambda self: 0.5)
     with pytest.raises(CostError, match=r"relative error 0\.5 over"):
         in_process().measure(cases()[0])
 

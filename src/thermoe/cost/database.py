@@ -135,7 +135,9 @@ class CostDatabase:
 def describe(row: CostRow) -> str:
     """A row's case in a few words, for messages and tables."""
     sizes = f"D{row.hidden_size} I{row.inter_size} E{row.num_experts} k{row.top_k}"
-    return f"{row.op}/{row.impl} {row.dtype} {sizes}, {row.routed_rows} rows on {row.active_experts} experts"
+    more = f", {row.load} load" if row.load != "random" else ""
+    more += f", context {row.context}" if row.context > 1 else ""
+    return f"{row.op}/{row.impl} {row.dtype} {sizes}, {row.routed_rows} rows on {row.active_experts} experts{more}"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -65,8 +65,14 @@ class CostRow:
         input_distribution: What the values were drawn from; power depends on it.
         flops, bytes_moved: Operations and least memory traffic of one execution.
         working_set_mb: Bytes that the timed rotation reads before it repeats [MB].
-        rel_error: Relative error against float64 on the same values.
+        rel_error: Relative error against float64 on the same values; None where a like case stood for it.
         kind: Measured, simulated or predicted.
+        load: How rows fell on the touched experts: "random", "balanced" or "zipf".
+        context: Positions in the cache of keys and values; 1 for operations without one.
+        group_size: Columns of weights that share a scale; None for formats without groups.
+        windows: Energy windows behind the energy figures.
+        energy_spread_pct: (highest - lowest) / mean energy of these windows [%].
+        occasion: When the sweep began (UTC), so that figures of several occasions can stand side by side.
     """
 
     device: DeviceKey
@@ -101,6 +107,12 @@ class CostRow:
     bytes_moved: float | None = None
     working_set_mb: float | None = None
     rel_error: float | None = None
+    load: str = "random"
+    context: int = 1
+    group_size: int | None = None
+    windows: int | None = None
+    energy_spread_pct: float | None = None
+    occasion: str = ""
 
     def __post_init__(self) -> None:
         for name in _TEXTS:
@@ -112,6 +124,11 @@ class CostRow:
         for name in _OPTIONAL_FIGURES:
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name), zero_is_fine=name in _MAY_BE_ZERO)
+        for name in _OPTIONAL_COUNTS:
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        if not isinstance(self.occasion, str):
+            raise DataError(f"occasion = {self.occasion!r}: needs a text")
         if not isinstance(self.throttled, bool | None):
             raise DataError(f"throttled = {self.throttled!r}: needs true, false or null")
         if not self.latency_low_us <= self.latency_us <= self.latency_high_us:
@@ -122,20 +139,24 @@ class CostRow:
             )
 
     @property
-    def key(self) -> tuple[DeviceKey, str, str, str, int, int, int, int, int, int, int]:
+    def key(self) -> tuple[DeviceKey, str, str, str, str, int, int, int, int, int, int, int, str, int]:
         """What makes two rows the same measurement."""
-        return (self.device, *self.case_key)
+        return (self.device, self.occasion, *self.case_key)
 
     @property
-    def case_key(self) -> tuple[str, str, str, int, int, int, int, int, int, int]:
-        """What was asked for, whatever the device."""
+    def case_key(self) -> tuple[str, str, str, int, int, int, int, int, int, int, str, int]:
+        """What was asked for, whatever the device and the occasion."""
         sizes = (self.hidden_size, self.inter_size, self.num_experts, self.top_k)
-        return (self.op, self.impl, self.dtype, *sizes, self.tokens, self.routed_rows, self.active_experts)
+        counts = (self.tokens, self.routed_rows, self.active_experts)
+        return (self.op, self.impl, self.dtype, *sizes, *counts, self.load, self.context)
 
     def as_dict(self) -> dict[str, Any]:
         """The row as JSON has it, without its device."""
         values = asdict(self) | {"kind": str(self.kind)}
         del values["device"]
+        for name, usual in _LATER.items():
+            if values[name] == usual:
+                del values[name]
         sizes = {letter: values.pop(name) for letter, name in _SHAPE.items()}
         return {"op": values.pop("op"), "impl": values.pop("impl"), "shape": sizes, **values}
 
@@ -157,11 +178,16 @@ class CostRow:
         return cls(device=device, **flat)
 
 
+_LATER: dict[str, Any] = {"load": "random", "context": 1, "occasion": ""} | dict.fromkeys(
+    ("group_size", "windows", "energy_spread_pct")
+)
+"""Fields that schema 1 began without, and what their absence means."""
 _SHAPE = {"D": "hidden_size", "I": "inter_size", "E": "num_experts", "k": "top_k"}
-_TEXTS = ("op", "impl", "dtype", "input_distribution")
-_COUNTS = (*_SHAPE.values(), "tokens", "routed_rows", "active_experts", "repeats")
+_TEXTS = ("op", "impl", "dtype", "input_distribution", "load")
+_COUNTS = (*_SHAPE.values(), "tokens", "routed_rows", "active_experts", "repeats", "context")
+_OPTIONAL_COUNTS = ("group_size", "windows")
 _FIGURES = ("skew", "latency_us", "latency_low_us", "latency_high_us")
-_MAY_BE_ZERO = ("rel_error", "temp_c", "flops")
+_MAY_BE_ZERO = ("rel_error", "temp_c", "flops", "energy_spread_pct")
 _OPTIONAL_FIGURES = (
     "latency_sustained_us",
     "energy_mj",
@@ -175,8 +201,9 @@ _OPTIONAL_FIGURES = (
     "bytes_moved",
     "working_set_mb",
     "rel_error",
+    "energy_spread_pct",
 )
-_REQUIRED = {*_TEXTS, *_COUNTS, *_FIGURES, "spread_pct", "kind"}
+_REQUIRED = {*_TEXTS, *_COUNTS, *_FIGURES, "spread_pct", "kind"} - {"load", "context"}
 
 
 def _check_text(name: str, value: Any) -> None:

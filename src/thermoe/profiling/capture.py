@@ -33,10 +33,14 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def capture_graph(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """Warm `work` up on a side stream and capture one execution of it.
+def capture_graph(work: Callable[[], None], warm_up: Callable[[], None] | None = None) -> torch.cuda.CUDAGraph:
+    """Warm up on a side stream and capture one execution of `work`.
 
     Tensors that `work` makes and keeps belong to the graph's memory and change at every replay.
+
+    Args:
+        work: What the graph holds.
+        warm_up: What is run before, where a part of `work` is enough; all of it if None.
 
     Raises:
         CaptureError: The capture failed; the stream that was current before is current again.
@@ -46,7 +50,7 @@ def capture_graph(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     side.wait_stream(outside)
     with torch.cuda.stream(side):  # what is made on first use must not be made inside the capture
         for _ in range(WARM_UP_RUNS):
-            work()
+            (warm_up or work)()
     outside.wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

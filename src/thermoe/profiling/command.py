@@ -1,40 +1,56 @@
 """`thermoe profile`: measure operations on this machine into a cost database."""
 
-import importlib.metadata
-import platform
+import gc
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thermoe.cost.rows import DeviceKey
-from thermoe.errors import ConfigError, TelemetryError
+from thermoe.cost.database import CostDatabase
+from thermoe.cost.rows import CostRow
+from thermoe.errors import ConfigError
 from thermoe.profiling.case import Case
-from thermoe.profiling.plan import cpu_plan, h200_plan
-from thermoe.profiling.sweep import SweepResult, sweep
-from thermoe.types import SysState
+from thermoe.profiling.machine import device_key, find_device, open_sensors
+from thermoe.profiling.plan import cpu_plan, gpu_plan, smoke_plan
+from thermoe.profiling.sweep import Progress, SweepResult, sweep
+
+__all__ = ["EXIT_SPOILT", "Profile", "device_key"]
 
 if TYPE_CHECKING:
     import torch
 
+    from thermoe.profiling.in_process import InProcess
+
 EXIT_SPOILT = 75
 """A failure spoilt the process: run again with `skip_failed` to measure the rest."""
+DEFAULT_MINUTES = 10.0
+MEMORY_SHARE = 0.45  # of the device, for weights that later cases read again
+RUNNERS = ("in_process", "subprocess")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
-    """Measure what operations cost on this machine, in this process; goes on where OUT left off.
+    """Measure what operations cost on this machine; goes on where OUT left off.
 
     Attributes:
         out: Cost database to write, `*.costs.json`; cases it already holds are skipped.
         ops: Only these operations; all of the plan if empty.
-        minutes: Stop before this long; the plan is ordered by importance.
+        minutes: Time to spend; on a GPU the plan is made for it, 10 minutes if it is not given.
         device: Where to run: "auto", "cpu" or "cuda".
+        latency_only, energy_only: No energy windows, or nothing without them.
+        runner: "in_process", or "subprocess" for a process of its own for every case (slow).
+        smoke: Every operation once, shortly, to see that it runs; the figures are of no use.
+        compiled: Also formats at sizes for which Triton compiles a kernel each, which takes seconds.
+        known: Other cost databases whose cases need not be measured again.
+        model: Model of `thermoe fit`; cases that it is least sure of come first.
+        resume: Skip what OUT holds; `--no-resume` measures it again beside what is there.
         skip_failed: Leave out cases that OUT records as failed.
         window_s: Length of an energy window; 5 s for figures that are published [s].
+        windows: Energy windows of each figure.
         plain: Write lines instead of a progress bar.
     """
 
@@ -42,8 +58,17 @@ class Profile:
     ops: tuple[str, ...] = ()
     minutes: float | None = None
     device: str = "auto"
+    latency_only: bool = False
+    energy_only: bool = False
+    runner: str = "in_process"
+    smoke: bool = False
+    compiled: bool = False
+    known: tuple[Path, ...] = ()
+    model: Path | None = None
+    resume: bool = True
     skip_failed: bool = False
     window_s: float = 2.0
+    windows: int = 2
     plain: bool = False
 
     def __post_init__(self) -> None:
@@ -53,6 +78,12 @@ class Profile:
             raise ConfigError(f"minutes = {self.minutes}: needs a positive number; leave it out for no limit")
         if not self.window_s >= 2.0:
             raise ConfigError(f"window_s = {self.window_s}: needs at least 2, sensors change every 100 ms only")
+        if self.windows < 1:
+            raise ConfigError(f"windows = {self.windows}: needs at least 1, 2 for a spread")
+        if self.latency_only and self.energy_only:
+            raise ConfigError("latency_only and energy_only together leave nothing to measure: choose one")
+        if self.runner not in RUNNERS:
+            raise ConfigError(f"runner {self.runner}: choose from {', '.join(RUNNERS)}")
 
     def execute(self) -> int:
         """Run the sweep; 1 if every case that was tried failed, else 0.
@@ -61,12 +92,12 @@ class Profile:
         measures the rest. Where `skip_failed` is set the caller does that, told by `EXIT_SPOILT`.
         """
         started_s = time.monotonic()
-        device = _find_device(self.device)
+        device = find_device(self.device)
         cases = self._plan(device.type)
-        result, spoilt = self._measure(device, cases)
+        result, spoilt = self._measure(device, cases, started_s)
         sys.stderr.write(
             f"{self.out}: {result.measured} measured, {result.skipped} skipped, {result.failed} failed, "
-            f"{result.left} left\n"
+            f"{result.left} left, {time.monotonic() - started_s:.0f} s\n"
         )
         if spoilt and result.left:
             return EXIT_SPOILT if self.skip_failed else self._go_on_elsewhere(started_s)
@@ -76,8 +107,7 @@ class Profile:
         """Measure the rest in processes of their own, a new one after each failure that spoils it."""
         code = EXIT_SPOILT
         while code == EXIT_SPOILT:
-            command = [sys.executable, "-m", "thermoe.profiling", "--out", str(self.out), "--skip-failed", "--plain"]
-            command += ["--device", self.device, "--window-s", str(self.window_s), "--ops", ",".join(self.ops)]
+            command = [sys.executable, "-m", "thermoe.profiling", *self._arguments()]
             if self.minutes is not None:
                 left = self.minutes - (time.monotonic() - started_s) / 60.0
                 if left <= 0:
@@ -86,97 +116,114 @@ class Profile:
             code = subprocess.run(command, check=False).returncode
         return code
 
+    def _arguments(self) -> list[str]:
+        """What a process that measures the rest is told; it skips what failed here."""
+        words = ["--out", str(self.out), "--device", self.device, "--ops", ",".join(self.ops), "--runner", self.runner]
+        words += ["--window-s", str(self.window_s), "--windows", str(self.windows), "--skip-failed", "--plain"]
+        words += ["--known", ",".join(map(str, self.known))]
+        words += ["--model", str(self.model)] if self.model else []
+        names = ("latency_only", "energy_only", "smoke", "compiled")
+        return words + [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+
     def _plan(self, device_type: str) -> list[Case]:
-        plan = h200_plan() if device_type == "cuda" else cpu_plan()
+        if device_type == "cuda" and not self.smoke:
+            plan = self._gpu_plan()
+        else:
+            plan = smoke_plan(device_type) if self.smoke else cpu_plan()
         known = sorted({c.op for c in plan})
         unknown = sorted(set(self.ops) - set(known))
         if unknown:
             raise ConfigError(f"the plan has no operation {', '.join(unknown)}: choose from {', '.join(known)}")
-        return [c for c in plan if not self.ops or c.op in self.ops]
+        plan = [c for c in plan if not self.ops or c.op in self.ops]
+        if self.latency_only or device_type == "cpu":
+            return [replace(c, energy=False) for c in plan]
+        return plan
 
-    def _measure(self, device: "torch.device", cases: list[Case]) -> tuple[SweepResult, bool]:
-        from thermoe.profiling.in_process import CPU_PROTOCOL, InProcess, Protocol
+    def _gpu_plan(self) -> list[Case]:
+        from thermoe.profiling.operations import OPERATIONS
 
-        read_state = _open_sensors(device)
-        key = device_key(device)
-        profiler = InProcess(
-            device=device,
-            device_key=key,
-            read_state=read_state,
-            protocol=CPU_PROTOCOL if device.type == "cpu" else Protocol(window_s=self.window_s),
-            start_temp_c=read_state().temp_c if read_state else None,
+        unknown = sorted(set(self.ops) - set(OPERATIONS))
+        if unknown:
+            raise ConfigError(f"no operation {', '.join(unknown)}: choose from {', '.join(OPERATIONS)}")
+        known: list[CostRow] = []
+        for path in (*self.known, *([self.out] if self.out.exists() and self.resume else [])):
+            known += CostDatabase.load(path).rows
+        share = 0.0 if self.latency_only else 1.0 if self.energy_only else 0.65
+        return gpu_plan(
+            self.minutes or DEFAULT_MINUTES,
+            energy_share=share,
+            known=known,
+            uncertainty=_interval_widths(self.model) if self.model else None,
+            ops=self.ops,
+            compiled=self.compiled,
         )
 
-        def run(report: Callable[[int, str], None]) -> SweepResult:
+    def _measure(self, device: "torch.device", cases: list[Case], started_s: float) -> tuple[SweepResult, bool]:
+        profiler = self._profiler(device)
+        measure: Callable[[Case], CostRow] = profiler.measure
+        if self.runner == "subprocess":
+            from thermoe.profiling.isolated import measure_isolated
+
+            measure = measure_isolated(self.device, profiler.protocol, profiler.occasion)
+        else:
+            self._prepare(device, cases)
+        minutes = None if self.minutes is None else max(self.minutes - (time.monotonic() - started_s) / 60.0, 1e-9)
+
+        def run(report: Callable[[Progress], None]) -> SweepResult:
             return sweep(
                 cases,
-                profiler.measure,
-                key,
+                measure,
+                profiler.device_key,
                 self.out,
-                minutes=self.minutes,
+                minutes=minutes,
+                again=not self.resume,
                 skip_failed=self.skip_failed,
+                has_sensors=profiler.read_state is not None,
                 usable=lambda: not profiler.spoilt,
                 report=report,
             )
 
         if self.plain:
-            result = run(lambda done, line: _write_line(f"[{done}/{len(cases)}] {line}"))
+            result = run(lambda p: _write_line(f"[{p.done}/{len(cases)}{_time_left(p.left_s)}] {p.line}"))
         else:
             result = _with_progress_bar(len(cases), run)
         return result, profiler.spoilt
 
+    def _profiler(self, device: "torch.device") -> "InProcess":
+        import torch
 
-def device_key(device: "torch.device") -> DeviceKey:
-    """What the rows of this device belong to."""
-    import torch
+        from thermoe.profiling.in_process import CPU_PROTOCOL, InProcess, Protocol, smoke_protocol
 
-    from thermoe.profiling.operations import KERNEL_REVISION
+        read_state = open_sensors(device)
+        protocol = CPU_PROTOCOL
+        if device.type == "cuda":
+            memory_bytes = torch.cuda.get_device_properties(device).total_memory * MEMORY_SHARE
+            protocol = Protocol(window_s=self.window_s, windows=self.windows, memory_bytes=memory_bytes)
+        return InProcess(
+            device=device,
+            device_key=device_key(device),
+            read_state=read_state,
+            protocol=smoke_protocol(protocol) if self.smoke else protocol,
+            start_temp_c=read_state().temp_c if read_state else None,
+            occasion=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
 
-    on_gpu = device.type == "cuda"
-    return DeviceKey(
-        gpu=torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
-        driver=_driver_version() if on_gpu else "",
-        torch=torch.__version__,
-        triton=_version("triton"),
-        kernel_revision=KERNEL_REVISION,
-    )
+    def _prepare(self, device: "torch.device", cases: Sequence[Case]) -> None:
+        from thermoe.profiling.prebuild import prebuild
 
-
-def _find_device(name: str) -> "torch.device":
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda was asked for and torch finds no GPU: check the driver, or use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def _open_sensors(device: "torch.device") -> Callable[[], SysState] | None:
-    if device.type != "cuda":
-        return None
-    from thermoe.telemetry.nvml import NvmlSource
-
-    try:
-        return NvmlSource(device.index or 0).read
-    except TelemetryError as err:
-        _write_line(f"no energy will be measured: {err}")
-        return None
+        begun_s = time.monotonic()
+        built = prebuild(cases, device)
+        if built:
+            _write_line(f"{built} kernels built ahead in {time.monotonic() - begun_s:.0f} s")
+        gc.collect()
+        gc.freeze()  # what the libraries hold need not be searched before every graph capture
 
 
-def _driver_version() -> str:
-    path = Path("/proc/driver/nvidia/version")
-    if not path.exists():
-        return ""
-    words = path.read_text(encoding="utf-8").split()
-    return next((w for w in words if w.count(".") >= 1 and w.replace(".", "").isdigit()), "")
+def _interval_widths(path: Path) -> Callable[[Case], float]:
+    """Relative width of a fitted model's interval for a case; wide where the model has no answer."""
+    from thermoe.profiling.model_widths import interval_widths
 
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    return interval_widths(path)
 
 
 def _write_line(line: str) -> None:
@@ -184,14 +231,18 @@ def _write_line(line: str) -> None:
     sys.stderr.flush()
 
 
-def _with_progress_bar(num_cases: int, run: Callable[[Callable[[int, str], None]], SweepResult]) -> SweepResult:
-    from rich.progress import Progress
+def _time_left(left_s: float | None) -> str:
+    return "" if left_s is None else f", {int(left_s) // 60}:{int(left_s) % 60:02d} left"
 
-    with Progress(transient=True) as progress:
-        task = progress.add_task("profiling", total=num_cases)
 
-        def report(done: int, line: str) -> None:
-            progress.update(task, completed=done)
-            progress.console.print(line, markup=False, highlight=False)
+def _with_progress_bar(num_cases: int, run: Callable[[Callable[[Progress], None]], SweepResult]) -> SweepResult:
+    from rich.progress import Progress as Bar
+
+    with Bar(transient=True) as bar:
+        task = bar.add_task("profiling", total=num_cases)
+
+        def report(progress: Progress) -> None:
+            bar.update(task, completed=progress.done, description=f"profiling{_time_left(progress.left_s)}")
+            bar.console.print(progress.line, markup=False, highlight=False)
 
         return run(report)

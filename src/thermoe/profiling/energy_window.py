@@ -57,6 +57,70 @@ def summarise_window(states: Sequence[SysState]) -> WindowFigures:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnergyFigures:
+    """Energy of one execution over several windows, each time-weighted; all `None` where nothing was measured.
+
+    Attributes:
+        latency_s: Mean time of one execution while the windows ran [s].
+        energy_j, energy_integrated_j: By the counter and by the integral of instant power [J].
+        spread_pct: (highest - lowest) / mean of the windows' energies [%].
+        windows: How many there were.
+        throttled: Whether clocks were held back in any.
+        power_w, temp_c, sm_clock_mhz, memory_clock_mhz, power_limit_w: Means.
+    """
+
+    latency_s: float | None = None
+    energy_j: float | None = None
+    energy_integrated_j: float | None = None
+    spread_pct: float | None = None
+    windows: int | None = None
+    throttled: bool | None = None
+    power_w: float | None = None
+    temp_c: float | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    power_limit_w: float | None = None
+
+    def as_row_fields(self) -> dict[str, float | None]:
+        """The figures as a `CostRow` names them."""
+        return {
+            "latency_sustained_us": _scaled(self.latency_s, 1e6),
+            "energy_mj": _scaled(self.energy_j, 1e3),
+            "energy_integrated_mj": _scaled(self.energy_integrated_j, 1e3),
+            "energy_spread_pct": self.spread_pct,
+            "power_w": self.power_w,
+            "power_limit_w": self.power_limit_w,
+            "temp_c": self.temp_c,
+            "sm_clock_mhz": self.sm_clock_mhz,
+            "memory_clock_mhz": self.memory_clock_mhz,
+        }
+
+
+def join_windows(windows: Sequence[tuple[float, WindowFigures]]) -> EnergyFigures:
+    """Figures of windows of one steady load, each with its seconds per execution; at least one window."""
+    latency_s = statistics.fmean(seconds for seconds, _ in windows)
+    counter_j = [_scaled(w.power_counter_w, seconds) for seconds, w in windows]
+    integrated_j = [_scaled(w.power_integrated_w, seconds) for seconds, w in windows]
+    by_window = [j for j in counter_j if j is not None] or [j for j in integrated_j if j is not None]
+    energy_j, energy_integrated_j = _mean(counter_j), _mean(integrated_j)
+    best_j = energy_j if energy_j is not None else energy_integrated_j
+    throttled = [w.throttled for _, w in windows if w.throttled is not None]
+    return EnergyFigures(
+        latency_s=latency_s,
+        energy_j=energy_j,
+        energy_integrated_j=energy_integrated_j,
+        spread_pct=100.0 * (max(by_window) - min(by_window)) / best_j if best_j else None,
+        windows=len(windows),
+        throttled=any(throttled) if throttled else None,
+        power_w=_scaled(best_j, 1.0 / latency_s),
+        temp_c=_mean(w.temp_c for _, w in windows),
+        sm_clock_mhz=_mean(w.sm_clock_mhz for _, w in windows),
+        memory_clock_mhz=_mean(w.memory_clock_mhz for _, w in windows),
+        power_limit_w=_mean(w.power_limit_w for _, w in windows),
+    )
+
+
 def wait_until_cool(
     read: Callable[[], SysState], temp_c: float, limit_s: float, sleep: Callable[[float], None]
 ) -> SysState:
@@ -76,6 +140,10 @@ def _counter_changes(states: Sequence[SysState]) -> list[int]:
 
 def _rate(energy_j: float | None, duration_s: float) -> float | None:
     return None if energy_j is None or duration_s <= 0 else energy_j / duration_s
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

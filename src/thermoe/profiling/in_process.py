@@ -4,7 +4,7 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,15 @@ from thermoe.cost.rows import CostRow, DeviceKey
 from thermoe.errors import CostError
 from thermoe.profiling.capture import CaptureError
 from thermoe.profiling.case import Case
-from thermoe.profiling.energy_window import WindowFigures, summarise_window, wait_until_cool
-from thermoe.profiling.operations import INPUT_DISTRIBUTION, find_operation
+from thermoe.profiling.energy_window import EnergyFigures, join_windows, summarise_window, wait_until_cool
+from thermoe.profiling.formats import WeightCache
+from thermoe.profiling.operations import INPUT_DISTRIBUTION, Operation, Setup, find_operation
 from thermoe.profiling.runner import Runner, make_runner
 from thermoe.types import Kind, SysState
 
-MAX_REL_ERROR = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
+MAX_REL_ERROR = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2, "fp8": 5e-2}
+MAX_REL_ERROR_CODES = 3e-2
+FEW_TOKENS = 64  # kernels change about here, so a result is checked on both sides
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,27 +31,35 @@ class Protocol:
 
     Attributes:
         window_s: Length of an energy window [s]; 2 at least, the counter moves every 100 ms.
-        warm_up_s: Load before the window, so that the rise of power is not counted [s].
-        rounds: Timed rounds of the latency.
-        cache_bytes: Working set that the rotation over layers should exceed [byte].
-        min_layers, max_layers: Bounds of the rotation.
-        memory_bytes: Device memory that the rotation may take [byte].
+        windows: Energy windows of a figure, one after the other.
+        warm_up_s: Load before the first window, so that the rise of power is not counted [s].
+        rounds: Timed rounds of the latency, at most.
+        rounds_s: Time that they may take together, for five at the least [s].
+        cache_bytes: What the steps should read together, so that no cache holds it [byte].
+        min_steps, max_steps: Bounds of the steps before the first is repeated.
+        memory_bytes: Device memory that expert weights of all cases may take [byte].
+        copies_bytes: Device memory that the other operands of one case may take [byte].
         cool_margin_c: A window starts at most this much warmer than the sweep did [deg C].
         max_cool_s: Longest wait for that [s].
     """
 
     window_s: float = 2.0
-    warm_up_s: float = 0.5
+    windows: int = 2
+    warm_up_s: float = 0.3
     rounds: int = 30
-    cache_bytes: float = 150e6
-    min_layers: int = 12
-    max_layers: int = 64
-    memory_bytes: float = 40e9
-    cool_margin_c: float = 4.0
-    max_cool_s: float = 4.0
+    rounds_s: float = 0.05
+    cache_bytes: float = 300e6
+    min_steps: int = 8
+    max_steps: int = 96
+    memory_bytes: float = 60e9
+    copies_bytes: float = 8e9
+    cool_margin_c: float = 10.0
+    max_cool_s: float = 2.0
 
 
-CPU_PROTOCOL = Protocol(rounds=10, cache_bytes=30e6, min_layers=2, max_layers=8, memory_bytes=1e9)
+CPU_PROTOCOL = Protocol(
+    rounds=10, rounds_s=0.2, cache_bytes=30e6, min_steps=2, max_steps=8, memory_bytes=1e9, copies_bytes=2e8
+)
 
 
 @dataclass(slots=True)
@@ -61,6 +72,7 @@ class InProcess:
         read_state: Reads the device's sensors; None where there are none, then no energy is measured.
         protocol: How to measure.
         start_temp_c: Temperature when the sweep started [deg C].
+        occasion: When that was.
         spoilt: Whether a failure left this process unable to measure any further.
     """
 
@@ -69,7 +81,10 @@ class InProcess:
     read_state: Callable[[], SysState] | None
     protocol: Protocol
     start_temp_c: float | None = None
+    occasion: str = ""
     spoilt: bool = False
+    _weights: WeightCache | None = None
+    _checked: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     def measure(self, case: Case) -> CostRow:
         """One row.
@@ -83,6 +98,8 @@ class InProcess:
             return self._measure(case)
         except (CaptureError, RuntimeError) as err:
             self.spoilt = isinstance(err, CaptureError) or not self._device_answers()
+            if isinstance(err, torch.OutOfMemoryError) and self._weights is not None:
+                self._weights.clear()
             raise
 
     def _device_answers(self) -> bool:
@@ -96,81 +113,103 @@ class InProcess:
 
     def _measure(self, case: Case) -> CostRow:
         operation = find_operation(case)
-        num_layers = self._rotation(operation.layer_bytes(case), operation.resident_bytes(case))
-        if self.device.type == "cuda":
-            gc.collect()
-            torch.cuda.empty_cache()  # the last case's weights are of other sizes
-        with torch.inference_mode():
-            bench = operation.build(case, self.device, num_layers)
-            rel_error = bench.rel_error()
-            if rel_error > MAX_REL_ERROR[case.dtype]:
-                raise CostError(f"{case}: relative error {rel_error:.2g} over {MAX_REL_ERROR[case.dtype]:g}, not timed")
-            runner = make_runner(bench, num_layers, self.device)
-            seconds, repeats = runner.time_rounds(self.protocol.rounds)
-            sustained_s, window = self._energy_window(runner) if case.energy else (None, None)
+        setup = self._setup(case, operation)
+        with torch.no_grad():
+            bench = operation.build(case, setup)
+            rel_error = self._check(case, bench.rel_error)
+            runner = make_runner(bench, setup.steps, setup.device)
+            seconds, repeats = runner.time_rounds(self.protocol.rounds, self.protocol.rounds_s)
+            energy = self._energy(runner) if case.energy else EnergyFigures()
         low_us, median_us, high_us = np.percentile(np.array(seconds) * 1e6, [5, 50, 95]).tolist()
-        timings = {"latency_us": median_us, "latency_low_us": low_us, "latency_high_us": high_us}
-        figures: dict[str, Any] = {
-            **timings,
+        figures: dict[str, float | None] = {
+            "latency_us": median_us,
+            "latency_low_us": low_us,
+            "latency_high_us": high_us,
             "spread_pct": 100.0 * (high_us - low_us) / median_us,
             "skew": bench.skew,
             "flops": operation.flops(case),
             "bytes_moved": operation.bytes_moved(case),
-            "working_set_mb": operation.layer_bytes(case) * num_layers / 1e6,
+            "working_set_mb": max(operation.step_bytes(case) * setup.steps / 1e6, 1e-6),
             "rel_error": rel_error,
-            **_window_figures(sustained_s, window),
+            **energy.as_row_fields(),
         }
-        figures = {name: _rounded(value) for name, value in figures.items()}
+        rounded: dict[str, Any] = {name: _rounded(value) for name, value in figures.items()}
         return CostRow(
             device=self.device_key,
-            op=case.op,
-            impl=case.impl,
-            dtype=case.dtype,
-            hidden_size=case.hidden_size,
-            inter_size=case.inter_size,
-            num_experts=case.num_experts,
-            top_k=case.top_k,
-            tokens=case.tokens,
-            routed_rows=case.routed_rows,
-            active_experts=case.distinct_experts,
             repeats=repeats,
             input_distribution=INPUT_DISTRIBUTION,
             kind=Kind.MEASURED,
-            throttled=window.throttled if window else None,
-            **figures,
+            occasion=self.occasion,
+            throttled=energy.throttled,
+            windows=energy.windows,
+            **_case_fields(case),
+            **rounded,
         )
 
-    def _rotation(self, layer_bytes: float, resident_bytes: float) -> int:
+    def _setup(self, case: Case, operation: Operation) -> Setup:
+        device = torch.device("cpu") if operation.on_host else self.device
+        if self._weights is None:
+            self._weights = WeightCache(self.device, self.protocol.memory_bytes)
         p = self.protocol
-        wanted = math.ceil(p.cache_bytes / max(layer_bytes, 1.0))
-        fitting = int(p.memory_bytes / max(resident_bytes, 1.0))
-        return max(1, min(max(wanted, p.min_layers), p.max_layers, fitting))
+        wanted = math.ceil(p.cache_bytes / max(operation.step_bytes(case), 1.0))
+        steps = 1 if operation.on_host else max(p.min_steps, min(wanted, p.max_steps))
+        if device.type == "cuda":
+            gc.collect()
+        return Setup(
+            device=device, steps=steps, weights=self._weights, cache_bytes=p.cache_bytes, memory_bytes=p.copies_bytes
+        )
 
-    def _energy_window(self, runner: Runner) -> tuple[float | None, WindowFigures | None]:
+    def _check(self, case: Case, rel_error: Callable[[], float]) -> float | None:
+        """Error of the first case of a kind; later ones run the same code on other numbers and are not checked.
+
+        Raises:
+            CostError: The result is wrong.
+        """
+        kind = (case.op, case.impl, case.dtype, *case.sizes, case.tokens > FEW_TOKENS)
+        if kind in self._checked:
+            return None
+        found = rel_error()
+        most = MAX_REL_ERROR.get(case.dtype, MAX_REL_ERROR_CODES)
+        if not found <= most:
+            raise CostError(f"{case}: relative error {found:.2g} over {most:g}, not timed")
+        self._checked[kind] = found
+        return found
+
+    def _energy(self, runner: Runner) -> EnergyFigures:
         if self.read_state is None:
-            return None, None
-        read = self.read_state
+            return EnergyFigures()
+        read, p = self.read_state, self.protocol
         if self.start_temp_c is not None:
-            wait_until_cool(read, self.start_temp_c + self.protocol.cool_margin_c, self.protocol.max_cool_s, time.sleep)
-        states: list[SysState] = []
-        runner.sustain(self.protocol.warm_up_s, lambda: None)
-        sustained_s = runner.sustain(self.protocol.window_s, lambda: states.append(read()))
-        return sustained_s, summarise_window(states)
+            wait_until_cool(read, self.start_temp_c + p.cool_margin_c, p.max_cool_s, time.sleep)
+        runner.sustain(p.warm_up_s, lambda: None)
+        found = []
+        for _ in range(p.windows):
+            states: list[SysState] = []
+            sustained_s = runner.sustain(p.window_s, lambda taken=states: taken.append(read()))  # type: ignore[misc]
+            found.append((sustained_s, summarise_window(states)))
+        return join_windows(found)
 
 
-def _window_figures(sustained_s: float | None, window: WindowFigures | None) -> dict[str, float | None]:
-    if sustained_s is None or window is None:
-        return {}
-    counter_w, integrated_w = window.power_counter_w, window.power_integrated_w
+def smoke_protocol(protocol: Protocol) -> Protocol:
+    """The same with the shortest of everything: it shows that a case runs, not what it costs."""
+    return replace(protocol, windows=1, warm_up_s=0.05, rounds=5, rounds_s=0.005, max_steps=8, max_cool_s=0.0)
+
+
+def _case_fields(case: Case) -> dict[str, Any]:
     return {
-        "latency_sustained_us": sustained_s * 1e6,
-        "energy_mj": None if counter_w is None else counter_w * sustained_s * 1e3,
-        "energy_integrated_mj": None if integrated_w is None else integrated_w * sustained_s * 1e3,
-        "power_w": counter_w if counter_w is not None else integrated_w,
-        "power_limit_w": window.power_limit_w,
-        "temp_c": window.temp_c,
-        "sm_clock_mhz": window.sm_clock_mhz,
-        "memory_clock_mhz": window.memory_clock_mhz,
+        "op": case.op,
+        "impl": case.impl,
+        "dtype": case.dtype,
+        "hidden_size": case.hidden_size,
+        "inter_size": case.inter_size,
+        "num_experts": case.num_experts,
+        "top_k": case.top_k,
+        "tokens": case.tokens,
+        "routed_rows": case.routed_rows,
+        "active_experts": case.distinct_experts,
+        "load": case.load,
+        "context": case.context,
+        "group_size": case.group_size,
     }
 
 

@@ -1,108 +1,180 @@
-"""Which cases a sweep measures, the most important first, so that a sweep cut short is still of use."""
+"""Which cases a sweep measures in the time it has, in rounds that each cover everything. No torch."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from thermoe.cost.rows import CostRow
+from thermoe.profiling.candidates import PACKED, adapter_case, expert_case, gpu_candidates, row_case
 from thermoe.profiling.case import Case
+from thermoe.profiling.design import Uncertainty, order
+from thermoe.profiling.models import MODELS, Sizes
 
-Sizes = tuple[int, int, int, int]
-QWEN3: Sizes = (2048, 768, 128, 8)
-MIXTRAL: Sizes = (4096, 14336, 8, 2)
-SMALL: Sizes = (384, 128, 64, 8)
-GPT_OSS: Sizes = (2880, 2880, 32, 4)
-DEEPSEEK_LITE: Sizes = (2048, 1408, 64, 6)
-DEEPSEEK_SHARD: Sizes = (7168, 2048, 32, 8)
-
-# (routed rows, distinct experts), energy measured.
-_QWEN3_ENERGY = (
-    *((128, 8), (128, 32), (128, 128), (8, 1), (8, 8), (128, 82), (1024, 128), (32768, 128)),
-    *((128, 16), (128, 64), (8, 2), (8, 4), (1024, 8), (1024, 32), (32768, 8), (512, 125)),
-    *((128, 96), (32, 8), (32, 32), (512, 32), (1024, 64), (32768, 64)),
-)
-_OTHERS_ENERGY: tuple[tuple[Sizes, tuple[tuple[int, int], ...]], ...] = (
-    (MIXTRAL, ((32, 2), (32, 8), (8192, 8))),
-    (DEEPSEEK_LITE, ((96, 16), (96, 54))),
-    (GPT_OSS, ((64, 8), (64, 28))),
-    (DEEPSEEK_SHARD, ((128, 8), (128, 32))),
-    (SMALL, ((128, 16), (128, 42), (8, 8))),
-)
-_LATENCY_ONLY: tuple[tuple[Sizes, tuple[tuple[int, int], ...]], ...] = (
-    (MIXTRAL, ((2, 1), (2, 2), (32, 4), (512, 8))),
-    (DEEPSEEK_LITE, ((6, 6), (96, 32), (384, 64), (24576, 64))),
-    (GPT_OSS, ((4, 4), (256, 32), (16384, 32))),
-    (DEEPSEEK_SHARD, ((8, 8), (1024, 32), (32768, 32))),
-    (SMALL, ((128, 8), (128, 32), (512, 64), (32768, 64))),
-)
+ROUNDS = 4  # a sweep that is cut short has done whole rounds, each of them spread over everything
+SMALL: Sizes = (256, 128, 16, 4)
+_SHARES = {"expert_mlp": 10.0, "gemm": 3.5, "attention_decode": 0.8, "router_topk": 0.7}
+_SMALL_SHARE = 0.4  # of every other operation
+_ENERGY_SHARES = {
+    "expert_mlp": 14.0,
+    "gemm": 5.0,
+    "attention_decode": 1.0,
+    "copy": 0.6,
+    "elementwise": 0.6,
+    "norm": 0.6,
+}
+_CALIBRATION = ((1 << 19, 2048), (8192, 8192))
 
 
-def h200_plan() -> list[Case]:
-    """About 90 cases for a data-centre GPU; the default plan of `thermoe profile` on CUDA."""
-    calibration = [
-        expert_case("copy", "torch", (2048, 2048, 1, 1), 1 << 19, 1),
-        expert_case("matmul", "torch", (8192, 8192, 1, 1), 8192, 1),
-    ]
-    main = [expert_case("expert_mlp", "grouped_mm", QWEN3, rows, experts) for rows, experts in _QWEN3_ENERGY]
-    around = [
-        expert_case(op, "torch", QWEN3, tokens * 8, min(128, tokens * 8), energy=tokens in (16, 4096))
-        for tokens in (16, 4096, 1, 64, 512)
-        for op in ("dispatch_combine", "router_topk")
-    ]
-    others = [
-        expert_case("expert_mlp", "grouped_mm", sizes, rows, experts)
-        for sizes, loads in _OTHERS_ENERGY
-        for rows, experts in loads
-    ]
-    latency = [
-        expert_case("expert_mlp", "grouped_mm", sizes, rows, experts, energy=False)
-        for sizes, loads in _LATENCY_ONLY
-        for rows, experts in loads
-    ]
-    return [*main[:8], *around[:4], *calibration, *main[8:], *others, *latency, *around[4:], *_smaller_operations()]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """What cases take [s]: with the latency alone, and with energy windows."""
+
+    latency_s: float = 0.15
+    energy_s: float = 4.9
+
+
+def gpu_plan(
+    minutes: float,
+    *,
+    energy_share: float = 0.65,
+    known: Sequence[CostRow] = (),
+    uncertainty: Uncertainty | None = None,
+    ops: Sequence[str] = (),
+    compiled: bool = False,
+    pace: Pace | None = None,
+) -> list[Case]:
+    """Cases for about so many minutes on a data-centre GPU.
+
+    Args:
+        minutes: Time there is [min].
+        energy_share: Share of it that goes into energy windows; 0 for none, 1 for nothing else.
+        known: Rows that need not be measured again.
+        uncertainty: See `thermoe.profiling.design`.
+        ops: Only these operations; all if empty.
+        compiled: See `thermoe.profiling.candidates`.
+        pace: What cases take.
+    """
+    pace = pace or Pace()
+    calibration = _calibration() if not ops and energy_share > 0 else []
+    first = {c.key for c in calibration}
+    candidates = [c for c in gpu_candidates(compiled=compiled) if (not ops or c.op in ops) and c.key not in first]
+    num_energy = int(60.0 * minutes * energy_share / pace.energy_s)
+    num_latency = int(60.0 * minutes * (1.0 - energy_share) / pace.latency_s)
+    measured = [row for row in known if row.energy_mj is not None]
+    with_energy = _spread(candidates, _ENERGY_SHARES, num_energy, measured, uncertainty)
+    chosen = {c.key for c in with_energy}
+    have = {row.case_key for row in known}
+    others = [c for c in candidates if c.key not in chosen and c.key not in have]
+    alone = _spread(others, _SHARES, num_latency, known, uncertainty)
+    return [*calibration, *_in_rounds([replace(c, energy=True) for c in with_energy], alone)]
 
 
 def cpu_plan() -> list[Case]:
-    """A few small cases in float32 for any machine."""
-    sizes = (256, 128, 16, 4)
-    loads = ((4, 1), (4, 4), (64, 4), (64, 16), (512, 16))
-    experts = [
-        expert_case("expert_mlp", impl, sizes, rows, touched, dtype="float32", energy=False)
-        for impl in ("loop", "batched_mm")
-        for rows, touched in loads
-    ]
-    around = [
-        expert_case(op, "torch", sizes, rows, min(rows, 16), dtype="float32", energy=False)
-        for op in ("dispatch_combine", "router_topk")
-        for rows in (4, 64, 512)
-    ]
-    return [*experts, *around]
+    """Every operation at a few small sizes in float32, for any machine."""
+    return [*_small_cases("float32"), *_small_cases("float32", tokens=128)]
 
 
-def expert_case(
-    op: str, impl: str, sizes: Sizes, rows: int, experts: int, *, dtype: str = "bfloat16", energy: bool = True
-) -> Case:
-    """A case from a shape (D, I, E, k) and a load."""
-    hidden_size, inter_size, num_experts, top_k = sizes
-    return Case(
-        op=op,
-        impl=impl,
-        hidden_size=hidden_size,
-        inter_size=inter_size,
-        num_experts=num_experts,
-        top_k=top_k,
-        routed_rows=rows,
-        distinct_experts=experts,
-        dtype=dtype,
-        energy=energy,
-    )
+def smoke_plan(device_type: str) -> list[Case]:
+    """Every operation, implementation and format once, small; on a GPU also what its kernels tell apart."""
+    if device_type == "cpu":
+        return list(_small_cases("float32"))
+    sizes = MODELS["granite-3.0-1b-a400m"]
+    fused = [expert_case("expert_mlp", "thermoe", sizes, 128, 24, dtype=d) for d in ("bfloat16", *PACKED)]
+    odd = [
+        expert_case("expert_mlp", "thermoe", MODELS[name], 16 * MODELS[name][3], 20, dtype="int4")
+        for name in ("deepseek-v2-lite", "gpt-oss-20b")
+    ]
+    many = [
+        expert_case("expert_mlp", "thermoe", sizes, 2048, 32),
+        expert_case("expert_mlp", "thermoe", sizes, 2048, 32, load="zipf"),
+        expert_case("expert_mlp", "grouped_mm", sizes, 128, 24),
+        expert_case("expert_mlp", "batched_mm", sizes, 128, 24),
+    ]
+    codes = [expert_case("dequant_unpack_op", "torch", sizes, 8, 8, dtype=d) for d in PACKED]
+    energies = [replace(many[0], routed_rows=4096, energy=True), replace(fused[0], routed_rows=64, energy=True)]
+    return [*fused, *odd, *many, *codes, *_small_cases("bfloat16", sizes), *energies]
 
 
-def _smaller_operations() -> list[Case]:
-    batched = [
-        expert_case("expert_mlp", "batched_mm", QWEN3, rows, experts, energy=energy)
-        for rows, experts, energy in ((8, 8, True), (128, 82, True), (32, 32, False))
-    ]
-    around = [
-        expert_case(
-            "dispatch_combine", "torch", sizes, tokens * sizes[3], min(sizes[2], tokens * sizes[3]), energy=False
-        )
-        for sizes in (SMALL, MIXTRAL, DEEPSEEK_SHARD)
-        for tokens in (16, 4096)
-    ]
-    return [*batched, *around]
+def _small_cases(dtype: str, sizes: Sizes = SMALL, tokens: int = 16) -> Iterator[Case]:
+    hidden_size, _, num_experts, top_k = sizes
+    rows, experts = tokens * top_k, min(num_experts, tokens * top_k)
+    gate = (hidden_size, 1, num_experts, 1)
+    linears: tuple[str, ...] = ("grouped_mm",) if dtype == "bfloat16" else ("loop", "batched_mm", "thermoe")
+    for impl in linears:
+        for touched in sorted({top_k, experts}):
+            yield expert_case("expert_mlp", impl, sizes, rows, touched, dtype=dtype)
+    for op in ("linear_fc1", "linear_fc2"):
+        yield expert_case(op, linears[0], sizes, rows, experts, dtype=dtype)
+    yield expert_case("activation", "torch", sizes, rows, experts, dtype=dtype)
+    if dtype != "bfloat16":
+        for packed in ("int8", "int4", "int2", "bank4"):
+            yield expert_case("expert_mlp", "thermoe", sizes, rows, top_k, dtype=packed)
+            yield expert_case("dequant_unpack_op", "torch", sizes, rows, top_k, dtype=packed)
+    for op, impls in (
+        ("router_topk", ("torch", "thermoe", "thermoe_union")),
+        ("dispatch", ("thermoe", "torch")),
+        ("combine", ("thermoe", "torch")),
+        ("dispatch_combine", ("torch",)),
+    ):
+        for impl in impls:
+            yield expert_case(op, impl, sizes, rows, experts, dtype=dtype)
+    yield expert_case("router_gate", "torch", gate, tokens, min(tokens, num_experts), dtype=dtype)
+    yield expert_case("ttt_step", "torch", gate, tokens, min(tokens, num_experts), dtype=dtype)
+    yield row_case("gemm", "torch", tokens, hidden_size, 2 * hidden_size, dtype=dtype)
+    if dtype == "bfloat16":
+        yield row_case("gemm", "torch", tokens, hidden_size, 2 * hidden_size, dtype="fp8")
+    for op in ("copy", "elementwise", "norm"):
+        yield row_case(op, "torch", 64 * tokens, hidden_size, dtype=dtype)
+    yield row_case("attention_decode", "torch", tokens, 512, 256, context=256, dtype=dtype)
+    for op in ("ttha_adapter_forward", "ttha_update"):
+        yield adapter_case(op, tokens, num_experts)
+
+
+def _calibration() -> list[Case]:
+    """What the card gives today, beside every result: a copy and a matrix product."""
+    (rows, columns), (m, k) = _CALIBRATION
+    return [row_case("copy", "torch", rows, columns, energy=True), row_case("gemm", "torch", m, k, k, energy=True)]
+
+
+def _spread(
+    candidates: Sequence[Case],
+    shares: dict[str, float],
+    count: int,
+    known: Iterable[CostRow],
+    uncertainty: Uncertainty | None,
+) -> list[Case]:
+    """So many cases, divided among the operations by their shares, each operation's in the order of the design."""
+    by_op: dict[str, list[Case]] = {}
+    for case in candidates:
+        by_op.setdefault(case.op, []).append(case)
+    weights = {op: shares.get(op, _SMALL_SHARE) for op in by_op}
+    numbers = _divided(count, weights, {op: len(cases) for op, cases in by_op.items()})
+    known = list(known)
+    ordered = {op: order(by_op[op], known, uncertainty, numbers[op]) for op in by_op if numbers[op]}
+    ranked = [((place + 0.5) / weights[op], case) for op, cases in ordered.items() for place, case in enumerate(cases)]
+    return [case for _, case in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _divided(count: int, weights: dict[str, float], available: dict[str, int]) -> dict[str, int]:
+    """`count` by weights, no more than there are; what some cannot use goes to the others."""
+    numbers = dict.fromkeys(weights, 0)
+    left = min(count, sum(available.values()))
+    while left > 0:
+        open_ops = [op for op in weights if numbers[op] < available[op]]
+        total = sum(weights[op] for op in open_ops)
+        for op in sorted(open_ops, key=lambda op: -weights[op]):
+            given = min(max(1, int(left * weights[op] / total)), available[op] - numbers[op], left)
+            numbers[op] += given
+            left -= given
+            total -= weights[op]
+            if left == 0:
+                break
+    return numbers
+
+
+def _in_rounds(with_energy: Sequence[Case], alone: Sequence[Case]) -> list[Case]:
+    """Rounds of equal parts of both; within a round, cases that read the same weights follow one another."""
+    cases = []
+    for number in range(ROUNDS):
+        part = [*with_energy[number::ROUNDS], *alone[number::ROUNDS]]
+        cases += sorted(part, key=lambda c: (c.sizes, "bank" if c.dtype.startswith("bank") else c.dtype, c.op))
+    return cases

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from thermoe.cost.database import CostDatabase, Failure
 from thermoe.cost.rows import CostRow, DeviceKey
 from thermoe.profiling.case import Case
+
+SAVE_EVERY_S = 3.0
+"""The file is written this often and at the end: writing a thousand rows after every case takes longer than a case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,40 @@ class SweepResult:
     left: int
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is told after every case.
+
+    Attributes:
+        done: Cases dealt with so far.
+        line: A line about the last one.
+        left_s: Time that the rest will probably take, no more than there is [s]; None before it can be told.
+    """
+
+    done: int
+    line: str
+    left_s: float | None
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Mean time of cases with and without energy windows."""
+
+    total_s: dict[bool, float] = field(default_factory=lambda: {True: 0.0, False: 0.0})
+    count: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
+
+    def add(self, case: Case, seconds: float) -> None:
+        self.total_s[case.energy] += seconds
+        self.count[case.energy] += 1
+
+    def of(self, energy: bool) -> float:
+        return self.total_s[energy] / self.count[energy] if self.count[energy] else 0.0
+
+    def rest_s(self, cases: Sequence[Case]) -> float:
+        with_energy = sum(case.energy for case in cases)
+        return with_energy * self.of(energy=True) + (len(cases) - with_energy) * self.of(energy=False)
+
+
 def sweep(
     cases: Sequence[Case],
     measure: Callable[[Case], CostRow],
@@ -27,43 +64,72 @@ def sweep(
     out: Path,
     *,
     minutes: float | None,
+    again: bool = False,
     skip_failed: bool = False,
+    has_sensors: bool = True,
     usable: Callable[[], bool] = lambda: True,
-    report: Callable[[int, str], None],
+    report: Callable[[Progress], None],
 ) -> SweepResult:
-    """Measure what `out` does not hold yet for this device, writing the file after every case.
+    """Measure what `out` does not hold yet for this device.
 
     Args:
-        cases: What to measure, in order of importance.
+        cases: What to measure, in order.
         measure: Makes a row of a case; whatever it raises becomes a failure in the file.
         device_key: What the rows belong to.
-        out: The cost database, read first where it exists.
+        out: The cost database, read first where it exists; written every few seconds and at the end, however it comes.
         minutes: Stop before a case that would probably end later than this; None for no limit [min].
+        again: Measure cases that `out` holds, too.
         skip_failed: Leave out the cases that `out` records as failed, too.
+        has_sensors: Whether energy can be had; if not, a row without it is all there will be.
         usable: Asked after a failure whether this process can measure any further; if not, the sweep ends.
-        report: Told the cases dealt with so far and a line about the last one.
+        report: Told after every case.
     """
     database = CostDatabase.load(out) if out.exists() else CostDatabase()
-    measured = {r.key for r in database.rows}
+    have = _held(database, device_key) if not again else {}
     if not skip_failed:  # they are tried again; what is left in the end then failed in this sweep
         database.forget_failures(str(case) for case in cases)
     failed_before = {f.case for f in database.failures}
-    start_s, longest_s, counts = time.monotonic(), 0.0, {"measured": 0, "skipped": 0, "failed": 0}
-    for index, case in enumerate(cases):
-        if (device_key, *_case_key(case)) in measured or str(case) in failed_before:
-            counts["skipped"] += 1
-            continue
-        begun_s = time.monotonic()
-        if minutes is not None and begun_s - start_s + longest_s > minutes * 60.0:
-            break
-        line = _attempt(case, measure, database)
-        counts["failed" if line.startswith("failed") else "measured"] += 1
-        database.save(out)
-        longest_s = max(longest_s, time.monotonic() - begun_s)
-        report(index + 1, f"{case}: {line}")
-        if line.startswith("failed") and not usable():
-            break
-    return SweepResult(**counts, left=len(cases) - sum(counts.values()))
+    wanted = [
+        case for case in cases if not _is_held(have, case, has_sensors=has_sensors) and str(case) not in failed_before
+    ]
+    skipped, start_s, saved_s = len(cases) - len(wanted), time.monotonic(), time.monotonic()
+    counts, pace = {"measured": 0, "failed": 0}, _Pace()
+    try:
+        for index, case in enumerate(wanted):
+            begun_s = time.monotonic()
+            if minutes is not None and begun_s - start_s + pace.of(case.energy) > minutes * 60.0:
+                break
+            line = _attempt(case, measure, database)
+            failed = line.startswith("failed")
+            counts["failed" if failed else "measured"] += 1
+            now_s = time.monotonic()
+            pace.add(case, now_s - begun_s)
+            left_s = pace.rest_s(wanted[index + 1 :])
+            if minutes is not None:
+                left_s = max(0.0, min(left_s, minutes * 60.0 - (now_s - start_s)))
+            report(Progress(skipped + index + 1, f"{case}: {line}", left_s))
+            if now_s - saved_s > SAVE_EVERY_S:
+                database.save(out)
+                saved_s = now_s
+            if failed and not usable():
+                break
+    finally:
+        if wanted:
+            database.save(out)
+    return SweepResult(counts["measured"], skipped, counts["failed"], len(wanted) - sum(counts.values()))
+
+
+def _held(database: CostDatabase, device_key: DeviceKey) -> dict[tuple[object, ...], bool]:
+    """Cases that are measured on this device, and whether with energy."""
+    held: dict[tuple[object, ...], bool] = {}
+    for row in database.rows:
+        if row.device == device_key:
+            held[row.case_key] = held.get(row.case_key, False) or row.energy_mj is not None
+    return held
+
+
+def _is_held(held: dict[tuple[object, ...], bool], case: Case, *, has_sensors: bool) -> bool:
+    return case.key in held and (held[case.key] or not case.energy or not has_sensors)
 
 
 def _attempt(case: Case, measure: Callable[[Case], CostRow], database: CostDatabase) -> str:
@@ -74,10 +140,5 @@ def _attempt(case: Case, measure: Callable[[Case], CostRow], database: CostDatab
         database.failures.append(Failure(str(case), message))
         return f"failed, {' '.join(message.split())[:300]}"
     database.add(row)
-    energy = "" if row.energy_mj is None else f", {row.energy_mj:.2f} mJ, {row.power_w:.0f} W"
+    energy = "" if row.energy_mj is None else f", {row.energy_mj:.2f} mJ, {row.power_w or 0:.0f} W"
     return f"{row.latency_us:.1f} us{energy}"
-
-
-def _case_key(case: Case) -> tuple[str, str, str, int, int, int, int, int, int, int]:
-    sizes = (case.hidden_size, case.inter_size, case.num_experts, case.top_k)
-    return (case.op, case.impl, case.dtype, *sizes, case.tokens, case.routed_rows, case.distinct_experts)

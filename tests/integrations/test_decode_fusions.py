@@ -7,12 +7,14 @@ import pytest
 import torch
 from tiny_models import NAMES, tiny_model, token_ids
 
+from thermoe.integrations import decode_layer
 from thermoe.integrations.decode_attention import DECODE_ATTENTION, decode_attention, grouped_heads
 from thermoe.integrations.decode_cache import shared_cache
 from thermoe.integrations.decode_fusions import StepFusions
 from thermoe.integrations.decoding import Decoder, TransformersSteps
 
 ROTARY = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "phimoe"}
+WHOLE_LAYERS = {"mixtral", "qwen2_moe", "qwen3_moe"}  # as they run; of glm4_moe only part of a head is turned
 
 
 def place_of(model):
@@ -50,6 +52,50 @@ def test_every_norm_is_found_and_the_usual_rotary_embedding(name):
         assert fusions.rotary_modules in ([], [type(model).__module__])
     with fusions.in_place():
         assert all("forward" in norm.__dict__ for norm in norms)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_layers_and_routers_are_fused_where_they_are_the_usual_ones(name, monkeypatch):
+    model, ids, calls = tiny_model(name), token_ids(3, 6), []
+    fusions = StepFusions(model)
+    assert len(fusions.routers.routers) == (0 if name == "phimoe" else 2)  # the sparsemixer picks in turn
+    own = decode_layer.decode_attention
+    monkeypatch.setattr(decode_layer, "decode_attention", lambda *args, **named: calls.append(1) or own(*args, **named))
+    Decoder(model).decode(ids, max_new_tokens=4)
+    probes = len(calls) - 3 * 2 * (name in WHOLE_LAYERS)  # steps behind the prompt, layers
+    assert probes == (2 * 2 if name in WHOLE_LAYERS | {"glm4_moe"} else 0)
+
+
+@pytest.mark.parametrize("change", ["hook", "bias", "scale", "block"])
+def test_layers_with_something_in_between_are_left_alone(change):
+    model = copy.deepcopy(tiny_model("qwen3_moe"))
+    layer = model.model.layers[1]
+    if change == "hook":  # somebody looks at what goes into a projection
+        layer.self_attn.q_proj.register_forward_pre_hook(lambda module, args: None)
+    elif change == "bias":
+
+        class Odd(torch.nn.Linear):
+            def forward(self, x):
+                return super().forward(x) + 1
+
+        layer.self_attn.v_proj.__class__ = Odd
+    elif change == "scale":
+
+        class Tempered(type(layer.self_attn)):
+            def forward(self, *args, **named):
+                out, weights = super().forward(*args, **named)
+                return 1.5 * out, weights
+
+        layer.self_attn.__class__ = Tempered
+    else:
+
+        class Scaled(type(layer)):
+            def forward(self, *args, **named):
+                return 0.5 * super().forward(*args, **named)
+
+        layer.__class__ = Scaled
+    assert StepFusions(model).layers is None
+    assert StepFusions(tiny_model("qwen3_moe")).layers is not None
 
 
 def test_what_computes_something_else_is_left_alone(monkeypatch):

@@ -34,9 +34,17 @@ class _SharedLayer(StaticLayer):  # type: ignore[misc]
             place_S = place_S + torch.arange(num_new, device=self.device)
         self.keys.index_copy_(2, place_S, key_states)
         self.values.index_copy_(2, place_S, value_states)
+        self.wrote(num_new)
+        return self.keys, self.values
+
+    def room(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values (B, H, L, W), and the (1,) place of the next position, for one who writes them himself."""
+        return self.keys, self.values, self.cumulative_length.view(1)
+
+    def wrote(self, num_new: int) -> None:
+        """Tell that so many positions are there now."""
         if self._last:
             self.cumulative_length.add_(num_new)
-        return self.keys, self.values
 
 
 def shared_cache(num_layers: int, max_length: int) -> Cache:

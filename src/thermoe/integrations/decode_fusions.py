@@ -1,11 +1,12 @@
-"""Fewer and larger operations around the experts of a decode step: norms and rotary embedding in one launch each.
+"""Fewer and larger operations around the experts of a decode step: routers, and whole layers around their experts where
+these are the usual ones, norms and rotary embedding in one launch each elsewhere.
 
 Every replacement is compared with what it stands for before it is used, and stands for it only while a step runs.
 """
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from thermoe.integrations.decode_layer import LayerFusion
+from thermoe.integrations.decode_probe import agree, is_rms_norm
+from thermoe.integrations.decode_router import RouterFusion
+from thermoe.integrations.hooks import RouterHooks
 from thermoe.kernels.rotary import rotary
 
 _ROTARY = "apply_rotary_pos_emb"
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
 class StepFusions:
@@ -24,16 +28,21 @@ class StepFusions:
 
     Args:
         model: A model of Transformers.
+        hooks: Thermoe's, where it is attached.
 
     Attributes:
         norms: Norms that one operation computes.
         rotary_modules: Names of modules of Python whose rotary embedding one kernel computes.
+        routers: The routers, and how they are computed.
+        layers: The layers, where all can be computed fused.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.norms: list[nn.Module] = [module for module in model.modules() if _is_rms_norm(module)]
+    def __init__(self, model: nn.Module, hooks: RouterHooks | None = None) -> None:
+        self.norms: list[nn.Module] = [module for module in model.modules() if is_rms_norm(module)]
         places = sorted({type(module).__module__ for module in model.modules()})
         self.rotary_modules = [place for place in places if _rotates_halves(getattr(sys.modules[place], _ROTARY, None))]
+        self.routers = RouterFusion(model, hooks)
+        self.layers = LayerFusion.of(getattr(model, "model", None))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -44,7 +53,8 @@ class StepFusions:
         for place in self.rotary_modules:
             setattr(sys.modules[place], _ROTARY, partial(_rotary, before[place]))
         try:
-            yield
+            with self.routers.in_place(), nullcontext() if self.layers is None else self.layers.in_place():
+                yield
         finally:
             for norm in self.norms:
                 norm.__dict__.pop("forward", None)
@@ -64,17 +74,6 @@ def _rotary(own: Callable[..., Any], q: Tensor, k: Tensor, cos: Tensor, sin: Ten
 
 
 @torch.no_grad()
-def _is_rms_norm(module: Any) -> bool:
-    weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or not epsilon:
-        return False
-    if weight.ndim != 1 or weight.dtype not in _TOLERANCE or "forward" in module.__dict__:
-        return False
-    x = torch.linspace(-2.0, 3.0, 2 * weight.numel(), device=weight.device).to(weight.dtype).view(2, -1)
-    return _agree(module(x), _rms_norm(module, x))
-
-
-@torch.no_grad()
 def _rotates_halves(function: Callable[..., Any] | None) -> bool:
     """Whether a rotary embedding is the one of Llama: the first half of a head turned with the second."""
     if function is None:
@@ -88,9 +87,4 @@ def _rotates_halves(function: Callable[..., Any] | None) -> bool:
         return False
     wanted = rotary(x, x[:, :2].contiguous(), cos, sin)
     same = isinstance(own, tuple) and len(own) == 2 and all(isinstance(part, Tensor) for part in own)
-    return same and all(_agree(one, other) for one, other in zip(own, wanted, strict=True))
-
-
-def _agree(own: Tensor, other: Tensor) -> bool:
-    tolerance = _TOLERANCE.get(own.dtype, 0.0)
-    return own.shape == other.shape and torch.allclose(own, other.to(own.dtype), atol=tolerance, rtol=tolerance)
+    return same and all(agree(one, other) for one, other in zip(own, wanted, strict=True))

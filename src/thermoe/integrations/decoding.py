@@ -64,7 +64,7 @@ class TransformersSteps:
         _refuse_unsupported(model)
         self._model, self._hooks, self._max_length = model, hooks, max_length
         self._cache = _empty_cache(model, max_length)
-        self._fusions = StepFusions(model) if fuse else None
+        self._fusions = StepFusions(model, hooks) if fuse else None
         self._keeps = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
     def prefill(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:

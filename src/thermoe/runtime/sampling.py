@@ -45,10 +45,11 @@ class Sampling:
         """(B,) token ids; never waits for the device. `logits_BV` is float32."""
         if not self.do_sample:
             return logits_BV.argmax(dim=-1)
-        scores_BV = self._kept(logits_BV / self.temperature)
-        # The draw of `torch.multinomial`, without its checks, which wait for the device.
+        scores_BV = self._kept(logits_BV if self.temperature == 1 else logits_BV / self.temperature)
+        # The draw of `torch.multinomial`, argmax of softmax / noise, without its checks, which wait for the device. In
+        # logarithms it needs no softmax, the dearest operation behind the last layer.
         noise_BV = torch.empty_like(scores_BV).exponential_()
-        return (scores_BV.softmax(dim=-1) / noise_BV).argmax(dim=-1)
+        return (scores_BV - noise_BV.log_()).argmax(dim=-1)
 
     def _kept(self, scores_BV: Tensor) -> Tensor:
         """Scores with the tokens that cannot be drawn at -inf."""

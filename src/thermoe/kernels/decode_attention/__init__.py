@@ -1,0 +1,101 @@
+"""Attention of one new position over a cache, from the projections to the heads' outputs, in one launch.
+
+Shapes: B sequences, H query heads, G key heads, L positions of the cache, W width of a head.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from thermoe.errors import ConfigError
+from thermoe.kernels.decode_attention.reference import decode_attention_reference
+
+__all__ = ["HeadNorms", "decode_attention", "decode_attention_reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorms:
+    """RMS norms of queries and keys, head by head, before they are turned.
+
+    Attributes:
+        query_W, key_W: Weights of the norms.
+        eps: Added to the mean square of a head.
+    """
+
+    query_W: Tensor
+    key_W: Tensor
+    eps: float
+
+
+def decode_attention(
+    qkv_BN: Tensor,
+    cos_BW: Tensor,
+    sin_BW: Tensor,
+    keys_BGLW: Tensor,
+    values_BGLW: Tensor,
+    place_1: Tensor,
+    mask_BL: Tensor,
+    *,
+    num_heads: int,
+    scale: float,
+    norms: HeadNorms | None = None,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """Norm and turn the new queries and keys, write keys and values to the cache, and attend.
+
+    Positions behind the new one are not looked at, whatever the mask says. Computed in float32, rounded where a model
+    of Transformers with `sdpa` attention rounds: after norm and rotation, and at the end.
+
+    Args:
+        qkv_BN: (B, (H + 2 G) W) queries, keys and values of the new position, side by side, contiguous.
+        cos_BW, sin_BW: (B or 1, W) of the new positions, contiguous: rotary embedding of halves.
+        keys_BGLW, values_BGLW: The cache, contiguous; the new position is written.
+        place_1: (1,) int64 on the device, where to write, in 0..L-1.
+        mask_BL: (B or 1, L) added to the scores: 0 or a large negative number.
+        num_heads: H, a multiple of G.
+        scale: Factor on the scores.
+        norms: Of queries and keys; None where the model has none.
+        counts: (B G,) int32 zeros for launches that cannot overlap; they are zero again afterwards. None makes some.
+
+    Returns:
+        (B, H W) in the dtype of `qkv_BN`.
+
+    Raises:
+        ConfigError: Shapes, dtypes or strides that do not fit.
+    """
+    _check(qkv_BN, cos_BW, sin_BW, keys_BGLW, values_BGLW, mask_BL, num_heads, norms)
+    given = (qkv_BN, cos_BW, sin_BW, keys_BGLW, values_BGLW, place_1, mask_BL)
+    if not qkv_BN.is_cuda:
+        return decode_attention_reference(*given, num_heads=num_heads, scale=scale, norms=norms)
+    from thermoe.kernels.decode_attention.triton import decode_attention_triton
+
+    return decode_attention_triton(*given, num_heads=num_heads, scale=scale, norms=norms, counts=counts)
+
+
+def _check(
+    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, mask: Tensor, num_heads: int,
+    norms: HeadNorms | None,
+) -> None:  # fmt: skip
+    if keys.ndim != 4 or values.shape != keys.shape or num_heads % keys.shape[1] or keys.shape[3] % 2:
+        raise ConfigError(
+            f"keys and values of shapes {tuple(keys.shape)} and {tuple(values.shape)} for {num_heads} query heads: "
+            "needed (B, G, L, W) both, W even and heads a multiple of G"
+        )
+    batch, groups, length, width = keys.shape
+    if qkv.shape != (batch, (num_heads + 2 * groups) * width):
+        raise ConfigError(
+            f"projections of shape {tuple(qkv.shape)}: this cache needs {(batch, (num_heads + 2 * groups) * width)}"
+        )
+    if cos.shape not in ((batch, width), (1, width)) or sin.shape != cos.shape:
+        raise ConfigError(f"cosines and sines of shapes {tuple(cos.shape)}, {tuple(sin.shape)}: needed (B or 1, W)")
+    if mask.shape not in ((batch, length), (1, length)):
+        raise ConfigError(f"a mask of shape {tuple(mask.shape)}: needed (B or 1, {length})")
+    parts = [qkv, cos, sin, keys, values, mask]
+    if norms is not None:
+        parts += [norms.query_W, norms.key_W]
+        if norms.query_W.shape != (width,) or norms.key_W.shape != (width,):
+            raise ConfigError(
+                f"norms of {tuple(norms.query_W.shape)} and {tuple(norms.key_W.shape)}: needed ({width},)"
+            )
+    if not all(part.is_contiguous() for part in parts) or values.dtype != keys.dtype or qkv.dtype != keys.dtype:
+        raise ConfigError("projections and cache need one dtype, and all tensors contiguous memory")

@@ -1,0 +1,52 @@
+"""Linear layers that share their input, for so few rows that the time is that of reading the weights: one launch."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from thermoe.errors import ConfigError
+from thermoe.kernels.few_linear.reference import few_linear_reference
+
+__all__ = ["MOST_ROWS", "few_linear", "few_linear_reference"]
+
+MOST_ROWS = 64
+"""Beyond it a library's matrix product is the better choice, and computes."""
+MOST_MATRICES = 3
+
+
+def few_linear(x_TC: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None] = ()) -> Tensor:
+    """The products of the same rows with up to three weight matrices, side by side.
+
+    Args:
+        x_TC: (T, C) bf16, f16 or float32, contiguous.
+        weights: Matrices (N_i, C) of x's dtype, contiguous.
+        biases: (N_i,) or None for each; empty where no matrix has one.
+
+    Returns:
+        (T, sum of N_i) in x's dtype, accumulated in float32 and rounded once.
+
+    Raises:
+        ConfigError: Shapes, dtypes, strides or numbers that do not fit.
+    """
+    _check(x_TC, weights, biases)
+    if not x_TC.is_cuda or x_TC.shape[0] > MOST_ROWS:
+        return few_linear_reference(x_TC, weights, biases)
+    from thermoe.kernels.few_linear.triton import few_linear_triton
+
+    return few_linear_triton(x_TC, weights, biases)
+
+
+def _check(x_TC: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+    if not 1 <= len(weights) <= MOST_MATRICES or (biases and len(biases) != len(weights)):
+        raise ConfigError(
+            f"{len(weights)} matrices and {len(biases)} biases: needed 1 to {MOST_MATRICES}, a bias or None for each"
+        )
+    if x_TC.ndim != 2 or any(w.ndim != 2 or w.shape[1] != x_TC.shape[1] for w in weights):
+        shapes = [tuple(w.shape) for w in weights]
+        raise ConfigError(f"rows of shape {tuple(x_TC.shape)} for matrices of shapes {shapes}: needed (T, C), (N, C)")
+    for weight, bias in zip(weights, biases, strict=False):
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ConfigError(f"a bias of shape {tuple(bias.shape)} for a matrix of {tuple(weight.shape)}")
+    parts = [x_TC, *weights, *(bias for bias in biases if bias is not None)]
+    if any(part.dtype != x_TC.dtype or part.device != x_TC.device or not part.is_contiguous() for part in parts):
+        raise ConfigError("rows, matrices and biases need one dtype, one device and contiguous memory")

@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
+from thermoe.kernels.add_norm.triton import add_norm_triton
 from thermoe.kernels.combine.triton import combine_triton
+from thermoe.kernels.decode_attention import HeadNorms
+from thermoe.kernels.decode_attention.triton import decode_attention_triton
 from thermoe.kernels.dispatch import DispatchPlan
 from thermoe.kernels.dispatch.triton import dispatch_plan_triton
 from thermoe.kernels.expert_mlp.configs import default, shape_of
@@ -20,6 +23,7 @@ from thermoe.kernels.expert_mlp.cuda_grouped.build import Build
 from thermoe.kernels.expert_mlp.cuda_grouped.build import cubin as grouped_cubin
 from thermoe.kernels.expert_mlp.triton_launch import expert_mlp_few, expert_mlp_many
 from thermoe.kernels.expert_mlp.weights import DenseMatrices, ExpertWeights, Fp8Matrices, Matrices, PlaneMatrices
+from thermoe.kernels.few_linear.triton import few_linear_triton
 from thermoe.kernels.route.launch import launch, outputs
 
 D, I, E, K = 2048, 768, 128, 8  # noqa: E741
@@ -41,6 +45,7 @@ def calls(architecture: int) -> dict[str, Call]:
             made[f"{name}, 4096 tokens"] = partial(_mlp, name, 4096, architecture)
     made["routing, 16 tokens"] = partial(_route, 16)
     made["combination"] = _combine
+    made["layer of one position"] = _layer
     made["plan, 64 tokens"] = partial(_plan, 64)
     if architecture == 90:
         made["fp8-channel and e4m3 tokens, 4096 tokens"] = partial(_mlp, "fp8-channel", 4096, 90, eight=True)
@@ -136,6 +141,19 @@ def _combine() -> None:
     ids_TK, weights_TK = EMPTY(4096, K, dtype=torch.int64), EMPTY(4096, K)
     for dtype in (BF16, F32):
         combine_triton(EMPTY(4096 * K, D, dtype=dtype), weights_TK, ids_TK, E, EMPTY(4096, D, dtype=BF16))
+
+
+def _layer() -> None:
+    x_TD, weight_D, tokens, width = EMPTY(16, D, dtype=BF16), EMPTY(D, dtype=BF16), 16, 128
+    add_norm_triton(x_TD, x_TD, weight_D, 1e-6, (EMPTY(16, D, dtype=BF16), EMPTY(16, D, dtype=BF16)))
+    matrices = [EMPTY(num, D, dtype=BF16) for num in (4096, 512, 512)]
+    qkv_TN = few_linear_triton(x_TD, matrices)
+    few_linear_triton(EMPTY(16, 4096, dtype=BF16), [EMPTY(D, 4096, dtype=BF16)], [weight_D])
+    turn, norm = EMPTY(tokens, width, dtype=BF16), EMPTY(width, dtype=BF16)
+    cache = [EMPTY(tokens, 4, 704, width, dtype=BF16) for _ in range(2)]
+    place, mask = EMPTY(1, dtype=torch.int64), EMPTY(tokens, 704, dtype=BF16)
+    norms = HeadNorms(norm, norm, 1e-6)
+    decode_attention_triton(qkv_TN, turn, turn, *cache, place, mask, num_heads=32, scale=0.1, norms=norms)
 
 
 def _plan(num_tokens: int) -> None:

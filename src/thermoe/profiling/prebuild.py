@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import torch
 
-from thermoe.errors import ThermoeError
 from thermoe.profiling.case import Case
 from thermoe.profiling.formats import WeightCache, make_experts
 from thermoe.profiling.operations import Setup, find_operation
@@ -28,9 +27,16 @@ def prebuild(cases: Sequence[Case], device: torch.device) -> int:
         return 0
     tasks = [*_formats(cases, device), *_routing(cases, device)]
     with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda task: task(), tasks))
+        list(pool.map(_attempt, tasks))
     torch.cuda.synchronize(device)
     return len(tasks)
+
+
+def _attempt(task: Callable[[], None]) -> None:
+    try:
+        task()
+    except Exception:  # noqa: BLE001 - the case that needs this build meets the same failure and reports it
+        return
 
 
 def _formats(cases: Sequence[Case], device: torch.device) -> list[Callable[[], None]]:
@@ -69,8 +75,5 @@ def _routing(cases: Sequence[Case], device: torch.device) -> list[Callable[[], N
 def _run_once(case: Case, device: torch.device) -> None:
     torch.cuda.set_device(device)
     setup = Setup(device=device, steps=1, weights=WeightCache(device, 0.0))
-    try:
-        with torch.no_grad():
-            find_operation(case).build(case, setup).run(0)
-    except (ThermoeError, RuntimeError):
-        return
+    with torch.no_grad():
+        find_operation(case).build(case, setup).run(0)

@@ -15,7 +15,7 @@ from thermoe.profiling.formats import held_bytes
 from thermoe.profiling.operations.bench import Setup, activation_dtype
 from thermoe.types import IntArray
 
-MAX_DRAWS = 16
+MAX_DRAWS = 16  # for operations without weights, which need not walk through all experts
 
 
 class Routed:
@@ -35,11 +35,12 @@ class Routed:
         copies = setup.copies(held_bytes(case)) if weights else 1
         self.layers: list[ExpertWeights] = setup.weights.layers(case, copies) if weights else []
         orders = [np.random.default_rng(1000 + c).permutation(case.num_experts) for c in range(copies)]
-        self.ids_SR = [
+        drawn = [
             draw_expert_ids(case, step, _block(orders[step % copies], step // copies, case.distinct_experts))
-            for step in range(setup.steps)
+            for step in range(setup.steps if weights else min(setup.steps, MAX_DRAWS))
         ]
-        self.skew = float(np.mean([load_skew(ids) for ids in self.ids_SR[:MAX_DRAWS]]))
+        self.ids_SR = [drawn[step % len(drawn)] for step in range(setup.steps)]
+        self.skew = float(np.mean([load_skew(ids) for ids in drawn[:MAX_DRAWS]]))
 
     def layer(self, step: int) -> ExpertWeights:
         """Weights that a step reads."""

@@ -1,6 +1,6 @@
 import pytest
 
-from thermoe.profiling.energy_window import summarise_window, wait_until_cool
+from thermoe.profiling.energy_window import WindowFigures, join_windows, summarise_window, wait_until_cool
 from thermoe.types import Kind, SysState
 
 
@@ -53,3 +53,32 @@ def test_cooling_stops_at_the_temperature_or_at_the_bound():
     assert wait_until_cool(lambda: next(falling), 45.0, 60.0, lambda s: None).temp_c == 45.0
     hot = iter([state(0.1 * i, temp_c=90.0) for i in range(100)])
     assert wait_until_cool(lambda: next(hot), 45.0, 1.0, lambda s: None).time_s == pytest.approx(1.0)
+
+
+def figures(power_w, integrated_w=None, throttled=False):
+    return WindowFigures(
+        duration_s=2.0,
+        power_counter_w=power_w,
+        power_integrated_w=integrated_w,
+        temp_c=40.0,
+        sm_clock_mhz=None,
+        memory_clock_mhz=None,
+        power_limit_w=700.0,
+        throttled=throttled,
+    )
+
+
+def test_windows_join_to_their_mean_and_spread():
+    joined = join_windows([(1e-3, figures(500.0, 490.0)), (3e-3, figures(200.0, 210.0, throttled=True))])
+    assert joined.latency_s == pytest.approx(2e-3)
+    assert joined.energy_j == pytest.approx(0.55)
+    assert joined.energy_integrated_j == pytest.approx(0.56)
+    assert joined.spread_pct == pytest.approx(100 * 0.1 / 0.55)
+    assert joined.power_w == pytest.approx(275.0)
+    assert (joined.windows, joined.throttled, joined.temp_c, joined.sm_clock_mhz) == (2, True, 40.0, None)
+
+
+def test_silent_sensors_leave_nothing_but_time():
+    joined = join_windows([(1e-3, figures(None))])
+    assert (joined.energy_j, joined.energy_integrated_j, joined.spread_pct, joined.power_w) == (None, None, None, None)
+    assert joined.latency_s == 1e-3

@@ -11,6 +11,7 @@ from thermoe.errors import ConfigError, CostError
 from thermoe.profiling.candidates import expert_case
 from thermoe.profiling.command import Profile
 from thermoe.profiling.in_process import InProcess, Protocol
+from thermoe.profiling.operations import OPERATIONS
 from thermoe.profiling.sweep import sweep
 from thermoe.types import Kind, SysState
 
@@ -121,3 +122,96 @@ def test_module_ends_with_2_on_a_foreign_file(tmp_path: Path):
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert "is no thermoe.costs file" in ended.stderr
+
+
+def steady(power_w=250.0):
+    clock = iter(range(10**7))
+
+    def read() -> SysState:
+        time_s = 0.1 * next(clock)
+        return SysState(time_s=time_s, wall_time_s=time_s, source="t", kind=Kind.MEASURED, energy_j=power_w * time_s)
+
+    return read
+
+
+def test_a_figure_of_energy_has_its_windows_and_their_spread():
+    row = in_process(steady()).measure(cases(energy=True)[0])
+    assert row.windows == 2
+    assert row.energy_spread_pct >= 0.0
+    assert in_process(steady()).measure(cases()[0]).windows is None
+
+
+def test_a_case_measured_without_energy_is_measured_again_when_energy_is_wanted(tmp_path):
+    out = tmp_path / "x.costs.json"
+    run_sweep(cases(), in_process().measure, out)
+    wanted = cases(energy=True)[:1] + cases()[1:]
+    without_sensors = sweep(
+        wanted, in_process().measure, KEY, out, minutes=None, has_sensors=False, report=lambda progress: None
+    )
+    assert (without_sensors.measured, without_sensors.skipped) == (0, 3)
+    result = run_sweep(wanted, in_process(steady()).measure, out)
+    assert (result.measured, result.skipped) == (1, 2)
+    assert [r.energy_mj is not None for r in CostDatabase.load(out).rows] == [False, False, True]
+    assert run_sweep(wanted, in_process(steady()).measure, out).measured == 0
+
+
+def test_occasions_stand_side_by_side(tmp_path):
+    out, profiler = tmp_path / "x.costs.json", in_process()
+    for occasion in ("first", "second"):
+        profiler.occasion = occasion
+        sweep(cases(), profiler.measure, KEY, out, minutes=None, again=True, report=lambda progress: None)
+    assert [r.occasion for r in CostDatabase.load(out).rows] == ["first"] * 3 + ["second"] * 3
+
+
+def test_what_was_measured_before_an_interruption_is_in_the_file(tmp_path):
+    out, measure = tmp_path / "x.costs.json", in_process().measure
+
+    def interrupted(case):
+        if case.routed_rows == 6:
+            raise KeyboardInterrupt
+        return measure(case)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(cases(), interrupted, out)
+    assert len(CostDatabase.load(out)) == 2
+
+
+def test_progress_counts_and_says_how_long_the_rest_takes(tmp_path, monkeypatch):
+    told, row = [], in_process().measure(cases()[0])
+    now_s = iter(range(0, 1000, 2))
+    monkeypatch.setattr("thermoe.profiling.sweep.time.monotonic", lambda: float(next(now_s)))
+    sweep(cases(), lambda case: row, KEY, tmp_path / "x", minutes=None, report=told.append)
+    assert [p.done for p in told] == [1, 2, 3]
+    assert [p.left_s for p in told] == [4.0, 2.0, 0.0]
+
+
+def test_a_result_is_checked_once_for_each_kind_of_case():
+    profiler = in_process()
+    rows = [profiler.measure(case) for case in cases()]
+    assert rows[0].rel_error < 1e-5
+    assert [row.rel_error for row in rows[1:]] == [None, None]
+
+
+def test_command_measures_each_case_in_its_own_process(tmp_path):
+    out = tmp_path / "x.costs.json"
+    assert Profile(out=out, ops=("ttha_update",), device="cpu", runner="subprocess", plain=True).execute() == 0
+    assert len(CostDatabase.load(out)) == 2
+
+
+def test_smoke_runs_every_operation_on_a_cpu(tmp_path):
+    out = tmp_path / "x.costs.json"
+    assert Profile(out=out, device="cpu", smoke=True, plain=True).execute() == 0
+    costs = CostDatabase.load(out)
+    assert costs.failures == []
+    assert {r.op for r in costs.rows} == set(OPERATIONS)
+
+
+def test_the_most_uncertain_cases_of_a_model_come_first(tmp_path):
+    from thermoe.cost.kernel_cost_model import KernelCostModel
+    from thermoe.profiling.model_widths import UNKNOWN, interval_widths
+
+    KernelCostModel.shipped().save(tmp_path / "model.json")
+    width = interval_widths(tmp_path / "model.json")
+    known = expert_case("expert_mlp", "grouped_mm", (2048, 768, 128, 8), 128, 32)
+    assert 0.0 < width(known) < UNKNOWN
+    assert width(expert_case("copy", "torch", (2048, 1, 1, 1), 128, 1)) == UNKNOWN

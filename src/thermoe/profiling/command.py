@@ -14,6 +14,7 @@ from thermoe.cost.database import CostDatabase
 from thermoe.cost.rows import CostRow
 from thermoe.errors import ConfigError
 from thermoe.profiling.case import Case
+from thermoe.profiling.kernel_tables import KERNEL_RUNNERS, profile_kernels
 from thermoe.profiling.machine import device_key, find_device, open_sensors
 from thermoe.profiling.plan import cpu_plan, gpu_plan, smoke_plan
 from thermoe.profiling.sweep import Progress, SweepResult, sweep
@@ -29,7 +30,7 @@ EXIT_SPOILT = 75
 """A failure spoilt the process: run again with `skip_failed` to measure the rest."""
 DEFAULT_MINUTES = 10.0
 MEMORY_SHARE = 0.45  # of the device, for weights that later cases read again
-RUNNERS = ("in_process", "subprocess")
+RUNNERS = ("in_process", "subprocess", *KERNEL_RUNNERS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,12 +38,14 @@ class Profile:
     """Measure what operations cost on this machine; goes on where OUT left off.
 
     Attributes:
-        out: Cost database to write, `*.costs.json`; cases it already holds are skipped.
+        out: Cost database to write, `*.costs.json`; cases it already holds are skipped. With nsys, ncu and torch, a
+            parquet file that gets a row for each kernel.
         ops: Only these operations; all of the plan if empty.
         minutes: Time to spend; on a GPU the plan is made for it, 10 minutes if it is not given.
         device: Where to run: "auto", "cpu" or "cuda".
         latency_only, energy_only: No energy windows, or nothing without them.
-        runner: "in_process", or "subprocess" for a process of its own for every case (slow).
+        runner: "in_process"; "subprocess" for a process of its own for every case (slow); or a profiler under which
+            each case runs as a script: "nsys", "ncu", "torch".
         smoke: Every operation once, shortly, to see that it runs; the figures are of no use.
         compiled: Also formats at sizes for which Triton compiles a kernel each, which takes seconds.
         known: Other cost databases whose cases need not be measured again.
@@ -94,6 +97,8 @@ class Profile:
         started_s = time.monotonic()
         device = find_device(self.device)
         cases = self._plan(device.type)
+        if self.runner in KERNEL_RUNNERS:
+            return self._profile_kernels(cases)
         result, spoilt = self._measure(device, cases, started_s)
         sys.stderr.write(
             f"{self.out}: {result.measured} measured, {result.skipped} skipped, {result.failed} failed, "
@@ -102,6 +107,14 @@ class Profile:
         if spoilt and result.left:
             return EXIT_SPOILT if self.skip_failed else self._go_on_elsewhere(started_s)
         return 1 if result.failed and not result.measured and not result.skipped else 0
+
+    def _profile_kernels(self, cases: list[Case]) -> int:
+        def report(done: int, line: str) -> None:
+            _write_line(f"[{done}/{len(cases)}] {line}")
+
+        result = profile_kernels(cases, self.runner, self.out, minutes=self.minutes, device=self.device, report=report)
+        _write_line(f"{self.out}: {result.measured} cases, {result.failed} failed, {result.left} left")
+        return int(result.failed > 0 and result.measured == 0)
 
     def _go_on_elsewhere(self, started_s: float) -> int:
         """Measure the rest in processes of their own, a new one after each failure that spoils it."""
@@ -146,7 +159,8 @@ class Profile:
         if unknown:
             raise ConfigError(f"no operation {', '.join(unknown)}: choose from {', '.join(OPERATIONS)}")
         known: list[CostRow] = []
-        for path in (*self.known, *([self.out] if self.out.exists() and self.resume else [])):
+        resumes = self.resume and self.out.exists() and self.runner not in KERNEL_RUNNERS
+        for path in (*self.known, *([self.out] if resumes else [])):
             known += CostDatabase.load(path).rows
         share = 0.0 if self.latency_only else 1.0 if self.energy_only else 0.65
         return gpu_plan(

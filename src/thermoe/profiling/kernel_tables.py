@@ -1,0 +1,111 @@
+"""Cases run as scripts under nsys, ncu or torch.profiler: one table with a row for each kernel that they launched."""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thermoe.cost.database import write_atomically
+from thermoe.errors import ConfigError, ThermoeError
+from thermoe.profiling.case import Case
+from thermoe.profiling.isolated import write_script
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPEATS = 20
+KERNEL_RUNNERS = ("nsys", "ncu", "torch")
+
+RunScript = Callable[[Path, Sequence[str], str], "pd.DataFrame"]
+
+
+@dataclass(frozen=True, slots=True)
+class TableResult:
+    """How it ended: cases in the table, failed, and left for want of time."""
+
+    measured: int
+    failed: int
+    left: int
+
+
+def profile_kernels(
+    cases: Sequence[Case],
+    runner: str,
+    out: Path,
+    *,
+    minutes: float | None,
+    device: str,
+    report: Callable[[int, str], None],
+) -> TableResult:
+    """Run each case under a profiler; the kernels of all cases, with the case in columns of its own, go to `out`.
+
+    A case that fails is written, with what the profiler or the script said, to `OUT.failures.json`.
+
+    Args:
+        cases: What to run, in order.
+        runner: One of `KERNEL_RUNNERS`.
+        out: Parquet file.
+        minutes: Start no further case after this; None for no limit [min].
+        device: Where the scripts run.
+        report: Told the cases dealt with so far and a line about the last one.
+    """
+    if out.suffix != ".parquet":
+        raise ConfigError(f"{out}: runner {runner} gives a table of kernels, name a .parquet file for it")
+    run, start_s = find_runner(runner), time.monotonic()
+    tables: list[pd.DataFrame] = []
+    failures: list[dict[str, str]] = []
+    for index, case in enumerate(cases):
+        if minutes is not None and time.monotonic() - start_s > minutes * 60.0:
+            break
+        try:
+            table = _run_case(case, run, device)
+        except ThermoeError as err:
+            failures.append({"case": str(case), "message": str(err)})
+            report(index + 1, f"{case}: failed, {err}")
+            continue
+        tables.append(table)
+        report(index + 1, f"{case}: {len(table)} kernels")
+    _write(out, tables, failures)
+    return TableResult(len(tables), len(failures), len(cases) - len(tables) - len(failures))
+
+
+def find_runner(name: str) -> RunScript:
+    """The function that runs a script with arguments under a profiler, by an interpreter."""
+    if name == "nsys":
+        from thermoe.profiling.nsys_runner import run_nsys
+
+        return lambda script, arguments, python: run_nsys(script, arguments, python=python)
+    if name == "ncu":
+        from thermoe.profiling.ncu_runner import run_ncu
+
+        return lambda script, arguments, python: run_ncu(script, arguments, python=python)
+    if name == "torch":
+        from thermoe.profiling.torch_trace_runner import run_torch_profiler
+
+        return lambda script, arguments, python: run_torch_profiler(script, arguments, python=python)
+    raise ConfigError(f"runner {name}: choose from {', '.join(KERNEL_RUNNERS)}")
+
+
+def _run_case(case: Case, run: RunScript, device: str) -> "pd.DataFrame":
+    with tempfile.TemporaryDirectory() as folder:
+        script = write_script(case, Path(folder, "case.py"))
+        table = run(script, ["--repeats", str(REPEATS), "--device", device], sys.executable)
+    fields = {f"case_{name}": value for name, value in case.as_dict().items() if name != "energy"}
+    return table.assign(**fields, case_tokens=case.tokens, case_repeats=REPEATS)
+
+
+def _write(out: Path, tables: Sequence["pd.DataFrame"], failures: Sequence[dict[str, str]]) -> None:
+    import pandas as pd
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if tables:
+        filled = [table.dropna(axis=1, how="all") for table in tables]
+        columns = list(dict.fromkeys(name for table in tables for name in table.columns))
+        joined = pd.concat(filled, ignore_index=True).reindex(columns=columns)
+        joined.to_parquet(out, index=False)
+    if failures:
+        write_atomically(out.with_suffix(".failures.json"), json.dumps(failures, indent=1) + "\n")

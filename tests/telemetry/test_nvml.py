@@ -293,3 +293,12 @@ def test_importing_the_package_imports_neither_nvml_nor_zeus_and_starts_no_threa
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]", "1"]
+
+
+def test_the_gpu_is_named_by_uuid_and_bus_where_nvml_tells(nvml):
+    nvml.answers["nvmlDeviceGetUUID"] = "GPU-da169147-ab12-6528-f15a-7efd8bb7efbe"
+    nvml.answers["nvmlDeviceGetPciInfo"] = SimpleNamespace(busId=b"00000000:3B:00.0")
+    assert NvmlSource(0).identity() == ("GPU-da169147-ab12-6528-f15a-7efd8bb7efbe", "00000000:3B:00.0")
+    nvml.answers["nvmlDeviceGetUUID"] = NotSupportedError("Not Supported")
+    del nvml.answers["nvmlDeviceGetPciInfo"]
+    assert NvmlSource(0).identity() == (None, None)

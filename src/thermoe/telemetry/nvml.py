@@ -105,6 +105,14 @@ class NvmlSource:
             **self._limits,
         )
 
+    def identity(self) -> tuple[str | None, str | None]:
+        """UUID and PCI bus of the GPU, to join its log with other programs' files; `None` where NVML is silent."""
+        nvml, handle = self._nvml, self._handle
+        uuid = Call(nvml, lambda: nvml.nvmlDeviceGetUUID(handle))(self._clock())
+        bus = Call(nvml, lambda: nvml.nvmlDeviceGetPciInfo(handle).busId)(self._clock())
+        as_text = [value.decode() if isinstance(value, bytes) else value for value in (uuid, bus)]
+        return as_text[0], as_text[1]
+
     def refresh(self) -> None:
         """Have the next read ask for the energy counter, however young the last value is."""
         self._fast["energy_j"].expire()

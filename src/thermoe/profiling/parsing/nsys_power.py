@@ -32,7 +32,7 @@ def find_power(file: SqliteFile, wall_offset_ns: int | None, notes: list[str], n
     """All series of power in the export, in the first of the three places that has any."""
     found: list[_Found] = []
     for search in (_in_metrics, _in_events, _in_tables):
-        found = [one for one in search(file) if one[2].size >= 2]
+        found = [one for one in search(file) if np.unique(one[2]).size >= 2]
         if found:
             break
     series = [_series(one, wall_offset_ns) for one in found]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-#: Range names that are operations; any range named `op:NAME` or `thermoe:NAME` (a slash ends the name) is one too.
+#: Range names that are operations; any range named `op:NAME` or `thermoe::NAME` (a slash ends the name) is one too.
 OPERATIONS = (
     *("router_gate", "router_topk", "routing", "routing_topk", "dispatch", "combine", "dispatch_combine"),
     *("linear_fc1", "activation", "linear_fc2", "dequant_unpack_op", "expert_mlp", "moe_layer", "attention"),
@@ -41,7 +41,7 @@ def operation_of_range(name: str | None) -> str | None:
     lowered = name.strip().lower()
     for prefix in PREFIXES:
         if lowered.startswith(prefix):
-            return lowered.removeprefix(prefix).split("/")[0].strip() or None
+            return lowered.removeprefix(prefix).lstrip(":").split("/")[0].strip() or None
     return lowered if lowered in OPERATIONS else None
 
 

@@ -64,8 +64,9 @@ class PowerSeries:
         """Growth of the energy counter between two moments [J]; `None` where it cannot be told."""
         if self.energy_j is None:
             return None
-        known = ~np.isnan(self.energy_j)
-        time_ns, energy_j = self.time_ns[known], self.energy_j[known]
+        known = np.flatnonzero(~np.isnan(self.energy_j))
+        ticks = known[1:][np.diff(self.energy_j[known]) != 0]  # between its steps the counter stands still
+        time_ns, energy_j = self.time_ns[ticks], self.energy_j[ticks]
         if time_ns.size < 2 or start_ns < time_ns[0] or end_ns > time_ns[-1] or (np.diff(energy_j) < 0).any():
             return None
         low, high = np.interp(np.array([start_ns, end_ns]) - time_ns[0], time_ns - time_ns[0], energy_j)

@@ -19,7 +19,8 @@ MAGIC = b"SQLite format 3\x00"
 MISSING = -(2**63)
 MAX_TEXT = 4096
 _CHUNK_ROWS = 65_536
-_CHECKED_BYTES = 256 << 20
+#: Largest file whose pages are all checked before it is read [byte].
+CHECKED_BYTES = 256 << 20
 _HEAP_BYTES = 256 << 20
 _VALUE_BYTES = 32 << 20
 _BASE_S, _BYTES_PER_S = 60.0, 4e6
@@ -47,7 +48,7 @@ class SqliteFile:
         with self._one_line():
             self._connection = self._open()
             try:
-                if size_bytes <= _CHECKED_BYTES:
+                if size_bytes <= CHECKED_BYTES:
                     self._check_pages()
                 self.tables: Mapping[str, str] = self._find_tables()
             except BaseException:
@@ -94,7 +95,9 @@ class SqliteFile:
         terms = [_integer(_quoted(known[name.lower()])) for name in present]
         terms += [_integer(term) for term in (extra or {}).values()]
         labels = [*present, *(extra or {})]
-        found = self._arrays(f"SELECT {', '.join(terms) or 'NULL'} FROM {_quoted(table)} {where}", max(len(terms), 1))
+        found = self._arrays(
+            f"SELECT {', '.join(terms) or _integer('NULL')} FROM {_quoted(table)} {where}", max(len(terms), 1)
+        )
         result = dict(zip(labels, found, strict=False))
         absent = np.full(len(found[0]), MISSING, dtype=np.int64)
         return {name: result.get(name, absent) for name in [*names, *(extra or {})]}
@@ -154,8 +157,9 @@ class SqliteFile:
     def _one_line(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OverflowError, MemoryError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+        except (sqlite3.Error, OverflowError, MemoryError, UnicodeError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = "its schema is no text" if isinstance(error, UnicodeError) else reason
             if "interrupted" in reason:
                 reason = "reading took too long"
             raise DataError(f"{self._path} cannot be read ({reason}): {self._remedy}") from None

@@ -26,6 +26,19 @@ struct alignas(64) TensorMap {
 
 DEV int thread_index() { return static_cast<int>(threadIdx.x); }
 DEV uint32_t num_blocks() { return gridDim.x; }
+// A team is a cluster of blocks, which reach each other's shared memory.
+template <int TEAM>
+DEV int rank_in_team() {
+  if constexpr (TEAM == 1) return 0;
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+DEV uint32_t shared_of(uint32_t at, int rank) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+  return there;
+}
 
 // ---- shared memory
 constexpr uint32_t SHARED_START = 1024;  // the driver keeps the first kilobyte; the kernel checks it
@@ -54,6 +67,9 @@ DEV void store_columns(uint32_t at, const uint32_t (&r)[4]) {
 
 // ---- threads that wait for each other
 DEV void sync_block() { __syncthreads(); }
+DEV void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
 DEV void sync_warp() { __syncwarp(); }
 DEV void named_wait(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 DEV void named_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
@@ -72,6 +88,18 @@ DEV void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluste
 DEV void barrier_arrive(uint32_t bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
+DEV void barrier_arrive(uint32_t bar, uint32_t times) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(times) : "memory");
+}
+DEV void barrier_arrive_in(uint32_t bar, int rank) {  // a block of the cluster; it learns of no stores by this
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(shared_of(bar, rank)) : "memory");
+}
+DEV void barrier_release_in(uint32_t bar, int rank) {  // after stores that it is to see
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(shared_of(bar, rank)) : "memory");
+}
+DEV void sts32_in(uint32_t at, int rank, uint32_t v) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(shared_of(at, rank)), "r"(v) : "memory");
+}
 DEV void barrier_expect(uint32_t bar, uint32_t bytes) {  // arrives, and expects bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
@@ -86,19 +114,59 @@ DEV void barrier_wait(uint32_t bar, uint32_t parity) {
       "over:\n"
       "}" ::"r"(bar), "r"(parity) : "memory");
 }
+DEV void barrier_wait_cluster(uint32_t bar, uint32_t parity) {  // for what another block has written
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra over;\n"
+      "bra again;\n"
+      "over:\n"
+      "}" ::"r"(bar), "r"(parity) : "memory");
+}
 
 // ---- copies into shared memory that run by themselves
 DEV void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEV void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 DEV void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+// Rows `row` and on. TEAM 2: into both blocks of a pair, at the same place, and each one's barrier counts the bytes.
+template <int TEAM>
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
-          to), "l"(map), "r"(byte), "r"(row), "r"(bar) : "memory");
+  if constexpr (TEAM == 1)
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(map), "r"(byte), "r"(row), "r"(bar) : "memory");
+  else
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+        " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(byte), "r"(row), "r"(bar),
+        "h"(static_cast<uint16_t>(3)) : "memory");
 }
+template <int TEAM>
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int group, uint32_t bar) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      " [%0], [%1, {%2, 0, %3, %4}], [%5];" ::"r"(to), "l"(map), "r"(byte), "r"(half), "r"(group), "r"(bar) : "memory");
+  if constexpr (TEAM == 1)
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%2, 0, %3, %4}], [%5];" ::"r"(to), "l"(map), "r"(byte), "r"(half), "r"(group), "r"(bar)
+        : "memory");
+  else
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+        " [%0], [%1, {%2, 0, %3, %4}], [%5], %6;" ::"r"(to), "l"(map), "r"(byte), "r"(half), "r"(group), "r"(bar),
+        "h"(static_cast<uint16_t>(3)) : "memory");
+}
+DEV void copy_places(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
+  copy_box<1>(to, map, byte, row, bar);
+}
+DEV void prefetch_box(const TensorMap* map, int byte, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(byte), "r"(row)
+               : "memory");
+}
+DEV void prefetch_box(const TensorMap* map, int byte, int half, int group) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, 0, %2, %3}];" ::"l"(map), "r"(byte), "r"(half),
+               "r"(group)
+               : "memory");
 }
 // 16 bytes, zeros where not inside. The address is computed here, for the compiler would keep it in two registers.
 DEV void copy_piece(uint32_t to, const char* start, uint32_t pieces, bool inside) {
@@ -133,6 +201,11 @@ DEV uint32_t load_acquire(const uint32_t* from) {
 DEV void add_release(uint32_t* to, uint32_t v) {
   asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
 }
+DEV uint32_t add_acquire_release(uint32_t* to, uint32_t v) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(to), "r"(v) : "memory");
+  return before;
+}
 DEV uint32_t take_ticket(uint32_t* from) {
   uint32_t v;
   asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(from) : "memory");
@@ -141,6 +214,18 @@ DEV uint32_t take_ticket(uint32_t* from) {
 DEV void store_piece(void* to, const uint32_t (&r)[4]) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
+}
+DEV void load_piece(uint32_t (&r)[4], const void* from) {  // of what no launch writes
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(from));
+}
+DEV uint32_t load_half(const uint16_t* from) {
+  uint16_t v;
+  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(from));
+  return v;
+}
+DEV void ask_bytes(const void* from, uint32_t bytes) {  // into the L2 cache, 16 at a time
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 DEV void pause() { __nanosleep(40); }
 
@@ -152,6 +237,29 @@ DEV uint32_t pack_bf16(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+DEV float float_of_f16(uint32_t v) {
+  float r;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(static_cast<uint16_t>(v)));
+  return r;
+}
+// Pairs of bf16.
+DEV uint32_t add_bf16(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEV uint32_t multiply_bf16(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEV uint32_t add_product_bf16(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+template <int NAMES>  // of four bytes among the eight of two words
+DEV uint32_t pick_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, NAMES); }
 DEV float fast_exp(float v) { return __expf(v); }
 DEV float fast_divide(float a, float b) { return __fdividef(a, b); }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda_on_cpu_machine.h"
+#include "team.cuh"
 
 DEV int thread_index() { return cpu::self().thread; }
 DEV uint32_t num_blocks() { return static_cast<uint32_t>(cpu::machine->blocks.size()); }
@@ -31,11 +32,15 @@ DEV void store_columns(uint32_t at, const uint32_t (&r)[4]) {
   });
 }
 
-DEV void sync_block() { cpu::meet(cpu::self().block->groups[0], cpu::machine->threads); }
-template <int TEAM>
-int rank_in_team() { return cpu::self().index % TEAM; }
-DEV void sync_cluster() {  // of two blocks
-  cpu::meet(cpu::machine->blocks[cpu::self().index / 2 * 2]->groups[15], 2 * cpu::machine->threads);
+DEV int team_rank() { return cpu::self().index % TEAM; }
+DEV cpu::Block& mate(int rank) {
+  cpu::Block& block = *cpu::machine->blocks[cpu::self().index / TEAM * TEAM + rank];
+  if (block.left) cpu::fail("reached for the memory of a block that has left", rank);
+  return block;
+}
+DEV void sync_team() {
+  const int first = cpu::self().index / TEAM * TEAM;
+  cpu::meet(cpu::machine->blocks[first]->groups[15], TEAM * cpu::machine->threads);
 }
 DEV void sync_warp() { cpu::meet(cpu::warp().group, 32); }
 DEV void named_wait(int id, int threads) { cpu::meet(cpu::self().block->groups[id], threads); }
@@ -84,7 +89,6 @@ DEV void arrive(cpu::Barrier& b, uint32_t bar, uint32_t times) {
   b.settle();
 }
 DEV void barrier_arrive(uint32_t bar, uint32_t times = 1) { arrive(barrier_at(bar), bar, times); }
-DEV cpu::Block& mate(int rank) { return *cpu::machine->blocks[cpu::self().index / 2 * 2 + rank]; }
 DEV void barrier_arrive_in(uint32_t bar, int rank) { arrive(barrier_of(mate(rank), bar), bar, 1); }
 DEV void barrier_release_in(uint32_t bar, int rank) { barrier_arrive_in(bar, rank); }
 DEV void sts32_in(uint32_t at, int rank, uint32_t v) { std::memcpy(mate(rank).shared.data() + at, &v, 4); }
@@ -113,7 +117,8 @@ DEV void copy_rows(cpu::Block& block, uint32_t to, const TensorMap* map, int byt
   cpu::at(to + rows * BOX_BYTES - 16, 16);
   std::memset(shared + to, 0xff, rows * BOX_BYTES);
   cpu::Barrier& b = barrier_of(block, bar);
-  cpu::launch_copy([=, &b] {
+  cpu::launch_copy([=, &block, &b] {
+    if (block.left) return cpu::complain("a copy landed in a block that has left", to);
     for (uint32_t r = 0; r < rows; ++r)
       for (uint32_t i = 0; i < BOX_BYTES; ++i) {
         const int64_t from = row_of(r);
@@ -126,20 +131,15 @@ DEV void copy_rows(cpu::Block& block, uint32_t to, const TensorMap* map, int byt
     b.settle();
   });
 }
-template <int TEAM>
-DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
-  const int first = TEAM == 1 ? cpu::self().index : cpu::self().index / TEAM * TEAM;
-  for (int i = 0; i < TEAM; ++i)
-    copy_rows(*cpu::machine->blocks[first + i], to, map, byte, BOX_ROWS, [row](int r) { return row + r; }, bar);
+DEV void copy_alone(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
+  copy_rows(*cpu::self().block, to, map, byte, PLACES, [row](int r) { return row + r; }, bar);
 }
-template <int TEAM>
+DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
+  for (int i = 0; i < TEAM; ++i) copy_rows(mate(i), to, map, byte, BOX_ROWS, [row](int r) { return row + r; }, bar);
+}
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int group, uint32_t bar) {
   const auto row_of = [half, group](int r) { return 32 * (group + r / 16) + 16 * half + r % 16; };
-  const int first = TEAM == 1 ? cpu::self().index : cpu::self().index / TEAM * TEAM;
-  for (int i = 0; i < TEAM; ++i) copy_rows(*cpu::machine->blocks[first + i], to, map, byte, BOX_ROWS, row_of, bar);
-}
-DEV void copy_places(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
-  copy_rows(*cpu::self().block, to, map, byte, PLACES, [row](int r) { return row + r; }, bar);
+  for (int i = 0; i < TEAM; ++i) copy_rows(mate(i), to, map, byte, BOX_ROWS, row_of, bar);
 }
 DEV void prefetch_box(const TensorMap*, int, int) {}
 DEV void prefetch_box(const TensorMap*, int, int, int) {}

@@ -16,9 +16,9 @@ DEV void bring_boxes(const Problem& p, const Tile& tile, int step, uint32_t to, 
     const int row = gate + 64 * wide + second * p.columns[1], group = start + 4 * wide;
     if constexpr (COPIED) {
       if (tile.matrix == 0)
-        copy_box<TEAM>(to + box * WEIGHT_BOX, map, byte, row, full);
+        copy_box(to + box * WEIGHT_BOX, map, byte, row, full);
       else
-        copy_box<TEAM>(to + box * WEIGHT_BOX, map, byte, second, group, full);
+        copy_box(to + box * WEIGHT_BOX, map, byte, second, group, full);
     } else {
       tile.matrix == 0 ? prefetch_box(map, byte, row) : prefetch_box(map, byte, second, group);
     }
@@ -96,7 +96,7 @@ DEV void bring_hidden(const Problem& p, const Tile& tile, Turn<STAGES>& turn, in
       barrier_arrive(full, 31);
       barrier_expect(full, share * PLACE_BOX);
       for (int box = warp; box < boxes; box += GATHER_WARPS)
-        copy_places(to + box * PLACE_BOX, &p.hidden_map, step * STEP_BYTES, tile.first + PLACE_BOX_ROWS * box, full);
+        copy_alone(to + box * PLACE_BOX, &p.hidden_map, step * STEP_BYTES, tile.first + PLACE_BOX_ROWS * box, full);
     }
     sync_warp();
   }

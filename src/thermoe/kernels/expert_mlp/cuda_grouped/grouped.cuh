@@ -52,8 +52,5 @@ DEV void grouped_block(const Problem& p) {
       gather_tiles(p, thread - 32);
     }
   }
-  if constexpr (TEAM > 1) {  // a block's memory is there as long as its mate may reach for it
-    sync_warp();
-    sync_team();
-  }
+  if constexpr (TEAM > 1) sync_team();  // a block's memory is there as long as its mate may reach for it
 }

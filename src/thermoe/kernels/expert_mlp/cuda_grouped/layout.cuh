@@ -17,9 +17,6 @@
 #ifndef THERMOE_LEAD
 #define THERMOE_LEAD 2  // steps that one warpgroup is ahead of the other, whose ends it then hides
 #endif
-#ifndef THERMOE_PAIR
-#define THERMOE_PAIR 1  // two blocks take neighbouring tiles of an expert and bring each other half of the weights
-#endif
 #ifndef THERMOE_AHEAD
 #define THERMOE_AHEAD 0  // steps by which weights are asked into the L2 cache before they are copied; 0: they are not
 #endif
@@ -35,7 +32,7 @@
 
 constexpr int TOKENS = THERMOE_TOKENS, STAGES = THERMOE_STAGES, LEAD = THERMOE_LEAD;
 constexpr bool EIGHT = THERMOE_EIGHT, PLANES = THERMOE_PLANES;
-constexpr int TEAM = THERMOE_PAIR ? 2 : 1, AHEAD = THERMOE_AHEAD;  // TEAM: blocks that share weights
+constexpr int AHEAD = THERMOE_AHEAD;
 constexpr int OCTETS = TOKENS / 8, VALUES = TOKENS / 2;
 static_assert(TOKENS % 16 == 0 && TOKENS <= 256 && STAGES >= 2 && LEAD < STAGES);
 constexpr int ELEMENT_BYTES = EIGHT ? 1 : 2;
@@ -144,18 +141,3 @@ DEV Tile read_tile(int at) {
 
 DEV int ceil_div(int a, int b) { return (a + b - 1) / b; }
 DEV int steps_of(const Problem& p, int matrix) { return ceil_div(p.columns[matrix] * ELEMENT_BYTES, STEP_BYTES); }
-
-// ---- teams of blocks
-DEV int team_rank() { return rank_in_team<TEAM>(); }
-DEV void sync_team() {
-  if constexpr (TEAM == 1)
-    sync_block();
-  else
-    sync_cluster();
-}
-DEV void barrier_arrive_at(uint32_t bar, int rank) {
-  if constexpr (TEAM == 1)
-    barrier_arrive(bar);
-  else
-    barrier_arrive_in(bar, rank);
-}

@@ -7,7 +7,7 @@
 // A stage is given back to all blocks that copy into it.
 DEV void give_back(uint32_t empty) {
   const int lane = thread_index() % 32;
-  if (lane < TEAM) barrier_arrive_at(empty, lane);
+  if (lane < TEAM) barrier_arrive_in(empty, lane);
 }
 
 template <int WIDTH>

@@ -2,8 +2,8 @@
 //
 // At step s of the list come the tiles of expert s at the first matrix, then those of expert s - lag at the second. A
 // tile of the second matrix waits for tiles that stand before it in the list alone, so the first that is unfinished can
-// always go on. Tiles that share weights are neighbours. What is said here of a
-// tile holds for a team of blocks: they take one place in the list together, and each a tile of it with other tokens.
+// always go on. Tiles that share weights are neighbours. What is said here of a tile holds for a team of blocks: they
+// take one place in the list together, and each a tile of it with other tokens.
 #pragma once
 
 #include "layout.cuh"
@@ -61,5 +61,7 @@ struct Schedule {
     return {matrix, expert, rest > 0 ? start + first : start, rest < 0 ? 0 : rest < width ? rest : width, left / turns};
   }
   // What COUNTER_DONE of an expert reaches.
-  DEV uint32_t stored_tiles(int expert) const { return (tiles_before(expert + 1) - tiles_before(expert)) * blocks[0] * TEAM; }
+  DEV uint32_t stored_tiles(int expert) const {
+    return (tiles_before(expert + 1) - tiles_before(expert)) * blocks[0] * TEAM;
+  }
 };

@@ -112,7 +112,8 @@ DEV void ask_rows(const Problem& p, int matrix, int row, int rows) {
   const uint64_t chunks = ceil_div(p.columns[matrix], 128);
   for (int plane = 0; plane < 2; ++plane)
     for (int done = 0; done < rows; done += 16)
-      ask_bytes(p.plane[matrix][plane] + 32 * chunks * (row + done), 32 * chunks * (rows - done < 16 ? rows - done : 16));
+      ask_bytes(p.plane[matrix][plane] + 32 * chunks * (row + done),
+                32 * chunks * (rows - done < 16 ? rows - done : 16));
 }
 
 DEV void ask_codes(const Problem& p) {  // one thread; as soon as a tile is known

@@ -59,6 +59,8 @@ struct Block {
   std::unordered_map<uint32_t, Barrier> barriers;
   Group groups[16];
   std::vector<Warp> warps;
+  int running = 0;
+  bool left = false;  // all its threads have: its memory is another's
 };
 struct Fiber {
   ucontext_t context;
@@ -83,9 +85,12 @@ struct Machine {
 inline Machine* machine = nullptr;
 inline Fiber& self() { return *machine->current; }
 
-[[noreturn]] inline void fail(const char* what, uint32_t at) {
+inline void complain(const char* what, uint32_t at) {  // the run ends with the step that is under way
   std::fprintf(stderr, "thread %d of block %d: %s at %u\n", self().thread, self().index, what, at);
   machine->failed = true;
+}
+[[noreturn]] inline void fail(const char* what, uint32_t at) {
+  complain(what, at);
   swapcontext(&self().context, &machine->scheduler);
   std::abort();  // nothing goes on after a failure
 }
@@ -124,6 +129,8 @@ inline float bf16(uint32_t bits) {
 inline void enter() {
   machine->kernel();
   self().done = true;
+  Block& block = *self().block;
+  block.left = --block.running == 0;
   swapcontext(&self().context, &machine->scheduler);
 }
 
@@ -195,6 +202,7 @@ inline bool run(int blocks, int threads, uint32_t seed, bool uneven, std::functi
   for (int b = 0; b < blocks; ++b) {
     here.blocks.push_back(std::make_unique<Block>());
     here.blocks.back()->warps.resize(threads / 32);
+    here.blocks.back()->running = threads;
     for (int t = 0; t < threads; ++t) {
       auto fiber = std::make_unique<Fiber>();
       fiber->block = here.blocks.back().get(), fiber->thread = t, fiber->index = b;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda_on_cpu_machine.h"
+#include "team.cuh"
 
 DEV int thread_index() { return cpu::self().thread; }
 DEV uint32_t num_blocks() { return static_cast<uint32_t>(cpu::machine->blocks.size()); }
@@ -31,7 +32,16 @@ DEV void store_columns(uint32_t at, const uint32_t (&r)[4]) {
   });
 }
 
-DEV void sync_block() { cpu::meet(cpu::self().block->groups[0], cpu::machine->threads); }
+DEV int team_rank() { return cpu::self().index % TEAM; }
+DEV cpu::Block& mate(int rank) {
+  cpu::Block& block = *cpu::machine->blocks[cpu::self().index / TEAM * TEAM + rank];
+  if (block.left) cpu::fail("reached for the memory of a block that has left", rank);
+  return block;
+}
+DEV void sync_team() {
+  const int first = cpu::self().index / TEAM * TEAM;
+  cpu::meet(cpu::machine->blocks[first]->groups[15], TEAM * cpu::machine->threads);
+}
 DEV void sync_warp() { cpu::meet(cpu::warp().group, 32); }
 DEV void named_wait(int id, int threads) { cpu::meet(cpu::self().block->groups[id], threads); }
 DEV void named_arrive(int id, int threads) {
@@ -67,42 +77,49 @@ DEV void barrier_init(uint32_t bar, uint32_t arrivals) {
   if (!fits) cpu::fail("barrier laid twice or crooked", bar);
 }
 DEV void barrier_init_fence() {}
-DEV cpu::Barrier& barrier_at(uint32_t bar) {
-  auto found = cpu::self().block->barriers.find(bar);
-  if (found == cpu::self().block->barriers.end()) cpu::fail("no barrier", bar);
+DEV cpu::Barrier& barrier_of(cpu::Block& block, uint32_t bar) {
+  auto found = block.barriers.find(bar);
+  if (found == block.barriers.end()) cpu::fail("no barrier", bar);
   return found->second;
 }
-DEV void barrier_arrive(uint32_t bar) {
-  cpu::Barrier& b = barrier_at(bar);
-  if (--b.pending < 0) cpu::fail("one arrival too many", bar);
+DEV cpu::Barrier& barrier_at(uint32_t bar) { return barrier_of(*cpu::self().block, bar); }
+DEV void arrive(cpu::Barrier& b, uint32_t bar, uint32_t times) {
+  b.pending -= times;
+  if (b.pending < 0) cpu::fail("one arrival too many", bar);
   b.settle();
 }
+DEV void barrier_arrive(uint32_t bar, uint32_t times = 1) { arrive(barrier_at(bar), bar, times); }
+DEV void barrier_arrive_in(uint32_t bar, int rank) { arrive(barrier_of(mate(rank), bar), bar, 1); }
+DEV void barrier_release_in(uint32_t bar, int rank) { barrier_arrive_in(bar, rank); }
+DEV void sts32_in(uint32_t at, int rank, uint32_t v) { std::memcpy(mate(rank).shared.data() + at, &v, 4); }
 DEV void barrier_expect(uint32_t bar, uint32_t bytes) {
-  cpu::Barrier& b = barrier_at(bar);
-  b.bytes += bytes;
-  if (--b.pending < 0) cpu::fail("one arrival too many", bar);
+  barrier_at(bar).bytes += bytes;
+  barrier_arrive(bar);
 }
 DEV void barrier_wait(uint32_t bar, uint32_t parity) {
   cpu::Barrier& b = barrier_at(bar);
   cpu::wait_until([&b, parity] { return (b.phase & 1) != parity; });
 }
+DEV void barrier_wait_cluster(uint32_t bar, uint32_t parity) { barrier_wait(bar, parity); }
 
 struct Matrix {  // what a test lays into a tensor map
   const uint8_t* base;
   int64_t row_bytes, rows, halves;
 };
-constexpr uint32_t BOX_BYTES = 128, BOX_ROWS = 64;
+constexpr uint32_t BOX_BYTES = 128, BOX_ROWS = 64, PLACES = 16;
 DEV void prefetch_map(const TensorMap*) {}
-DEV void copy_rows(uint32_t to, const TensorMap* map, int byte, const std::function<int64_t(int)>& row_of, uint32_t bar) {
+DEV void copy_rows(cpu::Block& block, uint32_t to, const TensorMap* map, int byte, uint32_t rows,
+                   const std::function<int64_t(int)>& row_of, uint32_t bar) {
   Matrix matrix;
   std::memcpy(&matrix, map, sizeof(matrix));
   if (to % 1024 || byte < 0) cpu::fail("bad copy", to);
-  uint8_t* shared = cpu::self().block->shared.data();
-  cpu::at(to + BOX_ROWS * BOX_BYTES - 16, 16);
-  std::memset(shared + to, 0xff, BOX_ROWS * BOX_BYTES);
-  cpu::Barrier& b = barrier_at(bar);
-  cpu::launch_copy([=, &b] {
-    for (uint32_t r = 0; r < BOX_ROWS; ++r)
+  uint8_t* shared = block.shared.data();
+  cpu::at(to + rows * BOX_BYTES - 16, 16);
+  std::memset(shared + to, 0xff, rows * BOX_BYTES);
+  cpu::Barrier& b = barrier_of(block, bar);
+  cpu::launch_copy([=, &block, &b] {
+    if (block.left) return cpu::complain("a copy landed in a block that has left", to);
+    for (uint32_t r = 0; r < rows; ++r)
       for (uint32_t i = 0; i < BOX_BYTES; ++i) {
         const int64_t from = row_of(r);
         const bool inside = from >= 0 && from < matrix.rows && byte + i < matrix.row_bytes;
@@ -110,17 +127,22 @@ DEV void copy_rows(uint32_t to, const TensorMap* map, int byte, const std::funct
         place ^= (place >> 7 & 7) << 4;
         shared[place] = inside ? matrix.base[from * matrix.row_bytes + byte + i] : 0;
       }
-    b.bytes -= BOX_ROWS * BOX_BYTES;
+    b.bytes -= rows * BOX_BYTES;
     b.settle();
   });
 }
+DEV void copy_alone(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
+  copy_rows(*cpu::self().block, to, map, byte, PLACES, [row](int r) { return row + r; }, bar);
+}
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
-  copy_rows(to, map, byte, [row](int r) { return row + r; }, bar);
+  for (int i = 0; i < TEAM; ++i) copy_rows(mate(i), to, map, byte, BOX_ROWS, [row](int r) { return row + r; }, bar);
 }
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int group, uint32_t bar) {
   const auto row_of = [half, group](int r) { return 32 * (group + r / 16) + 16 * half + r % 16; };
-  copy_rows(to, map, byte, row_of, bar);
+  for (int i = 0; i < TEAM; ++i) copy_rows(mate(i), to, map, byte, BOX_ROWS, row_of, bar);
 }
+DEV void prefetch_box(const TensorMap*, int, int) {}
+DEV void prefetch_box(const TensorMap*, int, int, int) {}
 DEV void copy_piece(uint32_t to, const char* start, uint32_t pieces, bool inside) {
   const char* from = start + 16 * static_cast<uint64_t>(pieces);
   uint8_t* place = cpu::at(to, 16);
@@ -140,6 +162,7 @@ DEV void copy_piece_arrive(uint32_t bar) {
   cpu::self().words.clear();
 }
 DEV void fence_async() {}
+DEV void fence_async_global() {}
 
 // ---- matrix products: each thread computes the sums that it holds, when it waits for them
 DEV uint64_t operand(uint32_t at) { return at / 16; }
@@ -184,10 +207,19 @@ void add_product(float* d, uint64_t a, uint64_t b, int keep, int width) {
 
 DEV uint32_t load_acquire(const uint32_t* from) { return *from; }
 DEV void add_release(uint32_t* to, uint32_t v) { *to += v; }
+DEV uint32_t add_acquire_release(uint32_t* to, uint32_t v) { return std::exchange(*to, *to + v); }
 DEV uint32_t take_ticket(uint32_t* from) { return (*from)++; }
 DEV void store_piece(void* to, const uint32_t (&r)[4]) {
   if (reinterpret_cast<uintptr_t>(to) % 16) cpu::fail("store not aligned in global memory", 0);
   std::memcpy(to, r, 16);
+}
+DEV void load_piece(uint32_t (&r)[4], const void* from) {
+  if (reinterpret_cast<uintptr_t>(from) % 16) cpu::fail("load not aligned in global memory", 0);
+  std::memcpy(r, from, 16);
+}
+DEV uint32_t load_half(const uint16_t* from) { return *from; }
+DEV void ask_bytes(const void* from, uint32_t bytes) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16) cpu::fail("crooked piece asked for", bytes);
 }
 DEV void pause() {
   cpu::self().spins = true;
@@ -209,5 +241,30 @@ DEV uint32_t round_bf16(float v) {
   return std::isnan(v) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 DEV uint32_t pack_bf16(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
+DEV float float_of_f16(uint32_t v) {
+  const int exponent = v >> 10 & 31, mantissa = v & 1023;
+  const float size = exponent ? std::ldexp(1024.f + mantissa, exponent - 25) : std::ldexp(float(mantissa), -24);
+  return v & 0x8000 ? -size : size;
+}
+template <class Operation>
+uint32_t of_pairs(Operation&& operation) {
+  return round_bf16(operation(0)) | round_bf16(operation(16)) << 16;
+}
+DEV uint32_t add_bf16(uint32_t a, uint32_t b) {
+  return of_pairs([=](int by) { return cpu::bf16(a >> by) + cpu::bf16(b >> by); });
+}
+DEV uint32_t multiply_bf16(uint32_t a, uint32_t b) {
+  return of_pairs([=](int by) { return cpu::bf16(a >> by) * cpu::bf16(b >> by); });
+}
+DEV uint32_t add_product_bf16(uint32_t a, uint32_t b, uint32_t c) {
+  return of_pairs([=](int by) { return cpu::bf16(a >> by) * cpu::bf16(b >> by) + cpu::bf16(c >> by); });
+}
+template <int NAMES>
+uint32_t pick_bytes(uint32_t a, uint32_t b) {
+  const uint64_t both = a | static_cast<uint64_t>(b) << 32;
+  uint32_t r = 0;
+  for (int i = 0; i < 4; ++i) r |= static_cast<uint32_t>(both >> 8 * (NAMES >> 4 * i & 7) & 255) << 8 * i;
+  return r;
+}
 DEV float fast_exp(float v) { return std::exp(v); }
 DEV float fast_divide(float a, float b) { return a / b; }

@@ -103,7 +103,29 @@ def test_e4m3_tokens_meet_e4m3_weights(shape):
 
 
 @gpu
-@pytest.mark.parametrize("tuning", [{"tokens": 128}, {"lead": 0}, {"stages": 3}, {"lag": 0}, {"lag": 5}, {"lag": -1}])
+@pytest.mark.parametrize("shape", ["129 tokens", "1000 tokens", "dropped slots", "widths that fill no tile", "wide"])
+def test_codes_of_four_bits_are_widened(shape):
+    inputs, want = inputs_of(replace(AWKWARD[shape], format="int4", group_size=128))
+
+    assert relative_error(run(inputs, tokens=144, ahead=1), want) < TOLERANCE
+    assert torch.equal(run(inputs, tokens=144), run(inputs, tokens=128, ahead=1))
+
+
+@gpu
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        {"tokens": 128},
+        {"lead": 0},
+        {"stages": 3},
+        {"lag": 0},
+        {"lag": 5},
+        {"lag": -1},
+        {"ahead": 4},
+        {"pair": False},
+        {"pair": False, "lag": 5},
+    ],
+)
 def test_every_tuning_gives_the_same_bits(tuning):
     inputs, want = inputs_of(case(tokens=1000, d_model=1024))
     got = run(inputs, **tuning)
@@ -167,7 +189,9 @@ REFUSED = {
     "e4m3 columns of part of a piece": (layer(format="fp8-channel", inter_size=136), "expert width in 16s"),
     "weights of float32": (layer(dtype=torch.float32), "weights in torch.float32: the kernel takes bf16"),
     "scales of blocks": (layer(format="fp8-block"), "blocks of e4m3"),
-    "bit planes": (layer(format="int4"), "bit planes"),
+    "groups of 32": (layer(format="int4"), "int4 in groups of 128"),
+    "codes of 8 bits": (layer(format="int8", group_size=128), "weights in int8: the kernel takes bf16"),
+    "a nested bank": (layer(format="bank4", group_size=128), "nested or other bit planes"),
     "too many experts": (layer(experts=513, d_model=32, inter_size=16), "up to 512"),
     "biases of bf16": (replace(layer(), bias1_EN=torch.zeros(24, 512, dtype=BF16)), "biases of torch.bfloat16"),
     "one matrix in another format": (replace(layer(), fc2=layer(format="fp8-channel").fc2), "in bf16 and e4m3"),

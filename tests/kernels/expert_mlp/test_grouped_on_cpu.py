@@ -24,6 +24,8 @@ HERE = Path(__file__).parent
 BF16 = torch.bfloat16
 TOLERANCE = 5e-3  # one rounding of h and one of the output
 NARROW = Build(tokens=32)
+FOUR_BITS = Build(tokens=32, pair=False, planes=True, ahead=1)
+ALONE = Build(tokens=32, pair=False, ahead=3)  # blocks that share nothing, weights asked for ahead
 ALL = 1000  # a lag beyond every expert: all first products come first
 
 pytestmark = [
@@ -55,11 +57,17 @@ def quantized(x_RC: Tensor) -> tuple[Tensor, Tensor]:
     return (x_RC.float() / scale_R[:, None]).nan_to_num().to(torch.float8_e4m3fn), scale_R
 
 
+def describe(matrix: Tensor, tensor_map: ctypes.Array) -> None:
+    row_bytes = matrix.shape[-1] * matrix.element_size()
+    for word, value in enumerate((matrix.data_ptr(), row_bytes, matrix.numel() // matrix.shape[-1])):
+        tensor_map[word] = value
+
+
 class Layer:
     """A case with poisoned memory between and behind its products."""
 
     def __init__(self, kernel_of, case: Case, build: Build = NARROW) -> None:
-        self.kernel, self.eight = kernel_of(build), build.eight
+        self.kernel, self.eight, self.team = kernel_of(build), build.eight, 1 + build.pair
         self.x_TD, self.ids_TK, self.weights_TK, self.experts = drawn(case)
         self.want_TD = wanted(self.x_TD, self.ids_TK, self.weights_TK, self.experts)
         assert layer_refusal(self.experts, self.ids_TK.numel()) is None
@@ -70,15 +78,13 @@ class Layer:
         self.problem = fill(self.experts, self.plan, case.top_k, self.hidden_NI, self.y_ND)
         self.problem.counters = self.counters.data_ptr()
         for m, matrices in enumerate((self.experts.fc1, self.experts.fc2)):
-            weight = weights_of(matrices)
-            sizes = (weight.shape[2] * weight.element_size(), weight.shape[0] * weight.shape[1], m)
-            for word, value in enumerate((weight.data_ptr(), *sizes)):
-                self.problem.map[m][word] = value
+            if not build.planes:
+                describe(weights_of(matrices), self.problem.map[m])
 
-    def run(self, *, blocks: int = 2, seed: int = 0, uneven: bool = False, lag: int | None = ALL) -> Tensor:
+    def run(self, *, teams: int = 2, seed: int = 0, uneven: bool = False, lag: int | None = ALL) -> Tensor:
         """(T, D) with both products in one launch, or in two where `lag` is None."""
         self.hidden_NI.fill_(float("nan")), self.y_ND.fill_(float("nan"))
-        machine = (blocks, ctypes.c_uint32(seed), int(uneven))
+        machine = (teams * self.team, ctypes.c_uint32(seed), int(uneven))
         if lag is None or self.eight:
             self._launch(self.x_TD, self.x_TD, 1, 0, machine)
             self._launch(self.hidden_NI, self.hidden_NI, 2, 0, machine)
@@ -94,7 +100,11 @@ class Layer:
         read = []
         for m, source in enumerate((first, second)):
             code, scale = quantized(source) if self.eight else (source, torch.empty(0))
-            self.problem.source[m], self.problem.source_scale[m] = code.data_ptr(), scale.data_ptr()
+            self.problem.source_scale[m] = scale.data_ptr()
+            if m == 0:
+                self.problem.tokens = code.data_ptr()
+            else:
+                describe(code, self.problem.hidden_map)
             read += [code, scale]
         ended = self.kernel.run_on_cpu(ctypes.byref(self.problem), *machine) == 0
         assert ended, "a deadlock, or a barrier or an address misused: see stderr"
@@ -110,11 +120,11 @@ CASES = {
     "dropped slots": (case(routing="dropped", biases=True), {}),
     "all tokens to one expert": (case(routing="one"), {}),
     "widths that fill no tile": (case(d_model=288, inter_size=200, biases=True), {}),
-    "several blocks of rows": (case(tokens=20, d_model=544, inter_size=264), {"blocks": 3}),
+    "several blocks of rows": (case(tokens=20, d_model=544, inter_size=264), {"teams": 3}),
     "two launches": (case(), {"lag": None}),
-    "each second product after its first": (case(), {"lag": 0, "blocks": 3}),
-    "second products three experts later": (case(), {"lag": 3, "blocks": 3}),
-    "more blocks than tiles": (case(tokens=2, top_k=1, experts=2), {"blocks": 5}),
+    "each second product after its first": (case(), {"lag": 0, "teams": 3}),
+    "second products three experts later": (case(), {"lag": 3, "teams": 3}),
+    "more blocks than tiles": (case(tokens=2, top_k=1, experts=2), {"teams": 3}),
     "more experts than lanes": (case(tokens=30, experts=70, d_model=32, inter_size=16), {}),
 }
 
@@ -153,19 +163,36 @@ def test_e4m3_tokens_meet_e4m3_weights(kernel_of):
     assert relative_error(layer.run(), layer.want_TD) < 6e-2  # 3 bits of mantissa, twice
 
 
+CODED = {
+    "whole tiles": {"biases": True},
+    "widths that fill no tile": {"d_model": 288, "inter_size": 200, "routing": "dropped"},
+    "part of a chunk": {"d_model": 64, "inter_size": 48},
+}
+
+
+@pytest.mark.parametrize("changes", CODED.values(), ids=CODED.keys())
+def test_codes_of_four_bits_are_widened(kernel_of, changes):
+    layer = Layer(kernel_of, case(format="int4", group_size=128, **changes), FOUR_BITS)
+    got = layer.run()
+
+    assert relative_error(got, layer.want_TD) < TOLERANCE
+    assert all(torch.equal(got, layer.run(teams=3, lag=1, seed=seed, uneven=True)) for seed in range(3))
+
+
 UNEVEN = {
-    "many steps, one warpgroup ahead": (case(d_model=576, inter_size=520, routing="dropped"), 3, 1),
-    "a tile of few steps": (case(d_model=64, inter_size=48), 4, 2),
+    "many steps, one warpgroup ahead": (case(tokens=20, d_model=576, inter_size=520, routing="dropped"), 2, 1),
+    "a tile of few steps": (case(d_model=64, inter_size=48), 3, 2),
     "all firsts first": (case(tokens=70, top_k=1, d_model=64, inter_size=48), 2, ALL),
 }
 
 
-@pytest.mark.parametrize(("shape", "blocks", "lag"), UNEVEN.values(), ids=UNEVEN.keys())
-def test_warps_far_apart_and_copies_long_under_way_change_nothing(kernel_of, shape, blocks, lag):
-    layer = Layer(kernel_of, shape)
-    even = layer.run(blocks=blocks, lag=lag)
+@pytest.mark.parametrize(("shape", "teams", "lag"), UNEVEN.values(), ids=UNEVEN.keys())
+@pytest.mark.parametrize("build", [NARROW, ALONE], ids=["pairs", "alone"])
+def test_warps_far_apart_and_copies_long_under_way_change_nothing(kernel_of, shape, teams, lag, build):
+    layer = Layer(kernel_of, shape, build)
+    even = layer.run(teams=teams, lag=lag)
 
-    results = [layer.run(blocks=blocks, lag=lag, seed=seed, uneven=True) for seed in range(4)]
+    results = [layer.run(teams=teams, lag=lag, seed=seed, uneven=True) for seed in range(4)]
 
     assert relative_error(even, layer.want_TD) < TOLERANCE
     assert all(torch.equal(even, result) for result in results)

@@ -1,71 +1,76 @@
-// The warps that bring operands: one takes tiles and starts the copies of weights, two gather rows of tokens, one tells
-// other blocks what has been stored.
+// The warps that bring operands: one starts the copies of weights, two gather rows of tokens; hidden values are
+// neighbours in the order of the plan and come by the copy engine.
 #pragma once
 
 #include "schedule.cuh"
 
-DEV void bring_weights(const Problem& p, const Tile& tile, Turn<STAGES>& turn) {
-  const int steps = steps_of(p, tile.matrix);
+// This block's share of a step's weights: copied, or only asked into the L2 cache.
+template <bool COPIED>
+DEV void bring_boxes(const Problem& p, const Tile& tile, int step, uint32_t to, uint32_t full) {
   const TensorMap* map = &p.map[tile.matrix];
-  const int gate = tile.expert * 2 * p.columns[1] + tile.block * HIDDEN_COLUMNS;
-  const int group = (tile.expert * p.columns[0] + tile.block * OUT_COLUMNS) / 32;
-  for (int step = 0; step < steps; ++step, turn.next()) {
-    const uint32_t to = STAGE + turn.at * STAGE_BYTES, full = BAR_FULL + 8 * turn.at;
-    barrier_wait(BAR_EMPTY + 8 * turn.at, turn.parity ^ 1);
-    barrier_expect(full, WEIGHT_BYTES);
-    for (int box = 0; box < 4; ++box) {  // two of each warpgroup
-      const int wide = box / 2, second = box % 2;
+  const int byte = step * STEP_BYTES, gate = tile.expert * 2 * p.columns[1] + tile.block * HIDDEN_COLUMNS;
+  const int start = (tile.expert * p.columns[0] + tile.block * OUT_COLUMNS) / 32;
+#pragma unroll
+  for (int i = 0; i < 4 / TEAM; ++i) {
+    const int box = 4 / TEAM * team_rank() + i, wide = box / 2, second = box % 2;  // two of each warpgroup
+    const int row = gate + 64 * wide + second * p.columns[1], group = start + 4 * wide;
+    if constexpr (COPIED) {
       if (tile.matrix == 0)
-        copy_box(to + box * WEIGHT_BOX, map, step * STEP_BYTES, gate + 64 * wide + second * p.columns[1], full);
+        copy_box(to + box * WEIGHT_BOX, map, byte, row, full);
       else
-        copy_box(to + box * WEIGHT_BOX, map, step * STEP_BYTES, second, group + 4 * wide, full);
+        copy_box(to + box * WEIGHT_BOX, map, byte, second, group, full);
+    } else {
+      tile.matrix == 0 ? prefetch_box(map, byte, row) : prefetch_box(map, byte, second, group);
     }
   }
 }
 
-DEV void take_tiles(const Problem& p) {  // one thread
-  const Schedule schedule(p);
+DEV void ask_ahead(const Problem& p, const Tile& tile, const Turn<TILES>& place, int step) {
+  const int steps = steps_of(p, tile.matrix), ahead = step + AHEAD;
+  if (ahead < steps) return bring_boxes<false>(p, tile, ahead, 0, 0);
+  Turn<TILES> following = place;
+  following.next();
+  barrier_wait(BAR_TILE_FULL + 8 * following.at, following.parity);
+  const Tile next = read_tile(following.at);
+  if (next.matrix >= 0 && ahead - steps < steps_of(p, next.matrix))
+    bring_boxes<false>(p, next, ahead - steps, 0, 0);
+}
+
+DEV void bring_weights(const Problem& p) {  // one thread
   Turn<STAGES> turn;
-  Turn<TILES> place;
-  uint32_t ticket = take_ticket(p.counters + COUNTER_TICKET);
-  for (;; place.next()) {
-    const Tile tile = schedule.tile(static_cast<int>(ticket));
-    if (tile.matrix == 1 && p.parts == 3) {
-      const uint32_t all = schedule.stored_tiles(tile.expert);
-      while (load_acquire(p.counters + COUNTER_DONE + tile.expert) != all) pause();
+  for (Turn<TILES> place;; place.next()) {
+    barrier_wait(BAR_TILE_FULL + 8 * place.at, place.parity);
+    const Tile tile = read_tile(place.at);
+    if (tile.matrix < 0) return;
+    const int steps = steps_of(p, tile.matrix);
+    for (int step = 0; step < steps; ++step, turn.next()) {
+      const uint32_t full = BAR_FULL + 8 * turn.at;
+      barrier_wait(BAR_EMPTY + 8 * turn.at, turn.parity ^ 1);
+      barrier_expect(full, WEIGHT_BYTES);
+      bring_boxes<true>(p, tile, step, STAGE + turn.at * STAGE_BYTES, full);
+      if constexpr (AHEAD > 0) ask_ahead(p, tile, place, step);
     }
-    barrier_wait(BAR_TILE_EMPTY + 8 * place.at, place.parity ^ 1);
-    write_tile(place.at, tile);
-    barrier_arrive(BAR_TILE_FULL + 8 * place.at);
-    if (tile.matrix < 0) break;
-    ticket = take_ticket(p.counters + COUNTER_TICKET);
-    bring_weights(p, tile, turn);
+    barrier_arrive(BAR_TILE_EMPTY + 8 * place.at);
   }
-  // Whoever takes the last ticket knows that no block waits for a counter any more.
-  if (ticket != static_cast<uint32_t>(schedule.total()) + num_blocks() - 1) return;
-  p.counters[COUNTER_TICKET] = 0;
-  for (int e = 0; e < p.experts; ++e) p.counters[COUNTER_DONE + e] = 0;
 }
 
-DEV void gather_rows(const Problem& p, const Tile& tile, Turn<STAGES>& turn, int thread) {
+DEV void gather_rows(const Problem& p, const Tile& tile, int at, Turn<STAGES>& turn, int thread) {
   const int row = thread / 8, piece = thread % 8;  // of 8 rows by 128 bytes
-  const int row_bytes = p.columns[tile.matrix] * ELEMENT_BYTES, steps = steps_of(p, tile.matrix);
-  const uint32_t pitch = row_bytes / 16;
+  const int row_bytes = p.columns[0] * ELEMENT_BYTES, steps = steps_of(p, 0);
   uint32_t from[OCTETS];  // in pieces
 #pragma unroll
   for (int i = 0; i < OCTETS; ++i) {
     if (16 * (i / 2) >= tile.count) continue;
-    const int last = tile.count - 1, place = tile.first + (8 * i + row < last ? 8 * i + row : last);
-    from[i] = (tile.matrix == 0 ? static_cast<uint32_t>(p.slots[place]) / static_cast<uint32_t>(p.top_k) : place) * pitch;
+    from[i] = lds32(ROWS + ROWS_BYTES * at + 4 * (8 * i + row));
   }
-  const char* source = p.source[tile.matrix] + 16 * piece;
+  const char* source = p.tokens + 16 * piece;
   const uint32_t swizzled = WEIGHT_BYTES + row * STEP_BYTES + ((piece ^ row) << 4);
   for (int step = 0; step < steps; ++step, turn.next(), source += STEP_BYTES) {
     const uint32_t to = STAGE + turn.at * STAGE_BYTES + swizzled;
     const bool inside = step * STEP_BYTES + 16 * piece < row_bytes;
     barrier_wait(BAR_EMPTY + 8 * turn.at, turn.parity ^ 1);
 #pragma unroll
-    for (int i = 0; i < OCTETS; i += 2)  // rows past the last place repeat it
+    for (int i = 0; i < OCTETS; i += 2)
       if (8 * i < tile.count) {
         copy_piece(to + 8 * STEP_BYTES * i, source, from[i], inside);
         copy_piece(to + 8 * STEP_BYTES * (i + 1), source, from[i + 1], inside);
@@ -74,27 +79,49 @@ DEV void gather_rows(const Problem& p, const Tile& tile, Turn<STAGES>& turn, int
   }
 }
 
+// One thread of each warp starts every second copy and arrives for all; the others go round the ring with it.
+DEV void bring_hidden(const Problem& p, const Tile& tile, Turn<STAGES>& turn, int thread) {
+  const int steps = steps_of(p, 1), boxes = ceil_div(tile.count, PLACE_BOX_ROWS);
+  const int warp = thread / 32, share = (boxes + GATHER_WARPS - 1 - warp) / GATHER_WARPS;
+  const bool first_lane = thread % 32 == 0;
+  if (first_lane && p.parts == 3) {
+    const uint32_t all = Schedule(p).stored_tiles(tile.expert);
+    while (load_acquire(p.counters + COUNTER_DONE + tile.expert) != all) pause();
+    fence_async_global();
+  }
+  for (int step = 0; step < steps; ++step, turn.next()) {
+    const uint32_t to = STAGE + turn.at * STAGE_BYTES + WEIGHT_BYTES, full = BAR_FULL + 8 * turn.at;
+    barrier_wait(BAR_EMPTY + 8 * turn.at, turn.parity ^ 1);
+    if (first_lane) {
+      barrier_arrive(full, 31);
+      barrier_expect(full, share * PLACE_BOX);
+      for (int box = warp; box < boxes; box += GATHER_WARPS)
+        copy_alone(to + box * PLACE_BOX, &p.hidden_map, step * STEP_BYTES, tile.first + PLACE_BOX_ROWS * box, full);
+    }
+    sync_warp();
+  }
+}
+
+// Whoever comes last knows that nobody looks at a counter any more.
+DEV void leave(const Problem& p) {
+  if (add_acquire_release(p.counters + COUNTER_LEFT, 1) != num_blocks() * GATHER_WARPS - 1) return;
+  p.counters[COUNTER_TICKET] = 0;
+  p.counters[COUNTER_LEFT] = 0;
+  for (int e = 0; e < p.experts; ++e) p.counters[COUNTER_DONE + e] = 0;
+}
+
 DEV void gather_tiles(const Problem& p, int thread) {
   Turn<STAGES> turn;
   for (Turn<TILES> place;; place.next()) {
     barrier_wait(BAR_TILE_FULL + 8 * place.at, place.parity);
     const Tile tile = read_tile(place.at);
+    if (tile.matrix < 0) break;
+    if (tile.matrix == 0)
+      gather_rows(p, tile, place.at, turn, thread);
+    else
+      bring_hidden(p, tile, turn, thread);
     sync_warp();
     if (thread % 32 == 0) barrier_arrive(BAR_TILE_EMPTY + 8 * place.at);
-    if (tile.matrix < 0) return;
-    gather_rows(p, tile, turn, thread);
   }
+  if (thread % 32 == 0) leave(p);
 }
-
-DEV void tell_stored(const Problem& p) {  // one thread
-  for (Turn<TILES> place;; place.next()) {
-    barrier_wait(BAR_TILE_FULL + 8 * place.at, place.parity);
-    const Tile tile = read_tile(place.at);
-    if (tile.matrix < 0) return;
-    barrier_wait(BAR_STORED + 8 * place.at, place.parity);
-    if (tile.matrix == 0 && p.parts == 3) add_release(p.counters + COUNTER_DONE + tile.expert, 1);
-    barrier_arrive(BAR_TILE_EMPTY + 8 * place.at);
-  }
-}
-
-constexpr int TILE_READERS = GATHER_WARPS + 1;  // arrivals before a place of the list is used again

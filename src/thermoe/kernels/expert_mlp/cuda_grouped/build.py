@@ -18,6 +18,10 @@ class Build:
         tokens: most places of the plan in a tile, a multiple of 16.
         stages: steps of operands in shared memory.
         lead: steps that one warpgroup is ahead of the other.
+        pair: two blocks (a cluster) take neighbouring tiles of an expert and bring each other half of the weights.
+        planes: codes of 4 bits in two planes instead of bf16; each block for itself.
+        ahead: steps by which weights are asked into the L2 cache before they are copied, 0: they are not; with planes
+            whether the codes of tiles known ahead are.
     """
 
     activation: int = 0
@@ -25,10 +29,19 @@ class Build:
     tokens: int = 160
     stages: int = 4
     lead: int = 2
+    pair: bool = True
+    planes: bool = False
+    ahead: int = 0
+
+    @property
+    def threads(self) -> int:
+        """Of a block: warps that bring operands, those that widen codes, those that multiply."""
+        return 512 if self.planes else 384
 
     def source(self) -> str:
         """The whole translation unit; it includes the files of `SOURCES`."""
-        values = {name: int(getattr(self, name)) for name in ("activation", "eight", "tokens", "stages", "lead")}
+        names = ("activation", "eight", "tokens", "stages", "lead", "pair", "planes", "ahead")
+        values = {name: int(getattr(self, name)) for name in names}
         macros = "".join(f"#define THERMOE_{name.upper()} {value}\n" for name, value in values.items())
         products = "".join(_product(width, eight=self.eight) for width in range(8, self.tokens + 1, 8))
         return f'{macros}#include "finish.cuh"\n{products}#include "grouped.cu"\n'

@@ -7,19 +7,20 @@ from thermoe.kernels.cuda_build import check, libcuda
 
 TensorMap = ctypes.c_uint64 * 16
 _UINT8, _SWIZZLE_128, _PROMOTE_256 = 0, 3, 3  # CUtensorMap's enumerations
-_BOX_BYTES, _BOX_ROWS = 128, 64
+_BOX_BYTES = 128
 _HALF, _GROUP = 16, 32  # rows
 
 
 @lru_cache(maxsize=4096)
-def tensor_map(pointer: int, rows: int, row_bytes: int, *, halves: bool) -> bytes:
-    """A matrix in device memory as the copy engine sees it, 64 rows by 128 bytes at a time.
+def tensor_map(pointer: int, rows: int, row_bytes: int, *, halves: bool = False, box_rows: int = 64) -> bytes:
+    """A matrix in device memory as the copy engine sees it, some rows by 128 bytes at a time.
 
     Args:
         pointer: to its first byte.
         rows: of all experts; a multiple of 32 with halves.
         row_bytes: a multiple of 16.
-        halves: whether the 64 rows are the lower (or the upper) 16 of each of four groups of 32 rows.
+        halves: whether the rows are the lower (or the upper) 16 of each of neighbouring groups of 32 rows.
+        box_rows: as many rows at a time; a multiple of 8, with halves of 16.
     """
     room = ctypes.create_string_buffer(ctypes.sizeof(TensorMap) + 64)
     start = -(-ctypes.addressof(room) // 64) * 64
@@ -28,9 +29,9 @@ def tensor_map(pointer: int, rows: int, row_bytes: int, *, halves: bool) -> byte
     boxes: tuple[int, ...]
     if halves:
         sizes, pitches = (row_bytes, _HALF, 2, rows // _GROUP), (row_bytes, _HALF * row_bytes, _GROUP * row_bytes)
-        boxes = (_BOX_BYTES, _HALF, 1, _BOX_ROWS // _HALF)
+        boxes = (_BOX_BYTES, _HALF, 1, box_rows // _HALF)
     else:
-        sizes, pitches, boxes = (row_bytes, rows), (row_bytes,), (_BOX_BYTES, _BOX_ROWS)
+        sizes, pitches, boxes = (row_bytes, rows), (row_bytes,), (_BOX_BYTES, box_rows)
     rank = len(sizes)
     status = libcuda().cuTensorMapEncodeTiled(
         ctypes.c_void_p(start),

@@ -101,7 +101,7 @@ struct Finisher {
     }
   }
 
-  // A group of 8 places by 32 outputs at a time: 64 bytes of a place, which goes to its slot.
+  // Two groups of 8 places by 32 outputs at a time: 64 bytes of a place, which goes to its slot.
   DEV void store_out(const Sums& sums) const {
     const int width = p.columns[0];
     const uint32_t into = 64 * (lane % 8) + 16 * (lane / 8 ^ (lane / 2 % 4));
@@ -109,22 +109,31 @@ struct Finisher {
     const uint32_t from = 64 * place + 16 * (piece ^ (place / 2 % 4));
     const bool inside = column + 8 * piece < width;
 #pragma unroll
-    for (int i = 0; i < OCTETS; ++i) {
+    for (int i = 0; i < OCTETS; i += 2) {
       if (8 * i >= tile.count) continue;
-      const uint32_t buffer = staging + (i % 2) * (STAGING_BYTES / 2);
-      uint32_t packed[4], row[4];
-      float by[2];
-      token_scales(i, by);
+      uint32_t row[2][4];
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        packed[j] = pack_bf16(finished(sums.first, i, 2 * j, 0, by), finished(sums.first, i, 2 * j + 1, 0, by));
-        packed[2 + j] = pack_bf16(finished(sums.second, i, 2 * j, 2, by), finished(sums.second, i, 2 * j + 1, 2, by));
+      for (int g = 0; g < 2; ++g) {
+        uint32_t packed[4];
+        float by[2];
+        token_scales(i + g, by);
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const int v = 2 * j;
+          packed[j] = pack_bf16(finished(sums.first, i + g, v, 0, by), finished(sums.first, i + g, v + 1, 0, by));
+          packed[2 + j] = pack_bf16(finished(sums.second, i + g, v, 2, by), finished(sums.second, i + g, v + 1, 2, by));
+        }
+        store_columns(staging + g * (STAGING_BYTES / 2) + into, packed);
       }
-      store_columns(buffer + into, packed);
       sync_warp();
-      lds128(buffer + from, row);
-      const int64_t target = shuffle_from(slot[i / 4], 8 * (i % 4) + place);
-      if (inside && 8 * i + place < tile.count) store_piece(p.out + target * width + column + 8 * piece, row);
+#pragma unroll
+      for (int g = 0; g < 2; ++g) lds128(staging + g * (STAGING_BYTES / 2) + from, row[g]);
+      sync_warp();  // the next groups go where these were
+#pragma unroll
+      for (int g = 0; g < 2; ++g) {
+        const int64_t target = shuffle_from(slot[i / 4], 8 * (i % 4 + g) + place);
+        if (inside && 8 * (i + g) + place < tile.count) store_piece(p.out + target * width + column + 8 * piece, row[g]);
+      }
     }
   }
 };

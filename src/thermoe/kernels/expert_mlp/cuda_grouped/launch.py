@@ -6,6 +6,7 @@ bf16 weights take one launch for both products, e4m3 weights with e4m3 tokens tw
 quantised. See docs/concepts/cuda_grouped.md.
 """
 
+import ctypes
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,15 +21,15 @@ from thermoe.kernels.expert_mlp.cuda_grouped.build import Build, cubin
 from thermoe.kernels.expert_mlp.cuda_grouped.problem import (
     ACTIVATIONS,
     COUNTER_WORDS,
+    PLACE_BOX_ROWS,
     Problem,
     fill,
     layer_refusal,
     weights_of,
 )
-from thermoe.kernels.expert_mlp.weights import ExpertWeights, Fp8Matrices
+from thermoe.kernels.expert_mlp.weights import ExpertWeights, Fp8Matrices, PlaneMatrices
 
 _SHARED_BYTES = 227 * 1024  # of layout.cuh: all that a block may have
-_THREADS = 384
 _FIRST, _SECOND = 1, 2
 
 
@@ -37,7 +38,7 @@ class Tuning:
     """What a launch may choose.
 
     Attributes:
-        tokens, stages, lead: of `Build`.
+        tokens, stages, lead, pair, ahead: of `Build`.
         lag: experts between the first product of one and its second, in one launch; None: all first products come
             first; -1: two launches.
     """
@@ -45,7 +46,12 @@ class Tuning:
     tokens: int = 160
     stages: int = 4
     lead: int = 2
+    pair: bool = True
+    ahead: int = 0
     lag: int | None = None
+
+
+PLANES_TUNING = Tuning(tokens=144, pair=False, ahead=1)
 
 
 def supports(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dtype) -> bool:
@@ -70,13 +76,17 @@ def refusal(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dt
 
 def build_of(experts: ExpertWeights, tuning: Tuning | None = None) -> Build:
     """What has to be compiled for a layer that `layer_refusal` lets pass."""
-    tuning = tuning or Tuning()
+    planes = isinstance(experts.fc1, PlaneMatrices)
+    tuning = tuning or (PLANES_TUNING if planes else Tuning())
     return Build(
         activation=ACTIVATIONS[experts.activation],
         eight=isinstance(experts.fc1, Fp8Matrices),
         tokens=tuning.tokens,
         stages=tuning.stages,
         lead=tuning.lead,
+        pair=tuning.pair and not planes,
+        planes=planes,
+        ahead=tuning.ahead,
     )
 
 
@@ -142,8 +152,9 @@ class Call:
         reason = layer_refusal(experts, ids_TK.numel())
         if reason is not None:
             raise ConfigError(f"the grouped kernel cannot take {reason}")
-        self._tuning, self._experts, self._plan = tuning or Tuning(), experts, plan
-        kernel, reason = _kernel_or_refusal(build_of(experts, self._tuning), x_TD.device.index)
+        build = build_of(experts, tuning)
+        self._tuning, self._build, self._experts, self._plan = tuning or Tuning(), build, experts, plan
+        kernel, reason = _kernel_or_refusal(build, x_TD.device.index)
         if kernel is None:
             raise ConfigError(f"the grouped kernel could not be built: {reason}")
         self._kernel = kernel
@@ -175,27 +186,34 @@ class Call:
         problem.parts, problem.lag = parts, lag
         kept = self._name_sources(problem, sources)
         for m, matrices in enumerate((experts.fc1, experts.fc2)):
+            if isinstance(matrices, PlaneMatrices):
+                continue
             weight = weights_of(matrices)
-            rows, row_bytes = weight.shape[0] * weight.shape[1], weight.shape[2] * weight.element_size()
-            described = driver.tensor_map(weight.data_ptr(), rows, row_bytes, halves=m == 1)
-            problem.map[m] = driver.TensorMap.from_buffer_copy(described)
+            problem.map[m] = _described(weight, halves=m == 1)
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
             make_current(device.index)
             problem.counters = counters("grouped", device.index, stream, COUNTER_WORDS)
             blocks = torch.cuda.get_device_properties(device).multi_processor_count
-            self._kernel.launch(problem, blocks=blocks, threads=_THREADS, stream=stream)
+            blocks -= blocks % 2 if self._build.pair else 0
+            self._kernel.launch(problem, blocks=blocks, threads=self._build.threads, stream=stream)
         del kept
 
     def _name_sources(self, problem: Problem, sources: tuple[Tensor, Tensor]) -> list[Tensor]:
         """Point the problem at its sources, quantised where the weights are e4m3; returns what must stay alive."""
         if not isinstance(self._experts.fc1, Fp8Matrices):
-            for m, source in enumerate(sources):
-                problem.source[m] = source.data_ptr()
+            problem.tokens, problem.hidden_map = sources[0].data_ptr(), _described(sources[1], box_rows=PLACE_BOX_ROWS)
             return list(sources)
         from thermoe.kernels.expert_mlp.triton_quantize import quantize_rows
 
         code, scale = quantize_rows(sources[0])
+        problem.tokens, problem.hidden_map = code.data_ptr(), _described(code, box_rows=PLACE_BOX_ROWS)
         for m in range(2):
-            problem.source[m], problem.source_scale[m] = code.data_ptr(), scale.data_ptr()
+            problem.source_scale[m] = scale.data_ptr()
         return [code, scale]
+
+
+def _described(matrix: Tensor, *, halves: bool = False, box_rows: int = 64) -> ctypes.Array[ctypes.c_uint64]:
+    rows, row_bytes = matrix.numel() // matrix.shape[-1], matrix.shape[-1] * matrix.element_size()
+    described = driver.tensor_map(matrix.data_ptr(), rows, row_bytes, halves=halves, box_rows=box_rows)
+    return driver.TensorMap.from_buffer_copy(described)

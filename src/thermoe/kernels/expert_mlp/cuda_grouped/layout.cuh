@@ -17,26 +17,38 @@
 #ifndef THERMOE_LEAD
 #define THERMOE_LEAD 2  // steps that one warpgroup is ahead of the other, whose ends it then hides
 #endif
+#ifndef THERMOE_AHEAD
+#define THERMOE_AHEAD 0  // steps by which weights are asked into the L2 cache before they are copied; 0: they are not
+#endif
 #ifndef THERMOE_ACTIVATION
 #define THERMOE_ACTIVATION 0
 #endif
 #ifndef THERMOE_EIGHT
 #define THERMOE_EIGHT 0  // e4m3 instead of bf16
 #endif
+#ifndef THERMOE_PLANES
+#define THERMOE_PLANES 0  // codes of 4 bits in two planes, widened to bf16
+#endif
 
 constexpr int TOKENS = THERMOE_TOKENS, STAGES = THERMOE_STAGES, LEAD = THERMOE_LEAD;
-constexpr bool EIGHT = THERMOE_EIGHT;
+constexpr bool EIGHT = THERMOE_EIGHT, PLANES = THERMOE_PLANES;
+constexpr int AHEAD = THERMOE_AHEAD;
 constexpr int OCTETS = TOKENS / 8, VALUES = TOKENS / 2;
 static_assert(TOKENS % 16 == 0 && TOKENS <= 256 && STAGES >= 2 && LEAD < STAGES);
 constexpr int ELEMENT_BYTES = EIGHT ? 1 : 2;
 constexpr int STEP_BYTES = 128;  // of a row
 constexpr int MAX_EXPERTS = 512;
 
-constexpr int GATHER_WARPS = 2, GATHER_THREADS = 32 * GATHER_WARPS;
-constexpr int MULTIPLY_WARPS = 8, THREADS = 32 * (4 + MULTIPLY_WARPS);
-// Registers of a thread: as launched, where it brings operands, where it multiplies.
-constexpr int REGISTERS = 168, BRING_REGISTERS = 56, MULTIPLY_REGISTERS = 224;
-static_assert(4 * BRING_REGISTERS + MULTIPLY_WARPS * MULTIPLY_REGISTERS <= (4 + MULTIPLY_WARPS) * REGISTERS);
+// Warps before those that multiply: one for weights, two for tokens, one for the list of tiles.
+constexpr int WEIGHT_WARP = 0, LIST_WARP = 3, GATHER_WARPS = 2, GATHER_THREADS = 32 * GATHER_WARPS;
+constexpr int WIDEN_WARPS = PLANES ? 4 : 0, MULTIPLY_WARPS = 8;
+constexpr int MULTIPLY_START = 32 * (4 + WIDEN_WARPS), THREADS = MULTIPLY_START + 32 * MULTIPLY_WARPS;
+static_assert(!PLANES || (TEAM == 1 && !EIGHT), "codes are widened by each block for itself");
+// Registers of a thread: as launched, where it brings operands, where it widens codes, where it multiplies.
+constexpr int REGISTERS = PLANES ? 128 : 168, BRING_REGISTERS = 56, WIDEN_REGISTERS = 72;
+constexpr int MULTIPLY_REGISTERS = PLANES ? 192 : 224;
+static_assert(4 * BRING_REGISTERS + WIDEN_WARPS * WIDEN_REGISTERS + MULTIPLY_WARPS * MULTIPLY_REGISTERS <=
+              THREADS / 32 * REGISTERS);
 
 enum ActivationKind : int { SWIGLU = 0, GEGLU = 1, SWIGLU_CLAMPED = 2 };
 constexpr int ACTIVATION = THERMOE_ACTIVATION;
@@ -44,12 +56,15 @@ constexpr int HIDDEN_COLUMNS = 128, OUT_COLUMNS = 256;  // of a tile
 
 struct Problem {
   TensorMap map[2];           // rows of bytes; matrix 1 in groups of 32 rows, cut into two halves of 16
-  const char* source[2];      // (T, D) tokens, (N, I) hidden values in the order of the plan
+  TensorMap hidden_map;       // (N, I) what matrix 1 reads, in the order of the plan
+  const char* tokens;         // (T, D) what matrix 0 reads
   uint16_t* hidden;           // (N, I) bf16, what matrix 0 gives
   uint16_t* out;              // (N, D) bf16 by slot, what matrix 1 gives
   const int32_t* slots;       // (N) slot of each place
   const int32_t* offsets;     // (E + 1) first place of each expert
   uint32_t* counters;         // COUNTER_WORDS, zero before the first launch; each launch leaves them so
+  const char* plane[2][2];    // codes: of each matrix the high and the low two bits, chunks of 128 columns in 32 bytes
+  const uint16_t* scale[2];   // codes: f16, one for each row and chunk
   const float* bias[2];       // (E, 2 I), (E, D), or null
   const float* row_scale[2];    // e4m3: (E, 2 I), (E, D)
   const float* source_scale[2];  // e4m3: (T), (N)
@@ -60,7 +75,8 @@ struct Problem {
 };
 
 // ---- counters in device memory
-constexpr int COUNTER_TICKET = 0;  // tiles taken, and one more for each block
+constexpr int COUNTER_TICKET = 0;  // tiles taken by teams, and one more for each team
+constexpr int COUNTER_LEFT = 1;    // warps that gather and wait for nothing any more
 constexpr int COUNTER_DONE = 32;   // tiles of each expert's first matrix that are stored
 constexpr int COUNTER_WORDS = COUNTER_DONE + MAX_EXPERTS;
 
@@ -69,16 +85,23 @@ constexpr uint32_t WEIGHT_BOX = 64 * STEP_BYTES;  // what one product of a warpg
 constexpr uint32_t WEIGHT_BYTES = 4 * WEIGHT_BOX;
 constexpr uint32_t STAGE_BYTES = WEIGHT_BYTES + TOKENS * STEP_BYTES;
 constexpr uint32_t STAGE = SHARED_START;
+constexpr int PLACE_BOX_ROWS = 16;  // hidden values of as many places are copied at a time
+constexpr uint32_t PLACE_BOX = PLACE_BOX_ROWS * STEP_BYTES;
 constexpr uint32_t STAGING_BYTES = 1024;  // of a warp that multiplies: results on their way out
 constexpr uint32_t STAGING = STAGE + STAGES * STAGE_BYTES;
 constexpr int TILES = 4;  // of the list, known ahead
 constexpr uint32_t TILE = STAGING + MULTIPLY_WARPS * STAGING_BYTES;
-constexpr uint32_t BAR_FULL = TILE + TILES * 32;
+constexpr uint32_t ROWS = TILE + TILES * 32;  // of each tile known ahead: where the row of each place starts, in pieces
+constexpr uint32_t ROWS_BYTES = 4 * TOKENS;
+constexpr uint32_t TICKET = ROWS + TILES * ROWS_BYTES;  // in the second block of a team: what the first has taken
+constexpr uint32_t BAR_FULL = TICKET + 16;
 constexpr uint32_t BAR_EMPTY = BAR_FULL + 8 * STAGES;
 constexpr uint32_t BAR_TILE_FULL = BAR_EMPTY + 8 * STAGES;
 constexpr uint32_t BAR_TILE_EMPTY = BAR_TILE_FULL + 8 * TILES;
 constexpr uint32_t BAR_STORED = BAR_TILE_EMPTY + 8 * TILES;
-constexpr uint32_t OFFSETS = BAR_STORED + 8 * TILES;
+constexpr uint32_t BAR_TICKET_FULL = BAR_STORED + 8 * TILES;  // used in the second block of a team
+constexpr uint32_t BAR_TICKET_EMPTY = BAR_TICKET_FULL + 8;    // used in the first
+constexpr uint32_t OFFSETS = BAR_TICKET_EMPTY + 8;
 constexpr uint32_t TILES_BEFORE = OFFSETS + 4 * (MAX_EXPERTS + 1);
 constexpr uint32_t SHARED_END = TILES_BEFORE + 4 * (MAX_EXPERTS + 1);
 static_assert(SHARED_END <= SHARED_START + 227 * 1024, "a block has 227 KiB");
@@ -99,7 +122,7 @@ struct Tile {
   int matrix;  // -1 past the last tile
   int expert;
   int first;   // place
-  int count;   // places
+  int count;   // places; 0 where the other block of a team has all
   int block;   // of rows
 };
 

@@ -1,8 +1,11 @@
 // The machine: every instruction of the grouped kernel that plain C++ has no word for.
 //
-// Shared memory is addressed by 32-bit offsets. A test defines THERMOE_MACHINE to the path of another implementation of
-// the same functions and runs the whole kernel on a CPU.
+// A place in shared memory is named by its 32-bit offset in the block's own, SHARED_START and on; what the device calls
+// its address has the block's rank in its cluster above that. A test defines THERMOE_MACHINE to the path of another
+// implementation of the same functions and runs the whole kernel on a CPU.
 #pragma once
+
+#include "team.cuh"
 
 #ifdef THERMOE_MACHINE
 #include THERMOE_MACHINE
@@ -19,6 +22,11 @@ using uint64_t = unsigned long long;
 #endif
 
 #define DEV __device__ __forceinline__
+#if THERMOE_PAIR
+#define IN_TEAMS __cluster_dims__(TEAM, 1, 1)
+#else
+#define IN_TEAMS
+#endif
 
 struct alignas(64) TensorMap {
   uint64_t opaque[16];
@@ -29,32 +37,56 @@ DEV uint32_t num_blocks() { return gridDim.x; }
 
 // ---- shared memory
 constexpr uint32_t SHARED_START = 1024;  // the driver keeps the first kilobyte; the kernel checks it
-DEV uint32_t shared_address(const void* start) { return static_cast<uint32_t>(__cvta_generic_to_shared(start)); }
+extern __shared__ __align__(1024) unsigned char shared_memory[];
+DEV uint32_t shared_address() { return static_cast<uint32_t>(__cvta_generic_to_shared(shared_memory)); }
+DEV bool starts_where_expected() { return (shared_address() & 0xffffff) == SHARED_START; }
+DEV uint32_t address_of(uint32_t at) {
+  if constexpr (TEAM == 1) return at;
+  return shared_address() - SHARED_START + at;
+}
+DEV int team_rank() {
+  if constexpr (TEAM == 1) return 0;
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+DEV uint32_t address_in(uint32_t at, int rank) {  // of a block of the team
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address_of(at)), "r"(rank));
+  return there;
+}
 DEV void lds128(uint32_t at, uint32_t (&r)[4]) {
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address_of(at)) : "memory");
 }
 DEV uint32_t lds32(uint32_t at) {
   uint32_t r;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(at) : "memory");
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(address_of(at)) : "memory");
   return r;
 }
 DEV void sts128(uint32_t at, const uint32_t (&r)[4]) {
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address_of(at)), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+               "r"(r[3])
                : "memory");
 }
-DEV void sts32(uint32_t at, uint32_t v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory"); }
+DEV void sts32(uint32_t at, uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address_of(at)), "r"(v) : "memory");
+}
 // Four 8 x 8 matrices of 16 bits in the layout of the matrix units, stored column by column: lane l names where
 // column l % 8 of matrix l / 8 goes, 16 bytes.
 DEV void store_columns(uint32_t at, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(r[0]), "r"(r[1]),
-               "r"(r[2]), "r"(r[3])
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address_of(at)),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
 
 // ---- threads that wait for each other
-DEV void sync_block() { __syncthreads(); }
 DEV void sync_warp() { __syncwarp(); }
+DEV void sync_team() {
+  if constexpr (TEAM == 1) return __syncthreads();
+  sync_warp();  // the barrier counts warps
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 DEV void named_wait(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 DEV void named_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 // A warpgroup's share of the processor's registers, all four warps at once; more are waited for.
@@ -66,14 +98,27 @@ DEV uint32_t shuffle_up(uint32_t v, int by) { return __shfl_up_sync(0xffffffffu,
 DEV uint32_t shuffle_from(uint32_t v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
 
 DEV void barrier_init(uint32_t bar, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(arrivals) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_of(bar)), "r"(arrivals) : "memory");
 }
 DEV void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 DEV void barrier_arrive(uint32_t bar) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address_of(bar)) : "memory");
+}
+DEV void barrier_arrive(uint32_t bar, uint32_t times) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(address_of(bar)), "r"(times) : "memory");
+}
+DEV void barrier_arrive_in(uint32_t bar, int rank) {  // a block of the team; it learns of no stores by this
+  if constexpr (TEAM == 1) return barrier_arrive(bar);
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_in(bar, rank)) : "memory");
+}
+DEV void barrier_release_in(uint32_t bar, int rank) {  // after stores that it is to see
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address_in(bar, rank)) : "memory");
+}
+DEV void sts32_in(uint32_t at, int rank, uint32_t v) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address_in(at, rank)), "r"(v) : "memory");
 }
 DEV void barrier_expect(uint32_t bar, uint32_t bytes) {  // arrives, and expects bytes
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address_of(bar)), "r"(bytes) : "memory");
 }
 DEV void barrier_wait(uint32_t bar, uint32_t parity) {
   asm volatile(
@@ -84,21 +129,60 @@ DEV void barrier_wait(uint32_t bar, uint32_t parity) {
       "@done bra over;\n"
       "bra again;\n"
       "over:\n"
-      "}" ::"r"(bar), "r"(parity) : "memory");
+      "}" ::"r"(address_of(bar)), "r"(parity) : "memory");
+}
+DEV void barrier_wait_cluster(uint32_t bar, uint32_t parity) {  // for what another block has written
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra over;\n"
+      "bra again;\n"
+      "over:\n"
+      "}" ::"r"(address_of(bar)), "r"(parity) : "memory");
 }
 
 // ---- copies into shared memory that run by themselves
 DEV void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+DEV void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 DEV void prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
-DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
+// Rows `row` and on, into this block.
+DEV void copy_alone(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
-          to), "l"(map), "r"(byte), "r"(row), "r"(bar) : "memory");
+          address_of(to)),
+      "l"(map), "r"(byte), "r"(row), "r"(address_of(bar)) : "memory");
+}
+// Into all blocks of the team, at the same place, and each one's barrier counts the bytes.
+constexpr uint16_t WHOLE_TEAM = (1 << TEAM) - 1;
+DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
+  if constexpr (TEAM == 1) return copy_alone(to, map, byte, row, bar);
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+      " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(row), "r"(address_of(bar)),
+      "h"(WHOLE_TEAM) : "memory");
 }
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int group, uint32_t bar) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      " [%0], [%1, {%2, 0, %3, %4}], [%5];" ::"r"(to), "l"(map), "r"(byte), "r"(half), "r"(group), "r"(bar) : "memory");
+  if constexpr (TEAM == 1)
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%2, 0, %3, %4}], [%5];" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(half), "r"(group),
+        "r"(address_of(bar)) : "memory");
+  else
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+        " [%0], [%1, {%2, 0, %3, %4}], [%5], %6;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(half), "r"(group),
+        "r"(address_of(bar)), "h"(WHOLE_TEAM) : "memory");
+}
+DEV void prefetch_box(const TensorMap* map, int byte, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(byte), "r"(row)
+               : "memory");
+}
+DEV void prefetch_box(const TensorMap* map, int byte, int half, int group) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, 0, %2, %3}];" ::"l"(map), "r"(byte), "r"(half),
+               "r"(group)
+               : "memory");
 }
 // 16 bytes, zeros where not inside. The address is computed here, for the compiler would keep it in two registers.
 DEV void copy_piece(uint32_t to, const char* start, uint32_t pieces, bool inside) {
@@ -107,10 +191,10 @@ DEV void copy_piece(uint32_t to, const char* start, uint32_t pieces, bool inside
       ".reg .u64 from;\n"
       "mad.wide.u32 from, %2, 16, %1;\n"
       "cp.async.cg.shared.global.L2::128B [%0], [from], 16, %3;\n"
-      "}" ::"r"(to), "l"(start), "r"(pieces), "r"(inside ? 16 : 0) : "memory");
+      "}" ::"r"(address_of(to)), "l"(start), "r"(pieces), "r"(inside ? 16 : 0) : "memory");
 }
 DEV void copy_piece_arrive(uint32_t bar) {  // the barrier counts this thread once its pieces have landed
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(address_of(bar)) : "memory");
 }
 
 // ---- matrix products of a warpgroup, which run by themselves
@@ -133,6 +217,11 @@ DEV uint32_t load_acquire(const uint32_t* from) {
 DEV void add_release(uint32_t* to, uint32_t v) {
   asm volatile("fence.acq_rel.gpu;\nred.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
 }
+DEV uint32_t add_acquire_release(uint32_t* to, uint32_t v) {
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(to), "r"(v) : "memory");
+  return before;
+}
 DEV uint32_t take_ticket(uint32_t* from) {
   uint32_t v;
   asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(from) : "memory");
@@ -141,6 +230,18 @@ DEV uint32_t take_ticket(uint32_t* from) {
 DEV void store_piece(void* to, const uint32_t (&r)[4]) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
+}
+DEV void load_piece(uint32_t (&r)[4], const void* from) {  // of what no launch writes
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(from));
+}
+DEV uint32_t load_half(const uint16_t* from) {
+  uint16_t v;
+  asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(from));
+  return v;
+}
+DEV void ask_bytes(const void* from, uint32_t bytes) {  // into the L2 cache, 16 at a time
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 DEV void pause() { __nanosleep(40); }
 
@@ -152,6 +253,29 @@ DEV uint32_t pack_bf16(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+DEV float float_of_f16(uint32_t v) {
+  float r;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(static_cast<uint16_t>(v)));
+  return r;
+}
+// Pairs of bf16.
+DEV uint32_t add_bf16(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEV uint32_t multiply_bf16(uint32_t a, uint32_t b) {
+  uint32_t r;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEV uint32_t add_product_bf16(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+template <int NAMES>  // of four bytes among the eight of two words
+DEV uint32_t pick_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, NAMES); }
 DEV float fast_exp(float v) { return __expf(v); }
 DEV float fast_divide(float a, float b) { return __fdividef(a, b); }
 

@@ -10,10 +10,19 @@ from torch import Tensor
 
 from thermoe.kernels.dispatch import DispatchPlan
 from thermoe.kernels.expert_mlp.cuda_grouped.driver import TensorMap
-from thermoe.kernels.expert_mlp.weights import Activation, DenseMatrices, ExpertWeights, Fp8Matrices, Matrices
+from thermoe.kernels.expert_mlp.weights import (
+    CHUNK,
+    Activation,
+    DenseMatrices,
+    ExpertWeights,
+    Fp8Matrices,
+    Matrices,
+    PlaneMatrices,
+)
 
 MAX_EXPERTS = 512
 COUNTER_WORDS = 32 + MAX_EXPERTS
+PLACE_BOX_ROWS = 16  # of layout.cuh
 ACTIVATIONS = {Activation.SWIGLU: 0, Activation.GEGLU: 1, Activation.SWIGLU_CLAMPED: 2}
 _PIECE_BYTES = 16  # by which rows are copied and stored
 _Pair, _Pointers = ctypes.c_int32 * 2, ctypes.c_void_p * 2
@@ -24,12 +33,15 @@ class Problem(ctypes.Structure):
 
     _fields_ = (
         ("map", TensorMap * 2),
-        ("source", _Pointers),
+        ("hidden_map", TensorMap),
+        ("tokens", ctypes.c_void_p),
         ("hidden", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("slots", ctypes.c_void_p),
         ("offsets", ctypes.c_void_p),
         ("counters", ctypes.c_void_p),
+        ("plane", _Pointers * 2),
+        ("scale", _Pointers),
         ("bias", _Pointers),
         ("row_scale", _Pointers),
         ("source_scale", _Pointers),
@@ -38,15 +50,21 @@ class Problem(ctypes.Structure):
         ("columns", _Pair),
         ("parts", ctypes.c_int32),
         ("lag", ctypes.c_int32),
+        ("unused", _Pair * 3),  # up to a multiple of the alignment of tensor maps
     )
 
 
 def weights_of(matrices: Matrices) -> Tensor:
-    """(E, N, C) bf16 weights or e4m3 codes."""
+    """(E, N, C) bf16 weights or e4m3 codes, or the first of the planes."""
+    if isinstance(matrices, PlaneMatrices):
+        return matrices.planes[0]
     if isinstance(matrices, DenseMatrices):
         return matrices.weight_ENC
     assert isinstance(matrices, Fp8Matrices), "asked by `layer_refusal`"
     return matrices.code_ENC
+
+
+_TAKEN = "bf16, e4m3 with a scale for each row, or int4 in groups of 128 without zeros"
 
 
 def layer_refusal(experts: ExpertWeights, num_slots: int) -> str | None:
@@ -54,8 +72,8 @@ def layer_refusal(experts: ExpertWeights, num_slots: int) -> str | None:
     if experts.activation not in ACTIVATIONS:
         return f"activation {experts.activation}: the kernel takes gated ones"
     kinds = {_kind(matrices) for matrices in (experts.fc1, experts.fc2)}
-    if len(kinds) > 1 or not kinds <= {"bf16", "e4m3"}:
-        return f"weights in {' and '.join(sorted(kinds))}: the kernel takes bf16, or e4m3 with a scale for each row"
+    if len(kinds) > 1 or not kinds <= {"bf16", "e4m3", "int4"}:
+        return f"weights in {' and '.join(sorted(kinds))}: the kernel takes {_TAKEN}"
     D, I = experts.d_model, experts.inter_size  # noqa: E741
     step = 16 if "e4m3" in kinds else 8
     if D % 32 or I % step:
@@ -72,18 +90,22 @@ def _kind(matrices: Matrices) -> str:
         return "bf16" if matrices.weight_ENC.dtype == torch.bfloat16 else str(matrices.weight_ENC.dtype)
     if isinstance(matrices, Fp8Matrices):
         return "blocks of e4m3" if matrices.blocks else "e4m3"
-    return "bit planes"
+    plain = not matrices.nested and matrices.zero_PENG is None and matrices.group_size == CHUNK
+    return f"int{matrices.max_bits}" if plain else "nested or other bit planes"
 
 
 def _memory(experts: ExpertWeights) -> str | None:
     for matrices in (experts.fc1, experts.fc2):
-        weight = weights_of(matrices)
-        if weight.data_ptr() % _PIECE_BYTES or not weight.is_contiguous():
+        parts = matrices.planes if isinstance(matrices, PlaneMatrices) else (weights_of(matrices),)
+        if any(part.data_ptr() % _PIECE_BYTES or not part.is_contiguous() for part in parts):
             return "weights that are not contiguous, or do not begin at a multiple of 16 bytes"
     scales = [matrices.scale for matrices in (experts.fc1, experts.fc2) if isinstance(matrices, Fp8Matrices)]
     for name, tensor in (("biases", experts.bias1_EN), ("biases", experts.bias2_ED), *(("scales", s) for s in scales)):
         if tensor is not None and (tensor.dtype != torch.float32 or not tensor.is_contiguous()):
             return f"{name} of {tensor.dtype}: the kernel takes contiguous float32"
+    halves = [matrices.scale_PENG for matrices in (experts.fc1, experts.fc2) if isinstance(matrices, PlaneMatrices)]
+    if any(scale.dtype != torch.float16 or not scale.is_contiguous() for scale in halves):
+        return f"scales of codes of {halves[0].dtype}: the kernel takes contiguous float16"
     return None
 
 
@@ -95,6 +117,10 @@ def fill(experts: ExpertWeights, plan: DispatchPlan, top_k: int, hidden_NI: Tens
     for m, (matrices, bias) in enumerate(((experts.fc1, experts.bias1_EN), (experts.fc2, experts.bias2_ED))):
         problem.bias[m] = bias.data_ptr() if bias is not None else None
         problem.row_scale[m] = matrices.scale.data_ptr() if isinstance(matrices, Fp8Matrices) else None
+        if isinstance(matrices, PlaneMatrices):
+            problem.scale[m] = matrices.scale_PENG.data_ptr()
+            for part, plane in enumerate(matrices.planes):
+                problem.plane[m][part] = plane.data_ptr()
     problem.experts, problem.top_k = experts.num_experts, top_k
     problem.columns = _Pair(experts.d_model, experts.inter_size)
     return problem

@@ -2,7 +2,8 @@
 //
 // At step s of the list come the tiles of expert s at the first matrix, then those of expert s - lag at the second. A
 // tile of the second matrix waits for tiles that stand before it in the list alone, so the first that is unfinished can
-// always go on. Tiles that share weights are neighbours.
+// always go on. Tiles that share weights are neighbours. What is said here of a tile holds for a team of blocks: they
+// take one place in the list together, and each a tile of it with other tokens.
 #pragma once
 
 #include "layout.cuh"
@@ -19,7 +20,7 @@ DEV void count_tiles(const Problem& p, int lane) {  // one warp
   if (lane == 0) sts32(TILES_BEFORE, 0);
   for (int base = 0; base < p.experts; base += 32) {
     const int e = base + lane;
-    uint32_t sum = e < p.experts ? ceil_div(offset_of(e + 1) - offset_of(e), TOKENS) : 0;
+    uint32_t sum = e < p.experts ? ceil_div(offset_of(e + 1) - offset_of(e), TEAM * TOKENS) : 0;
     for (int by = 1; by < 32; by *= 2) {
       const uint32_t lower = shuffle_up(sum, by);
       if (lane >= by) sum += lower;
@@ -55,10 +56,12 @@ struct Schedule {
     const int matrix = left >= firsts, expert = matrix ? low - p.lag : low;
     if (matrix) left -= firsts;
     const int start = offset_of(expert), count = offset_of(expert + 1) - start;
-    const int tiles = ceil_div(count, TOKENS), width = ceil_div(ceil_div(count, tiles), 8) * 8;
-    const int index = left % tiles, first = index * width;
-    return {matrix, expert, start + first, count - first < width ? count - first : width, left / tiles};
+    const int turns = ceil_div(count, TEAM * TOKENS), width = ceil_div(ceil_div(count, TEAM * turns), 8) * 8;
+    const int first = (left % turns * TEAM + team_rank()) * width, rest = count - first;
+    return {matrix, expert, rest > 0 ? start + first : start, rest < 0 ? 0 : rest < width ? rest : width, left / turns};
   }
   // What COUNTER_DONE of an expert reaches.
-  DEV uint32_t stored_tiles(int expert) const { return (tiles_before(expert + 1) - tiles_before(expert)) * blocks[0]; }
+  DEV uint32_t stored_tiles(int expert) const {
+    return (tiles_before(expert + 1) - tiles_before(expert)) * blocks[0] * TEAM;
+  }
 };

@@ -6,8 +6,8 @@ from cost_rows import KEY, make_row
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from thermoe.cost.command import CostsDiff, CostsMerge, CostsShow
 from thermoe.cost.database import CostDatabase, Failure, describe
+from thermoe.cost.database_command import CostsDiff, CostsMerge, CostsShow
 from thermoe.errors import DataError
 
 FULL = {"energy_mj": 75.2, "energy_integrated_mj": 74.0, "power_w": 592.0, "temp_c": 41.5, "throttled": False}

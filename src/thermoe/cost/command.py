@@ -1,14 +1,14 @@
-"""`thermoe fit` and `thermoe costs show|diff|merge|eval`."""
+"""`thermoe fit` and `thermoe costs eval`; `thermoe.cost.database_command` has the commands on databases."""
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from thermoe.cost.database import CostDatabase, describe
+from thermoe.cost.database import CostDatabase
 from thermoe.cost.evaluate import evaluate
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.errors import ConfigError, DataError
@@ -39,81 +39,6 @@ class Fit:
                 f"{op}/{impl} {bits} bit: {fitted.num_rows} rows; left out, 90 % miss by less than "
                 f"{missed[0]} (latency) and {missed[1]} (energy)"
             )
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CostsShow:
-    """Print a cost database.
-
-    Attributes:
-        database: `.costs.json` file.
-        json: Print JSON, one object per row.
-    """
-
-    database: tyro.conf.Positional[Path]
-    json: bool = False
-
-    def execute(self) -> int:
-        """Print every row, then the failures."""
-        costs = CostDatabase.load(self.database)
-        for row in costs.rows:
-            if self.json:
-                _say(json.dumps(asdict(row.device) | row.as_dict()))
-            else:
-                energy = "-" if row.energy_mj is None else f"{row.energy_mj:.2f} mJ at {row.power_w or 0:.0f} W"
-                throttled = " throttled" if row.throttled else ""
-                _say(f"{describe(row)}: {row.latency_us:.1f} us, {energy} ({row.kind}){throttled}")
-        for failure in costs.failures:
-            _say(f"{failure.case}: failed, {' '.join(failure.message.split())}")
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CostsDiff:
-    """Compare two cost databases case by case; ends with 1 if a median latency rose by more than the tolerance.
-
-    Attributes:
-        old, new: `.costs.json` files.
-        tolerance_pct: Rise that counts as noise [%].
-        json: Print JSON.
-    """
-
-    old: tyro.conf.Positional[Path]
-    new: tyro.conf.Positional[Path]
-    tolerance_pct: float = 5.0
-    json: bool = False
-
-    def execute(self) -> int:
-        """Print the changes of the cases both hold."""
-        changes = CostDatabase.load(self.old).diff(CostDatabase.load(self.new))
-        if self.json:
-            _say(json.dumps(changes, indent=1))
-        else:
-            for change in changes:
-                energy = change["energy_change_pct"]
-                joules = "" if energy is None else f", energy {energy:+.1f} %"
-                _say(f"{change['case']}: latency {change['latency_change_pct']:+.1f} %{joules}")
-        return int(any(c["latency_change_pct"] > self.tolerance_pct for c in changes))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CostsMerge:
-    """Join cost databases; two that disagree about one case are refused.
-
-    Attributes:
-        databases: `.costs.json` files.
-        out: The joined file.
-    """
-
-    databases: tyro.conf.Positional[tuple[Path, ...]]
-    out: Path
-
-    def execute(self) -> int:
-        """Join and write."""
-        merged = CostDatabase.merged(CostDatabase.load(p) for p in self.databases)
-        merged.save(self.out)
-        _say(f"{self.out}: {len(merged)} rows")
         return 0
 
 

@@ -46,6 +46,7 @@ class RouterFusion:
     def __init__(self, model: Any, hooks: RouterHooks | None = None) -> None:
         self._config, self._hooks = getattr(model, "config", None), hooks
         self.routers: list[_Router] = []
+        self._handed: dict[int, tuple[int, Tensor]] = {}
         try:
             found = find_routers(model)
         except UnsupportedModelError:
@@ -57,6 +58,15 @@ class RouterFusion:
         probed = (self._probed(module, found.family, found.shape.num_experts) for module in found.modules)
         self.routers = [router for router in probed if router is not None]
 
+    def projection_in(self, block: nn.Module) -> Any:
+        """The router of a block whose logits are the product of its input with a matrix, and nothing else; or None."""
+        inside = [router.module for router in self.routers if any(m is router.module for m in block.modules())]
+        return inside[0] if len(inside) == 1 and getattr(inside[0], "bias", None) is None else None
+
+    def hand(self, module: nn.Module, x_TD: Tensor, logits_TE: Tensor) -> None:
+        """Give a router the logits of the input that it is about to get."""
+        self._handed[id(module)] = x_TD.data_ptr(), logits_TE
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Put the fused forwards in, and take them out again."""
@@ -65,6 +75,7 @@ class RouterFusion:
         try:
             yield
         finally:
+            self._handed.clear()
             for router in self.routers:
                 router.module.__dict__.pop("forward")
 
@@ -80,8 +91,8 @@ class RouterFusion:
         router = _Router(module=module, family=family, output=tuple(output), fields=fields)
         logits_TE = linear(x_TD, weight, bias)
         fused = self._chosen(router, logits_TE)
-        own = [output[field].float().sort(dim=-1).values for field in fields[:2]]
-        same = agree(own[0], logits_TE.float().sort(dim=-1).values) and agree(own[1], fused[1].sort(dim=-1).values)
+        own_logits_TE, own_weights_TK = output[fields[0]], output[fields[1]].sort(dim=-1).values
+        same = agree(own_logits_TE, logits_TE) and agree(own_weights_TK, fused[1].sort(dim=-1).values)
         return router if same else None
 
     def _chosen(self, router: _Router, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +113,9 @@ class RouterFusion:
         module, fields = router.module, router.fields
         steered = self._hooks is not None and self._hooks.active
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1]).contiguous()
-        logits_TE = few_linear(x_TD, [module.weight], [getattr(module, "bias", None)])
+        handed_to, logits_TE = self._handed.pop(id(module), (0, None))
+        if logits_TE is None or handed_to != x_TD.data_ptr():
+            logits_TE = few_linear(x_TD, [module.weight], [getattr(module, "bias", None)])
         if not steered:
             ids_TK, weights_TK = self._chosen(router, logits_TE)
         elif is_fused(logits_TE, self._top_k, router.family.scoring(module), 1):  # type: ignore[misc]

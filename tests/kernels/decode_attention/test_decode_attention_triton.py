@@ -10,8 +10,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16  # the interpreter does not round to bf16
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
-@pytest.mark.parametrize("positions", [16, 64])
+@pytest.mark.parametrize(("positions", "dtype"), [(16, torch.float32), (64, HALF)], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attention_with_nothing_left_unwritten(case, positions, dtype):
     *given, norms = drawn(case, dtype, DEVICE)
@@ -27,3 +26,15 @@ def test_attention_with_nothing_left_unwritten(case, positions, dtype):
         torch.testing.assert_close(given[3][:, :, case.place].double().cpu(), key, atol=atol, rtol=rtol)
         assert torch.equal(given[4][:, :, case.place].double().cpu(), value)
         assert not counts.any()
+
+
+@pytest.mark.gpu
+def test_weights_brought_ahead_change_nothing():
+    case = CASES[4]
+    *given, norms = (part.cuda() if isinstance(part, torch.Tensor) else part for part in drawn(case, HALF, DEVICE))
+    ahead = [torch.randn(1000, 512, device="cuda", dtype=torch.bfloat16)]
+    got, wanted = (
+        decode_attention_triton(*given, num_heads=case.heads, scale=0.3, norms=norms, positions=16, ahead=weights)
+        for weights in (ahead, ())
+    )
+    assert torch.equal(got, wanted)

@@ -5,92 +5,108 @@
 Shapes: B sequences, H query heads, G key heads, R query heads of a key head, L positions, W width of a head.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from thermoe.kernels.few_linear.prefetch import ahead_arguments, bring_ahead
 
 _POSITIONS = 128
 """Positions of a program: all their keys and values are on their way at once."""
 
 
 @triton.jit
-def _turned(
-    x_ptr, norm_ptr, cos1, cos2, sin1, sin2, d, inside, eps, W: tl.constexpr, NORMS: tl.constexpr, DTYPE: tl.constexpr
-):
-    """Both halves of heads at `x_ptr`, normed and turned; `d` the offsets of a first half, `inside` which are real."""
-    half: tl.constexpr = W // 2
-    x1 = tl.load(x_ptr + d, mask=inside, other=0.0).to(tl.float32)
-    x2 = tl.load(x_ptr + half + d, mask=inside, other=0.0).to(tl.float32)
-    if NORMS:
-        square = tl.sum(x1 * x1 + x2 * x2, axis=len(x1.shape) - 1, keep_dims=True)
-        by = tl.rsqrt(square / W + eps)
-        w1 = tl.load(norm_ptr + d, mask=inside, other=0.0).to(tl.float32)
-        w2 = tl.load(norm_ptr + half + d, mask=inside, other=0.0).to(tl.float32)
-        x1 = (x1 * by * w1).to(DTYPE).to(tl.float32)
-        x2 = (x2 * by * w2).to(DTYPE).to(tl.float32)
-    return (x1 * cos1 - x2 * sin1).to(DTYPE), (x2 * cos2 + x1 * sin2).to(DTYPE)
+def _halves(x_ptr, d, inside, W: tl.constexpr):
+    """First and second halves of heads at `x_ptr`; `d` the offsets of a first half, `inside` which are real."""
+    return tl.load(x_ptr + d, mask=inside, other=0.0), tl.load(x_ptr + W // 2 + d, mask=inside, other=0.0)
 
 
 @triton.jit
-def _joined(part_ptr, stat_ptr, first, parts, r, w, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr):
+def _turned(x1, x2, weights, cos, sin, eps, W: tl.constexpr, NORMS: tl.constexpr):
+    """Both halves of heads, normed and turned; `weights`, `cos` and `sin` are halves too."""
+    dtype = x1.dtype
+    x1, x2 = x1.to(tl.float32), x2.to(tl.float32)
+    if NORMS:
+        square = tl.sum(x1 * x1 + x2 * x2, axis=1, keep_dims=True)
+        by = tl.rsqrt(square / W + eps)
+        x1 = (x1 * by * weights[0].to(tl.float32)).to(dtype).to(tl.float32)
+        x2 = (x2 * by * weights[1].to(tl.float32)).to(dtype).to(tl.float32)
+    cos1, cos2 = cos[0].to(tl.float32), cos[1].to(tl.float32)
+    sin1, sin2 = sin[0].to(tl.float32), sin[1].to(tl.float32)
+    return (x1 * cos1 - x2 * sin1).to(dtype), (x2 * cos2 + x1 * sin2).to(dtype)
+
+
+@triton.jit
+def _joined(part_ptr, stat_ptr, first, parts, r, w, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, PARTS: tl.constexpr):
     """Weighted sum of the parts' values, and the sum of the weights; always in the order of the parts."""
-    best = tl.full((BLOCK_R,), float("-inf"), tl.float32)
-    for i in range(parts):
-        best = tl.maximum(best, tl.load(stat_ptr + 2 * ((first + i) * BLOCK_R + r), cache_modifier=".cg"))
+    i = tl.arange(0, triton.next_power_of_2(PARTS))[:, None]
+    most = tl.load(
+        stat_ptr + 2 * ((first + i) * BLOCK_R + r[None, :]), mask=i < parts, other=float("-inf"), cache_modifier=".cg"
+    )
+    best = tl.max(most, axis=0)
     best = tl.where(best == float("-inf"), 0.0, best)
     total = tl.zeros((BLOCK_R,), tl.float32)
     out = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
-    for i in range(parts):
-        slot = (first + i) * BLOCK_R + r
-        by = tl.exp2(tl.load(stat_ptr + 2 * slot, cache_modifier=".cg") - best)
-        total += by * tl.load(stat_ptr + 2 * slot + 1, cache_modifier=".cg")
-        out += by[:, None] * tl.load(part_ptr + slot[:, None] * BLOCK_W + w[None, :], cache_modifier=".cg")
+    for begin in range(0, parts, 8):
+        for step in tl.static_range(8):  # loads that wait for each other would take as long as everything before
+            slot = (first + begin + step) * BLOCK_R + r
+            there = tl.minimum(tl.maximum(parts - begin - step, 0), 1)
+            by = tl.exp2(
+                tl.load(stat_ptr + 2 * slot, mask=r < BLOCK_R * there, other=float("-inf"), cache_modifier=".cg") - best
+            )
+            total += by * tl.load(stat_ptr + 2 * slot + 1, mask=r < BLOCK_R * there, other=0.0, cache_modifier=".cg")
+            at = part_ptr + slot[:, None] * BLOCK_W + w
+            out += by[:, None] * tl.load(at, mask=w < BLOCK_W * there, other=0.0, cache_modifier=".cg")
     return out, total
 
 
 @triton.jit
 def _decode_attention_kernel(
     qkv_ptr, query_norm_ptr, key_norm_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr, place_ptr, mask_ptr, out_ptr,
-    part_ptr, stat_ptr, count_ptr, eps, scale, L, cos_stride, mask_stride,
+    part_ptr, stat_ptr, count_ptr, eps, scale, L, cos_stride, mask_stride, n0, n1, n2, lines0, lines1, lines2,
     G: tl.constexpr, R: tl.constexpr, W: tl.constexpr, NORMS: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_R: tl.constexpr, HALF: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_L: tl.constexpr,
+    BLOCK_R: tl.constexpr, HALF: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_L: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)  # of the keys, in all sequences
     part = tl.program_id(1)
     b, g = head // G, head % G
-    place = tl.load(place_ptr).to(tl.int32)
-    if part * BLOCK_L > place:
-        return
-    dtype = keys_ptr.dtype.element_ty
     half: tl.constexpr = W // 2
-    r, d, w = tl.arange(0, BLOCK_R), tl.arange(0, HALF), tl.arange(0, BLOCK_W)
+    r, d, w = tl.arange(0, BLOCK_R), tl.arange(0, HALF)[None, :], tl.arange(0, BLOCK_W)[None, :]
+    in_half, in_width = d < half, w < W
+    place = tl.load(place_ptr).to(tl.int32)
+    # Everything that does not depend on the place is asked for before it is known.
+    heads_ptr = qkv_ptr + b.to(tl.int64) * (G * (R + 2) * W)
+    q1, q2 = _halves(heads_ptr + (g * R + r)[:, None] * W, d, (r < R)[:, None] & in_half, W)
+    new1, new2 = _halves(heads_ptr + (G * R + g) * W, d, in_half, W)
+    value_new = tl.load(heads_ptr + (G * (R + 1) + g) * W + w, mask=in_width, other=0.0)
+    cos, sin = _halves(cos_ptr + b * cos_stride, d, in_half, W), _halves(sin_ptr + b * cos_stride, d, in_half, W)
+    query_norm, key_norm = cos, cos
+    if NORMS:
+        query_norm, key_norm = _halves(query_norm_ptr, d, in_half, W), _halves(key_norm_ptr, d, in_half, W)
+    if part * BLOCK_L > place:
+        bring_ahead(n0, n1, n2, lines0, lines1, lines2, head + part * tl.num_programs(0),
+                    tl.num_programs(0) * PARTS, AHEAD, BLOCK_L)  # fmt: skip
+        return
     p = part * BLOCK_L + tl.arange(0, BLOCK_L)
     before = (p < place)[:, None]
     row = (head.to(tl.int64) * L + p)[:, None] * W
-    in_half = (d < half)[None, :]
-    k1 = tl.load(keys_ptr + row + d[None, :], mask=before & in_half, other=0.0)
-    k2 = tl.load(keys_ptr + row + half + d[None, :], mask=before & in_half, other=0.0)
-    v = tl.load(values_ptr + row + w[None, :], mask=before & (w < W)[None, :], other=0.0)
+    k1, k2 = _halves(keys_ptr + row, d, before & in_half, W)
+    v = tl.load(values_ptr + row + w, mask=before & in_width, other=0.0)
     bias = tl.load(mask_ptr + b * mask_stride + p, mask=p < L, other=0.0).to(tl.float32)
-    cos1 = tl.load(cos_ptr + b * cos_stride + d, mask=d < half, other=0.0).to(tl.float32)[None, :]
-    cos2 = tl.load(cos_ptr + b * cos_stride + half + d, mask=d < half, other=0.0).to(tl.float32)[None, :]
-    sin1 = tl.load(sin_ptr + b * cos_stride + d, mask=d < half, other=0.0).to(tl.float32)[None, :]
-    sin2 = tl.load(sin_ptr + b * cos_stride + half + d, mask=d < half, other=0.0).to(tl.float32)[None, :]
+    bring_ahead(n0, n1, n2, lines0, lines1, lines2, head + part * tl.num_programs(0),
+                tl.num_programs(0) * PARTS, AHEAD, BLOCK_L)  # fmt: skip
 
-    heads_ptr = qkv_ptr + b.to(tl.int64) * (G * (R + 2) * W)
-    query_at = heads_ptr + (g * R + r)[:, None] * W
-    real = (r < R)[:, None] & in_half
-    q1, q2 = _turned(query_at, query_norm_ptr, cos1, cos2, sin1, sin2, d[None, :], real, eps, W, NORMS, dtype)
+    q1, q2 = _turned(q1, q2, query_norm, cos, sin, eps, W, NORMS)
     if part == place // BLOCK_L:  # the new position is one of these
-        key_at = heads_ptr + (G * R + g) * W
-        new1, new2 = _turned(key_at, key_norm_ptr, cos1, cos2, sin1, sin2, d[None, :], in_half, eps, W, NORMS, dtype)
-        value_new = tl.load(heads_ptr + (G * (R + 1) + g) * W + w, mask=w < W, other=0.0)[None, :]
+        new1, new2 = _turned(new1, new2, key_norm, cos, sin, eps, W, NORMS)
         here = (p == place)[:, None]
         k1, k2, v = tl.where(here, new1, k1), tl.where(here, new2, k2), tl.where(here, value_new, v)
-        tl.store(keys_ptr + row + d[None, :], k1, mask=here & in_half)
-        tl.store(keys_ptr + row + half + d[None, :], k2, mask=here & in_half)
-        tl.store(values_ptr + row + w[None, :], v, mask=here & (w < W)[None, :])
+        tl.store(keys_ptr + row + d, k1, mask=here & in_half)
+        tl.store(keys_ptr + row + half + d, k2, mask=here & in_half)
+        tl.store(values_ptr + row + w, v, mask=here & in_width)
 
     scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
     scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
@@ -99,22 +115,22 @@ def _decode_attention_kernel(
     most = tl.max(scores, axis=1)
     shares = tl.exp2(scores - tl.where(most == float("-inf"), 0.0, most)[:, None])
     total = tl.sum(shares, axis=1)
-    out = tl.dot(shares.to(dtype), v, input_precision="ieee")
+    out = tl.dot(shares.to(v.dtype), v, input_precision="ieee")
 
-    out_at = out_ptr + ((b * G + g).to(tl.int64) * R + r)[:, None] * W + w[None, :]
-    wanted = (r < R)[:, None] & (w < W)[None, :]
+    out_at = out_ptr + ((b * G + g).to(tl.int64) * R + r)[:, None] * W + w
+    wanted = (r < R)[:, None] & in_width
     parts = place // BLOCK_L + 1
     if parts == 1:
         tl.store(out_at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=wanted)
     else:
         slot = (head * PARTS + part) * BLOCK_R + r
-        tl.store(part_ptr + slot[:, None] * BLOCK_W + w[None, :], out)
+        tl.store(part_ptr + slot[:, None] * BLOCK_W + w, out)
         tl.store(stat_ptr + 2 * slot, most)
         tl.store(stat_ptr + 2 * slot + 1, total)
         tl.debug_barrier()  # all of this program's warps have stored before one thread tells
         if tl.atomic_add(count_ptr + head, 1, sem="acq_rel") == parts - 1:
             tl.store(count_ptr + head, 0)  # for the next launch
-            out, total = _joined(part_ptr, stat_ptr, head * PARTS, parts, r, w, BLOCK_R, BLOCK_W)
+            out, total = _joined(part_ptr, stat_ptr, head * PARTS, parts, r, w, BLOCK_R, BLOCK_W, PARTS)
             tl.store(out_at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=wanted)
 
 
@@ -131,6 +147,7 @@ def decode_attention_triton(
     scale: float,
     norms=None,
     counts: Tensor | None = None,
+    ahead: Sequence[Tensor] = (),
     positions: int = _POSITIONS,
     warps: int = 4,
     out: Tensor | None = None,
@@ -148,8 +165,9 @@ def decode_attention_triton(
         keys_BGLW, values_BGLW, place_1, mask_BL, out, part, stat, counts,
         0.0 if norms is None else norms.eps, scale, length,
         0 if cos_BW.shape[0] == 1 else cos_BW.stride(0), 0 if mask_BL.shape[0] == 1 else mask_BL.stride(0),
+        *ahead_arguments(ahead, qkv_BN),
         G=groups, R=num_heads // groups, W=width, NORMS=norms is not None, PARTS=parts,
         BLOCK_R=rows, HALF=max(triton.next_power_of_2(width // 2), 16), BLOCK_W=block_w, BLOCK_L=positions,
-        num_warps=warps,
+        AHEAD=len(ahead), num_warps=warps,
     )  # fmt: skip
     return out

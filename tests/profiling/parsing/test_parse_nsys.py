@@ -269,6 +269,8 @@ def test_power_in_the_export_is_discovered_wherever_it_lies(path, place):
             file.add("GENERIC_EVENTS", genericEventId=i, timestamp=at, rawTimestamp=at, typeId=5, data=data)
             if data is None:
                 file.add("GENERIC_EVENT_DATA", genericEventId=i, fieldIdx=0, uintVal=300_000)
+                file.add("GENERIC_EVENTS", genericEventId=99 + i, timestamp=at, rawTimestamp=at, typeId=6)
+                file.add("GENERIC_EVENT_DATA", genericEventId=99 + i, fieldIdx=0, uintVal=700_000)
     row = (table := parse_profiler_output(file.save())).iloc[0]
     assert row["energy_j"] == pytest.approx(300.0 * 0.4)
     assert row["power_source"] == f"nsys:{place.split()[0]}"

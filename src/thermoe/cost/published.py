@@ -104,8 +104,9 @@ def carry_over(rows: Iterable[CostRow], name: str, source: DeviceLimits = H200) 
     """Measured rows as they would be on another GPU.
 
     Each row keeps its efficiency: the roofline of the other GPU is divided by the share of its own roofline that
-    the row reached. Energy is scaled by the ratio of the rooflines' energies over the same time. Rows that do not
-    count their operations and bytes are left out.
+    the row reached. Energy is scaled by the ratio of what idle power, bytes and operations take on both; where the
+    power limit would be exceeded, the sustained time is stretched until it holds. Rows that do not count their
+    operations and bytes are left out.
 
     Args:
         rows: Measured on the GPU of `source`.
@@ -126,12 +127,12 @@ def carry_over(rows: Iterable[CostRow], name: str, source: DeviceLimits = H200) 
 def _carried(row: CostRow, source: DeviceLimits, target: DeviceLimits) -> CostRow:
     stretch = _floor_s(row, target) / _floor_s(row, source)
     latency_us = row.latency_us * stretch
-    energy_mj = power_w = None
+    sustained_us = energy_mj = power_w = None
     if row.energy_mj is not None:
-        sustained_s = (row.latency_sustained_us or row.latency_us) * 1e-6
-        ratio = _energy_j(row, target, sustained_s * stretch) / _energy_j(row, source, sustained_s)
-        power_w = min(row.energy_mj * 1e-3 * ratio / (sustained_s * stretch), target.power_limit_w)
-        energy_mj = power_w * sustained_s * stretch * 1e3
+        before_s = (row.latency_sustained_us or row.latency_us) * 1e-6
+        energy_mj = row.energy_mj * _energy_j(row, target, before_s * stretch) / _energy_j(row, source, before_s)
+        sustained_us = max(before_s * stretch * 1e6, energy_mj * 1e3 / target.power_limit_w)
+        power_w = energy_mj * 1e3 / sustained_us
     return replace(
         row,
         device=DeviceKey(gpu=target.name, driver="", torch="", triton="", kernel_revision=row.device.kernel_revision),
@@ -141,7 +142,7 @@ def _carried(row: CostRow, source: DeviceLimits, target: DeviceLimits) -> CostRo
         latency_us=latency_us,
         latency_low_us=latency_us,
         latency_high_us=latency_us,
-        latency_sustained_us=None if row.latency_sustained_us is None else row.latency_sustained_us * stretch,
+        latency_sustained_us=sustained_us,
         spread_pct=0.0,
         repeats=1,
         energy_mj=energy_mj,

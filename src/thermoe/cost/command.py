@@ -33,10 +33,10 @@ class Fit:
         """Fit and write the model."""
         model = KernelCostModel().fit(read_costs(self.tables))
         model.save(self.out)
-        for (op, impl, bits), fitted in model.operations_.items():
+        for (op, impl, dtype), fitted in model.operations_.items():
             missed = [_percent(e) for e in (fitted.latency_log_error, fitted.energy_log_error)]
             _say(
-                f"{op}/{impl} {bits} bit: {fitted.num_rows} rows; left out, 90 % miss by less than "
+                f"{op}/{impl} {dtype}: {fitted.num_rows} rows; the law alone, left out, 90 % miss by less than "
                 f"{missed[0]} (latency) and {missed[1]} (energy)"
             )
         return 0

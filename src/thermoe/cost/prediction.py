@@ -56,6 +56,10 @@ class Hinges:
         assert (self.slopes >= 0).all()
         assert (self.offsets >= 0).all()
 
+    def scaled(self, factor: float) -> "Hinges":
+        """The same times a positive factor."""
+        return Hinges(self.slopes * factor, self.offsets * factor)
+
     def __call__(self, loads: "ArrayLike") -> FloatArray:
         """phi of each load, same shape."""
         n = np.asarray(loads, dtype=np.float64)[..., None]

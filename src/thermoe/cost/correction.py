@@ -1,0 +1,301 @@
+"""What measurements say beyond the physical law of an operation: a learned factor on latency and on power.
+
+Inside the measured range the factor comes from neighbours (few rows) or from small networks and trees (many); outside
+it fades to 1, so that physics alone speaks. How far it misses is learned on shapes left out of the fit. Shapes: B
+rows, F features.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoe.cost.forest import Boosting, Forest, boost
+from thermoe.cost.kriging import Kriging, krige
+from thermoe.cost.network import Network, Training, train_network
+from thermoe.errors import DataError
+from thermoe.types import BoolArray, FloatArray, IntArray
+
+# From so many rows with power on, networks and trees; below, neighbours.
+NETWORK_ROWS = 3000
+# A correction needs this many shapes and rows, or nothing could be left out to check it.
+LEAST_SHAPES, LEAST_ROWS = 4, 24
+_FOLDS = 4
+_NUM_NETWORKS = 2
+_TREE_SHARES = (0.0, 0.5, 1.0)
+# Beyond the measured range the factor fades over this many powers of e, in size or work.
+_FADE = 1.5
+# A value of tokens that this share of shapes was measured at gets an input of its own.
+_GRID_SHARE, _MOST_GRID = 0.2, 100
+_SPREAD_TREES = Boosting(trees=20, leaves=16, depth=5, learning_rate=0.2, least_rows=40)
+_LEAST_MISS = 0.003
+_SMALL_BATCH, _MANY_ROWS = 256, 30000
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a correction sees of each row.
+
+    Attributes:
+        features: (B, F0), of `features_of`.
+        extent: Logarithms of sizes and work: whether a row lies in the measured range (B, X).
+        tokens: (B,).
+        names: Implementation and format of each row, as text (B,).
+    """
+
+    features: FloatArray
+    extent: FloatArray
+    tokens: FloatArray
+    names: NDArray[np.str_]
+
+    def take(self, rows: IntArray) -> "Inputs":
+        """Some rows."""
+        return Inputs(self.features[rows], self.extent[rows], self.tokens[rows], self.names[rows])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Correction:
+    """Logarithm of the factor on latency and on power.
+
+    Attributes:
+        names: Implementations and formats that were seen; others are described by features alone.
+        grid: Values of tokens with an input of their own.
+        low, high: Measured range of `Inputs.extent`.
+        networks: Mean of these, both targets.
+        trees: Of latency and of power, with the share of them that helps on unseen shapes.
+        neighbours: Of latency and of power, where there are too few rows for networks.
+        spreads: Expected miss of latency and of energy (logarithm of the mean absolute one).
+        quantiles: Factors on it that hold 90 % of shapes left out, of latency and of energy.
+    """
+
+    names: list[str]
+    grid: list[float]
+    low: FloatArray
+    high: FloatArray
+    networks: list[Network] = field(default_factory=list)
+    trees: list[Forest] = field(default_factory=list)
+    tree_shares: tuple[float, float] = (0.0, 0.0)
+    neighbours: list[Kriging] = field(default_factory=list)
+    spreads: list[Forest] = field(default_factory=list)
+    quantiles: tuple[float, float] = (0.0, 0.0)
+
+    def __call__(self, inputs: Inputs) -> FloatArray:
+        """Logarithms of the factors (B, 2)."""
+        return self._inside(inputs) * np.exp(-0.5 * (self.excess(inputs) / _FADE) ** 2)[:, None]
+
+    def miss(self, inputs: Inputs) -> FloatArray:
+        """Logarithmic half width of the 90 % interval of latency and of energy (B, 2), wider outside the range."""
+        if self.spreads:
+            expected = np.exp(np.stack([s(inputs.features) for s in self.spreads], axis=1))
+        else:
+            expected = np.ones((len(inputs.tokens), 2))
+        growth = 1.0 + self.excess(inputs)[:, None]
+        return np.asarray(expected * np.array(self.quantiles) * growth, dtype=np.float64)
+
+    def excess(self, inputs: Inputs) -> FloatArray:
+        """How far each row lies outside the measured range, in powers of e (B,)."""
+        beyond = np.maximum(np.maximum(self.low - inputs.extent, inputs.extent - self.high), 0.0)
+        return np.asarray(np.sqrt((beyond * beyond).sum(axis=1)), dtype=np.float64)
+
+    def covers(self, inputs: Inputs) -> BoolArray:
+        """Whether each row lies inside the measured range (B,)."""
+        return np.asarray(self.excess(inputs) < np.log(1.05), dtype=np.bool_)
+
+    def _inside(self, inputs: Inputs) -> FloatArray:
+        named = _with_names(inputs, self.names) if self.neighbours or any(self.tree_shares) else inputs.features
+        if self.neighbours:
+            return np.stack([n(named) for n in self.neighbours], axis=1)
+        codes = codes_of(inputs, self.names, self.grid)
+        said: FloatArray = np.mean([n(inputs.features, codes) for n in self.networks], axis=0)
+        for target, share in enumerate(self.tree_shares):
+            if share:
+                said[:, target] += share * self.trees[target](named)
+        return said
+
+    def as_dict(self) -> dict[str, Any]:
+        """All parts as JSON has them."""
+        lists = ("networks", "trees", "neighbours", "spreads")
+        return {
+            "names": self.names,
+            "grid": self.grid,
+            "low": self.low.tolist(),
+            "high": self.high.tolist(),
+            "tree_shares": list(self.tree_shares),
+            "quantiles": list(self.quantiles),
+        } | {name: [part.as_dict() for part in getattr(self, name)] for name in lists}
+
+    @classmethod
+    def from_dict(cls, values: Any, num_features: int, num_extent: int, where: str) -> Self:
+        """Inverse of `as_dict`; anything missing or wrong is a `DataError`."""
+        try:
+            names, grid = [str(n) for n in values["names"]], [float(g) for g in values["grid"]]
+            low, high = (np.array(values[n], np.float64) for n in ("low", "high"))
+            shares, quantiles = (tuple(float(v) for v in values[n]) for n in ("tree_shares", "quantiles"))
+            parts = {n: list(values[n]) for n in ("networks", "trees", "neighbours", "spreads")}
+        except (KeyError, TypeError, ValueError) as err:
+            raise DataError(f"{where}: a correction lacks {' '.join(str(err).split())[:100]}") from err
+        counts = [len(parts[n]) for n in ("trees", "neighbours", "spreads")]
+        fits = (
+            low.shape == high.shape == (num_extent,)
+            and len(shares) == len(quantiles) == 2
+            and all(c in (0, 2) for c in counts)
+            and bool(parts["networks"]) != bool(parts["neighbours"])
+            and (counts[0] == 2 or not any(shares))
+            and all(np.isfinite(v).all() for v in (low, high, shares, quantiles, grid))
+        )
+        if not fits:
+            raise DataError(f"{where}: a correction holds parts that do not fit each other")
+        named = num_features + len(names)
+        num_codes = (len(grid) + 1) * (len(names) + 1)
+        return cls(
+            names=names,
+            grid=grid,
+            low=low,
+            high=high,
+            networks=[Network.from_dict(v, num_features, num_codes, 2, where) for v in parts["networks"]],
+            trees=[Forest.from_dict(v, named, where) for v in parts["trees"]],
+            tree_shares=(shares[0], shares[1]),
+            neighbours=[Kriging.from_dict(v, named, where) for v in parts["neighbours"]],
+            spreads=[Forest.from_dict(v, num_features, where) for v in parts["spreads"]],
+            quantiles=(quantiles[0], quantiles[1]),
+        )
+
+
+def codes_of(inputs: Inputs, names: list[str], grid: list[float]) -> IntArray:
+    """One number for a name and a value of tokens (B,); the last of each stands for all that were not seen."""
+    name = np.full(len(inputs.tokens), len(names))
+    for i, known in enumerate(names):
+        name[inputs.names == known] = i
+    values = np.array([*grid, np.inf])
+    place = np.searchsorted(values, inputs.tokens)
+    place = np.where(values[place] == inputs.tokens, place, len(grid))
+    return np.asarray(place * (len(names) + 1) + name, dtype=np.int64)
+
+
+def _described(names: list[str], grid: list[float]) -> FloatArray:
+    """Each code as numbers: one for its name, one for its value of tokens, one for both (V, H)."""
+    name, place = np.eye(len(names) + 1)[:, :-1], np.eye(len(grid) + 1)[:, :-1]
+    all_names, all_places = np.tile(name, (len(grid) + 1, 1)), np.repeat(place, len(names) + 1, axis=0)
+    both = (all_places[:, :, None] * all_names[:, None, :]).reshape(len(all_names), -1)
+    return np.concatenate([all_names, all_places, both], axis=1)
+
+
+def fit_correction(inputs: Inputs, targets: FloatArray, groups: IntArray, seed: int = 0) -> Correction | None:
+    """Learn the factors, or None where there is too little to learn from or nothing to gain.
+
+    Args:
+        inputs: (B, ...).
+        targets: Logarithms of measured over law, latency and power (B, 2); NaN where not measured.
+        groups: Shape of each row (B,): all rows of one are left out together.
+        seed: Of weights, orders and folds.
+    """
+    num_shapes = len(np.unique(groups))
+    if num_shapes < LEAST_SHAPES or len(groups) < LEAST_ROWS:
+        return None
+    names = [str(n) for n in np.unique(inputs.names)]
+    blank = Correction(
+        names=names,
+        grid=_grid(inputs.tokens, groups),
+        low=inputs.extent.min(axis=0),
+        high=inputs.extent.max(axis=0),
+    )
+    folds = _folds(groups, seed)
+    if np.isfinite(targets).all(axis=1).sum() >= NETWORK_ROWS:
+        return _fit_networks(blank, inputs, targets, folds, seed)
+    return _fit_neighbours(blank, inputs, targets, folds)
+
+
+def _fit_neighbours(blank: Correction, inputs: Inputs, targets: FloatArray, folds: IntArray) -> Correction | None:
+    encoded = _with_names(inputs, blank.names)
+    fits, left_out = [], np.full_like(targets, np.nan)
+    for i in range(2):
+        known = np.isfinite(targets[:, i])
+        if known.sum() < LEAST_ROWS or len(np.unique(folds[known])) < _FOLDS:
+            fits.append(
+                Kriging(
+                    *(np.zeros(encoded.shape[1]), np.ones(encoded.shape[1])),
+                    np.zeros((1, encoded.shape[1])),
+                    np.zeros(1),
+                )
+            )
+            left_out[known, i] = 0.0
+            continue
+        fit, said = krige(encoded[known], targets[known, i], folds[known])
+        fits.append(fit)
+        left_out[known, i] = said
+    gained = np.nanmean(np.abs(left_out - targets), axis=0) < np.nanmean(np.abs(targets), axis=0)
+    if not gained.any():
+        return None
+    return _with_intervals(replace(blank, neighbours=fits), inputs, targets - left_out)
+
+
+def _fit_networks(blank: Correction, inputs: Inputs, targets: FloatArray, folds: IntArray, seed: int) -> Correction:
+    left_out = {share: np.full_like(targets, np.nan) for share in _TREE_SHARES}
+    for fold in np.unique(folds):
+        seen, unseen = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        part = _train(blank, inputs.take(seen), targets[seen], seed, num_networks=1)
+        for share, said in left_out.items():
+            said[unseen] = replace(part, tree_shares=(share, share))._inside(inputs.take(unseen))
+    misses = {s: np.nanmean(np.abs(np.expm1(said - targets)), axis=0) for s, said in left_out.items()}
+    best = tuple(min(_TREE_SHARES, key=lambda s, i=i: misses[s][i]) for i in range(2))  # type: ignore[misc]
+    whole = replace(_train(blank, inputs, targets, seed, _NUM_NETWORKS), tree_shares=(best[0], best[1]))
+    residual = np.stack([targets[:, i] - left_out[best[i]][:, i] for i in range(2)], axis=1)
+    return _with_intervals(whole, inputs, residual)
+
+
+def _train(blank: Correction, inputs: Inputs, targets: FloatArray, seed: int, num_networks: int) -> Correction:
+    codes, described = codes_of(inputs, blank.names, blank.grid), _described(blank.names, blank.grid)
+    training = Training(batch=_SMALL_BATCH if len(codes) < _MANY_ROWS else 2 * _SMALL_BATCH)
+    networks = [
+        train_network(inputs.features, codes, described, targets, seed + i, training) for i in range(num_networks)
+    ]
+    rest = targets - np.mean([n(inputs.features, codes) for n in networks], axis=0)
+    trees = []
+    for column in rest.T:
+        known = np.isfinite(column)
+        trees.append(boost(_with_names(inputs, blank.names)[known], column[known], Boosting()))
+    return replace(blank, networks=networks, trees=trees)
+
+
+def _with_intervals(fit: Correction, inputs: Inputs, residual: FloatArray) -> Correction:
+    """Spread and quantiles from what was missed on shapes left out, latency and power (B, 2)."""
+    missed = np.stack([residual[:, 0], residual.sum(axis=1)], axis=1)
+    spreads = []
+    if fit.networks:
+        for column in missed.T:
+            known = np.isfinite(column)
+            spreads.append(boost(inputs.features[known], np.log(np.abs(column[known]) + _LEAST_MISS), _SPREAD_TREES))
+    fit = replace(fit, spreads=spreads, quantiles=(1.0, 1.0))
+    ratio = np.abs(missed) / fit.miss(inputs)
+    first, second = (quantile(column) for column in ratio.T)
+    return replace(fit, quantiles=(first, second))
+
+
+def quantile(errors: FloatArray, share: float = 0.9) -> float:
+    """Conformal quantile: with n errors the ceil((n + 1) share)-th smallest, or the largest; 0 without any."""
+    known = np.sort(errors[np.isfinite(errors)])
+    if not known.size:
+        return 0.0
+    return float(known[min(int(np.ceil((known.size + 1) * share)), known.size) - 1])
+
+
+def _folds(groups: IntArray, seed: int) -> IntArray:
+    _, number = np.unique(groups, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(number.max() + 1) % _FOLDS)[number.ravel()]
+
+
+def _grid(tokens: FloatArray, groups: IntArray) -> list[float]:
+    """Values of tokens that many shapes were measured at."""
+    pairs = np.unique(np.stack([tokens, groups.astype(np.float64)], axis=1), axis=0)
+    values, counts = np.unique(pairs[:, 0], return_counts=True)
+    often = counts >= _GRID_SHARE * len(np.unique(groups))
+    return [float(v) for v in values[often][:_MOST_GRID]]
+
+
+def _one_hot(names: NDArray[np.str_], known: list[str]) -> FloatArray:
+    return np.stack([names == name for name in known], axis=1).astype(np.float64)
+
+
+def _with_names(inputs: Inputs, names: list[str]) -> FloatArray:
+    return np.concatenate([inputs.features, _one_hot(inputs.names, names)], axis=1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from thermoe.kernels.add_norm.triton import add_norm_project_triton, add_norm_triton
+from thermoe.kernels.add_norm.triton import add_norm_triton
 from thermoe.kernels.combine.triton import combine_triton
 from thermoe.kernels.decode_attention import HeadNorms
 from thermoe.kernels.decode_attention.triton import decode_attention_triton
@@ -146,9 +146,7 @@ def _combine() -> None:
 def _layer() -> None:
     x_TD, weight_D, tokens, width = EMPTY(16, D, dtype=BF16), EMPTY(D, dtype=BF16), 16, 128
     matrices = [EMPTY(num, D, dtype=BF16) for num in (4096, 512, 512)]
-    add_norm_triton(x_TD, x_TD, weight_D, 1e-6, (x_TD, x_TD), matrices)
-    router = EMPTY(E, D, dtype=BF16)
-    add_norm_project_triton(x_TD, x_TD, weight_D, 1e-6, router, (x_TD, x_TD, EMPTY(16, E, dtype=BF16)))
+    add_norm_triton(x_TD, x_TD, weight_D, 1e-6, (x_TD, x_TD))
     qkv_TN = few_linear_triton(x_TD, matrices)
     few_linear_triton(EMPTY(16, 4096, dtype=BF16), [EMPTY(D, 4096, dtype=BF16)], [weight_D])
     turn, norm = EMPTY(tokens, width, dtype=BF16), EMPTY(width, dtype=BF16)

@@ -42,7 +42,7 @@ class StepFusions:
         places = sorted({type(module).__module__ for module in model.modules()})
         self.rotary_modules = [place for place in places if _rotates_halves(getattr(sys.modules[place], _ROTARY, None))]
         self.routers = RouterFusion(model, hooks)
-        self.layers = LayerFusion.of(getattr(model, "model", None), self.routers)
+        self.layers = LayerFusion.of(getattr(model, "model", None))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

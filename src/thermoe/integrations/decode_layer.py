@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from thermoe.integrations.decode_probe import composes_as_usual, is_rms_norm, same_attention
-from thermoe.integrations.decode_router import RouterFusion
-from thermoe.kernels.add_norm import add_norm, add_norm_project
+from thermoe.kernels.add_norm import add_norm
 from thermoe.kernels.decode_attention import HeadNorms, decode_attention
 from thermoe.kernels.few_linear import MOST_ROWS, few_linear
 
-_MOST_AHEAD_BYTES = 32 << 20
 _LINEAR_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -91,7 +89,6 @@ class AttentionParts:
             scale=own.scaling,
             norms=self.norms,
             counts=counts,
-            ahead=_ahead(own.o_proj),
         )
         cache.wrote(1)
         return few_linear(heads_BN, [own.o_proj.weight], [own.o_proj.bias])
@@ -102,18 +99,16 @@ class LayerFusion:
     """The layers of a decoder that can run fused, all or none: each leaves the sum with its experts to the next.
 
     Attributes:
-        layers: Each with its attention, and its router where the norm before it can compute the logits.
+        layers: Each with its attention.
         final: The norm behind the last one.
-        routers: Those of the model.
     """
 
-    layers: list[tuple[Any, AttentionParts, Any]]
+    layers: list[tuple[Any, AttentionParts]]
     final: Any
-    routers: RouterFusion
     _step: _Step = field(default_factory=_Step)
 
     @classmethod
-    def of(cls, decoder: Any, routers: RouterFusion) -> "LayerFusion | None":
+    def of(cls, decoder: Any) -> "LayerFusion | None":
         """None where a layer does something else than these kernels."""
         final, found = getattr(decoder, "norm", None), []
         if final is None or not is_rms_norm(final) or _is_watched(final):
@@ -125,8 +120,8 @@ class LayerFusion:
                 return None
             if not composes_as_usual(layer) or not same_attention(attention, len(decoder.layers)):
                 return None
-            found.append((layer, attention, routers.projection_in(layer.mlp)))
-        return cls(layers=found, final=final, routers=routers) if found else None
+            found.append((layer, attention))
+        return cls(layers=found, final=final) if found else None
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -148,7 +143,7 @@ class LayerFusion:
         return [*(layer for layer, *_ in self.layers), self.final]
 
     def _layer(self, index: int, own: Any, hidden_states: Tensor, *args: Any, **named: Any) -> Any:
-        layer, attention, router = self.layers[index]
+        layer, attention = self.layers[index]
         step = self._step
         cache = _cache_layer(named, attention)
         if index == 0:
@@ -160,26 +155,9 @@ class LayerFusion:
         if not step.fits:
             return own(hidden_states, *args, **named)
         before, after = layer.input_layernorm, layer.post_attention_layernorm
-        own_parts = attention.module
-        sum_BD, x_BD = add_norm(
-            hidden_states.flatten(0, 1),
-            step.pending_BD,
-            before.weight,
-            before.variance_epsilon,
-            ahead=_ahead(own_parts.q_proj, own_parts.k_proj, own_parts.v_proj),
-        )
+        sum_BD, x_BD = add_norm(hidden_states.flatten(0, 1), step.pending_BD, before.weight, before.variance_epsilon)
         out_BD = attention(x_BD, named["position_embeddings"], cache, named["attention_mask"], step.counts)
-        if router is None:
-            sum_BD, x_BD = add_norm(sum_BD, out_BD, after.weight, after.variance_epsilon)
-        else:
-            sum_BD, x_BD, logits_BE = add_norm_project(
-                sum_BD,
-                out_BD,
-                after.weight,
-                after.variance_epsilon,
-                getattr(router, "weight"),  # noqa: B009
-            )
-            self.routers.hand(router, x_BD, logits_BE)
+        sum_BD, x_BD = add_norm(sum_BD, out_BD, after.weight, after.variance_epsilon)
         step.pending_BD = layer.mlp(x_BD.unsqueeze(1)).flatten(0, 1)
         return sum_BD.unsqueeze(1)
 
@@ -189,12 +167,6 @@ class LayerFusion:
             return own(hidden_states)
         norm = self.final
         return add_norm(hidden_states.flatten(0, 1), pending_BD, norm.weight, norm.variance_epsilon)[1].unsqueeze(1)
-
-
-def _ahead(*linears: Any) -> list[Tensor]:
-    """Weights that fit the L2 cache of a large GPU beside what else lies there."""
-    weights = [linear.weight for linear in linears]
-    return weights if sum(w.numel() * w.element_size() for w in weights) <= _MOST_AHEAD_BYTES else []
 
 
 def _is_watched(module: Any) -> bool:

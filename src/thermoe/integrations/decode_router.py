@@ -46,7 +46,6 @@ class RouterFusion:
     def __init__(self, model: Any, hooks: RouterHooks | None = None) -> None:
         self._config, self._hooks = getattr(model, "config", None), hooks
         self.routers: list[_Router] = []
-        self._handed: dict[int, tuple[int, Tensor]] = {}
         try:
             found = find_routers(model)
         except UnsupportedModelError:
@@ -58,15 +57,6 @@ class RouterFusion:
         probed = (self._probed(module, found.family, found.shape.num_experts) for module in found.modules)
         self.routers = [router for router in probed if router is not None]
 
-    def projection_in(self, block: nn.Module) -> Any:
-        """The router of a block whose logits are the product of its input with a matrix, and nothing else; or None."""
-        inside = [router.module for router in self.routers if any(m is router.module for m in block.modules())]
-        return inside[0] if len(inside) == 1 and getattr(inside[0], "bias", None) is None else None
-
-    def hand(self, module: nn.Module, x_TD: Tensor, logits_TE: Tensor) -> None:
-        """Give a router the logits of the input that it is about to get."""
-        self._handed[id(module)] = x_TD.data_ptr(), logits_TE
-
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Put the fused forwards in, and take them out again."""
@@ -75,7 +65,6 @@ class RouterFusion:
         try:
             yield
         finally:
-            self._handed.clear()
             for router in self.routers:
                 router.module.__dict__.pop("forward")
 
@@ -113,9 +102,7 @@ class RouterFusion:
         module, fields = router.module, router.fields
         steered = self._hooks is not None and self._hooks.active
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1]).contiguous()
-        handed_to, logits_TE = self._handed.pop(id(module), (0, None))
-        if logits_TE is None or handed_to != x_TD.data_ptr():
-            logits_TE = few_linear(x_TD, [module.weight], [getattr(module, "bias", None)])
+        logits_TE = few_linear(x_TD, [module.weight], [getattr(module, "bias", None)])
         if not steered:
             ids_TK, weights_TK = self._chosen(router, logits_TE)
         elif is_fused(logits_TE, self._top_k, router.family.scoring(module), 1):  # type: ignore[misc]

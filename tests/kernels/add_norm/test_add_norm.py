@@ -3,7 +3,7 @@ import torch
 from add_norm_cases import CASES, drawn, in_float64
 
 from thermoe.errors import ConfigError
-from thermoe.kernels.add_norm import add_norm, add_norm_project
+from thermoe.kernels.add_norm import add_norm
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -25,17 +25,3 @@ def test_bad_input_is_refused():
     for wrong in ((x, added.double(), weight), (x, None, weight.half()), (x.t().contiguous().t(), None, weight)):
         with pytest.raises(ConfigError, match="contiguous"):
             add_norm(*wrong, 1e-6)
-
-
-def test_products_with_the_norm():
-    x, added, weight = drawn(3, 7, torch.float32)
-    matrix = torch.randn(5, 7)
-    total, norm, products = add_norm_project(x, added, weight, 1e-6, matrix)
-    assert all(
-        torch.equal(one, other) for one, other in zip((total, norm), add_norm(x, added, weight, 1e-6), strict=True)
-    )
-    torch.testing.assert_close(products.double(), norm.double() @ matrix.double().T)
-    with pytest.raises(ConfigError, match=r"\(5, 6\)"):
-        add_norm_project(x, added, weight, 1e-6, matrix[:, :6])
-    with pytest.raises(ConfigError, match="one dtype"):
-        add_norm_project(x, added, weight, 1e-6, matrix.half())

@@ -1,7 +1,6 @@
 """Residual sum and RMS norm in plain PyTorch."""
 
 from torch import Tensor
-from torch.nn.functional import linear
 
 
 def add_norm_reference(x_TD: Tensor, added_TD: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -10,11 +9,3 @@ def add_norm_reference(x_TD: Tensor, added_TD: Tensor | None, weight_D: Tensor, 
     wide_TD = sum_TD.float()
     scale_T1 = (wide_TD.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
     return sum_TD, (wide_TD * scale_T1 * weight_D.float()).to(x_TD.dtype)
-
-
-def add_norm_project_reference(
-    x_TD: Tensor, added_TD: Tensor | None, weight_D: Tensor, eps: float, matrix_ND: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, and (T, N) the product of the norm with a matrix."""
-    sum_TD, norm_TD = add_norm_reference(x_TD, added_TD, weight_D, eps)
-    return sum_TD, norm_TD, linear(norm_TD, matrix_ND)

@@ -3,7 +3,6 @@
 Shapes: B sequences, H query heads, G key heads, L positions of the cache, W width of a head.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -41,7 +40,6 @@ def decode_attention(
     scale: float,
     norms: HeadNorms | None = None,
     counts: Tensor | None = None,
-    ahead: Sequence[Tensor] = (),
 ) -> Tensor:
     """Norm and turn the new queries and keys, write keys and values to the cache, and attend.
 
@@ -58,8 +56,6 @@ def decode_attention(
         scale: Factor on the scores.
         norms: Of queries and keys; None where the model has none.
         counts: (B G,) int32 zeros for launches that cannot overlap; they are zero again afterwards. None makes some.
-        ahead: Up to three contiguous matrices that the next launch reads: on a GPU they are brought to the L2 cache
-            meanwhile, since this one leaves the memory idle for most of its time.
 
     Returns:
         (B, H W) in the dtype of `qkv_BN`.
@@ -73,7 +69,7 @@ def decode_attention(
         return decode_attention_reference(*given, num_heads=num_heads, scale=scale, norms=norms)
     from thermoe.kernels.decode_attention.triton import decode_attention_triton
 
-    return decode_attention_triton(*given, num_heads=num_heads, scale=scale, norms=norms, counts=counts, ahead=ahead)
+    return decode_attention_triton(*given, num_heads=num_heads, scale=scale, norms=norms, counts=counts)
 
 
 def _check(

@@ -5,17 +5,23 @@
 Shapes: B sequences, H query heads, G key heads, R query heads of a key head, L positions, W width of a head.
 """
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from thermoe.kernels.few_linear.prefetch import ahead_arguments, bring_ahead
+_PROGRAMS, _POSITIONS, _MOST_PARTS = 256, 64, 32
 
-_POSITIONS = 128
-"""Positions of a program: all their keys and values are on their way at once."""
+
+class Tiling(NamedTuple):
+    """Positions of a step of a program, parts of a head's positions, warps, and steps that are on their way."""
+
+    positions: int
+    parts: int
+    warps: int
+    stages: int
 
 
 @triton.jit
@@ -40,44 +46,36 @@ def _turned(x1, x2, weights, cos, sin, eps, W: tl.constexpr, NORMS: tl.constexpr
 
 
 @triton.jit
-def _joined(part_ptr, stat_ptr, first, parts, r, w, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, PARTS: tl.constexpr):
+def _joined(part_ptr, stat_ptr, first, r, w, BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, PARTS: tl.constexpr):
     """Weighted sum of the parts' values, and the sum of the weights; always in the order of the parts."""
-    i = tl.arange(0, triton.next_power_of_2(PARTS))[:, None]
-    most = tl.load(
-        stat_ptr + 2 * ((first + i) * BLOCK_R + r[None, :]), mask=i < parts, other=float("-inf"), cache_modifier=".cg"
-    )
-    best = tl.max(most, axis=0)
-    best = tl.where(best == float("-inf"), 0.0, best)
+    best = tl.full((BLOCK_R,), float("-inf"), tl.float32)
+    for i in tl.static_range(PARTS):  # loads that wait for each other would take as long as everything before
+        best = tl.maximum(best, tl.load(stat_ptr + 2 * ((first + i) * BLOCK_R + r), cache_modifier=".cg"))
     total = tl.zeros((BLOCK_R,), tl.float32)
     out = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
-    for begin in range(0, parts, 8):
-        for step in tl.static_range(8):  # loads that wait for each other would take as long as everything before
-            slot = (first + begin + step) * BLOCK_R + r
-            there = tl.minimum(tl.maximum(parts - begin - step, 0), 1)
-            by = tl.exp2(
-                tl.load(stat_ptr + 2 * slot, mask=r < BLOCK_R * there, other=float("-inf"), cache_modifier=".cg") - best
-            )
-            total += by * tl.load(stat_ptr + 2 * slot + 1, mask=r < BLOCK_R * there, other=0.0, cache_modifier=".cg")
-            at = part_ptr + slot[:, None] * BLOCK_W + w
-            out += by[:, None] * tl.load(at, mask=w < BLOCK_W * there, other=0.0, cache_modifier=".cg")
+    for i in tl.static_range(PARTS):
+        slot = (first + i) * BLOCK_R + r
+        by = tl.exp2(tl.load(stat_ptr + 2 * slot, cache_modifier=".cg") - best)
+        total += by * tl.load(stat_ptr + 2 * slot + 1, cache_modifier=".cg")
+        out += by[:, None] * tl.load(part_ptr + slot[:, None] * BLOCK_W + w, cache_modifier=".cg")
     return out, total
 
 
 @triton.jit
 def _decode_attention_kernel(
     qkv_ptr, query_norm_ptr, key_norm_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr, place_ptr, mask_ptr, out_ptr,
-    part_ptr, stat_ptr, count_ptr, eps, scale, L, cos_stride, mask_stride, n0, n1, n2, lines0, lines1, lines2,
+    part_ptr, stat_ptr, count_ptr, eps, scale, L, cos_stride, mask_stride,
     G: tl.constexpr, R: tl.constexpr, W: tl.constexpr, NORMS: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_R: tl.constexpr, HALF: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_L: tl.constexpr, AHEAD: tl.constexpr,
+    BLOCK_R: tl.constexpr, HALF: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_L: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)  # of the keys, in all sequences
     part = tl.program_id(1)
     b, g = head // G, head % G
     half: tl.constexpr = W // 2
+    log2e: tl.constexpr = 1.4426950408889634
     r, d, w = tl.arange(0, BLOCK_R), tl.arange(0, HALF)[None, :], tl.arange(0, BLOCK_W)[None, :]
     in_half, in_width = d < half, w < W
     place = tl.load(place_ptr).to(tl.int32)
-    # Everything that does not depend on the place is asked for before it is known.
     heads_ptr = qkv_ptr + b.to(tl.int64) * (G * (R + 2) * W)
     q1, q2 = _halves(heads_ptr + (g * R + r)[:, None] * W, d, (r < R)[:, None] & in_half, W)
     new1, new2 = _halves(heads_ptr + (G * R + g) * W, d, in_half, W)
@@ -86,41 +84,46 @@ def _decode_attention_kernel(
     query_norm, key_norm = cos, cos
     if NORMS:
         query_norm, key_norm = _halves(query_norm_ptr, d, in_half, W), _halves(key_norm_ptr, d, in_half, W)
-    if part * BLOCK_L > place:
-        bring_ahead(n0, n1, n2, lines0, lines1, lines2, head + part * tl.num_programs(0),
-                    tl.num_programs(0) * PARTS, AHEAD, BLOCK_L)  # fmt: skip
-        return
-    p = part * BLOCK_L + tl.arange(0, BLOCK_L)
-    before = (p < place)[:, None]
-    row = (head.to(tl.int64) * L + p)[:, None] * W
-    k1, k2 = _halves(keys_ptr + row, d, before & in_half, W)
-    v = tl.load(values_ptr + row + w, mask=before & in_width, other=0.0)
-    bias = tl.load(mask_ptr + b * mask_stride + p, mask=p < L, other=0.0).to(tl.float32)
-    bring_ahead(n0, n1, n2, lines0, lines1, lines2, head + part * tl.num_programs(0),
-                tl.num_programs(0) * PARTS, AHEAD, BLOCK_L)  # fmt: skip
-
     q1, q2 = _turned(q1, q2, query_norm, cos, sin, eps, W, NORMS)
-    if part == place // BLOCK_L:  # the new position is one of these
-        new1, new2 = _turned(new1, new2, key_norm, cos, sin, eps, W, NORMS)
-        here = (p == place)[:, None]
-        k1, k2, v = tl.where(here, new1, k1), tl.where(here, new2, k2), tl.where(here, value_new, v)
-        tl.store(keys_ptr + row + d, k1, mask=here & in_half)
-        tl.store(keys_ptr + row + half + d, k2, mask=here & in_half)
-        tl.store(values_ptr + row + w, v, mask=here & in_width)
 
-    scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-    scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
-    scores = (scores + tl.maximum(bias, -1e30)[None, :]) * 1.4426950408889634
-    scores = tl.where((p <= place)[None, :], scores, float("-inf"))
-    most = tl.max(scores, axis=1)
-    shares = tl.exp2(scores - tl.where(most == float("-inf"), 0.0, most)[:, None])
-    total = tl.sum(shares, axis=1)
-    out = tl.dot(shares.to(v.dtype), v, input_precision="ieee")
+    row = head.to(tl.int64) * L * W
+    most = tl.full((BLOCK_R,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_R,), tl.float32)
+    out = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
+    if part == 0:  # the new position is the first part's
+        new1, new2 = _turned(new1, new2, key_norm, cos, sin, eps, W, NORMS)
+        at = row + place * W
+        tl.store(keys_ptr + at + d, new1, mask=in_half)
+        tl.store(keys_ptr + at + half + d, new2, mask=in_half)
+        tl.store(values_ptr + at + w, value_new, mask=in_width)
+        score = tl.sum(q1.to(tl.float32) * new1.to(tl.float32) + q2.to(tl.float32) * new2.to(tl.float32), axis=1)
+        bias = tl.load(mask_ptr + b * mask_stride + place).to(tl.float32)
+        most = (score * scale + tl.maximum(bias, -1e30)) * log2e
+        total += 1.0
+        out += value_new.to(tl.float32)
+
+    blocks = tl.cdiv(place, BLOCK_L)
+    each = tl.cdiv(blocks, PARTS)
+    for i in tl.range(part * each, tl.minimum((part + 1) * each, blocks), num_stages=STAGES):
+        p = i * BLOCK_L + tl.arange(0, BLOCK_L)
+        before = (p < place)[:, None]
+        k1, k2 = _halves(keys_ptr + row + p[:, None] * W, d, before & in_half, W)
+        v = tl.load(values_ptr + row + p[:, None] * W + w, mask=before & in_width, other=0.0)
+        bias = tl.load(mask_ptr + b * mask_stride + p, mask=p < place, other=0.0).to(tl.float32)
+        scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
+        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
+        scores = (scores + tl.maximum(bias, -1e30)[None, :]) * log2e
+        scores = tl.where((p < place)[None, :], scores, float("-inf"))
+        higher = tl.maximum(most, tl.max(scores, axis=1))
+        shares = tl.exp2(scores - higher[:, None])
+        kept = tl.exp2(most - higher)
+        total = total * kept + tl.sum(shares, axis=1)
+        out = tl.dot(shares.to(v.dtype), v, out * kept[:, None], input_precision="ieee")
+        most = higher
 
     out_at = out_ptr + ((b * G + g).to(tl.int64) * R + r)[:, None] * W + w
     wanted = (r < R)[:, None] & in_width
-    parts = place // BLOCK_L + 1
-    if parts == 1:
+    if PARTS == 1:
         tl.store(out_at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=wanted)
     else:
         slot = (head * PARTS + part) * BLOCK_R + r
@@ -128,10 +131,18 @@ def _decode_attention_kernel(
         tl.store(stat_ptr + 2 * slot, most)
         tl.store(stat_ptr + 2 * slot + 1, total)
         tl.debug_barrier()  # all of this program's warps have stored before one thread tells
-        if tl.atomic_add(count_ptr + head, 1, sem="acq_rel") == parts - 1:
+        if tl.atomic_add(count_ptr + head, 1, sem="acq_rel") == PARTS - 1:
             tl.store(count_ptr + head, 0)  # for the next launch
-            out, total = _joined(part_ptr, stat_ptr, head * PARTS, parts, r, w, BLOCK_R, BLOCK_W, PARTS)
+            out, total = _joined(part_ptr, stat_ptr, head * PARTS, r, w, BLOCK_R, BLOCK_W, PARTS)
             tl.store(out_at, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=wanted)
+
+
+def tiling_for(heads: int, length: int) -> Tiling:
+    """As many programs as a large GPU has processors, or twice as many, each with some blocks of positions."""
+    parts = 2
+    while heads * parts <= _PROGRAMS // 2 and parts * _POSITIONS < length:
+        parts *= 2
+    return Tiling(positions=_POSITIONS, parts=min(parts, _MOST_PARTS), warps=4, stages=3)
 
 
 def decode_attention_triton(
@@ -147,27 +158,25 @@ def decode_attention_triton(
     scale: float,
     norms=None,
     counts: Tensor | None = None,
-    ahead: Sequence[Tensor] = (),
-    positions: int = _POSITIONS,
-    warps: int = 4,
+    tiling: Tiling | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Same contract as `decode_attention_reference`; `positions`: those of a program, a power of two."""
+    """Same contract as `decode_attention_reference`; `out`: a contiguous tensor to write to, a new one if None."""
     batch, groups, length, width = keys_BGLW.shape
     out = qkv_BN.new_empty(batch, num_heads * width) if out is None else out
-    heads, parts = batch * groups, triton.cdiv(length, positions)
+    heads = batch * groups
+    tiling = tiling or tiling_for(heads, length)
     rows, block_w = max(triton.next_power_of_2(num_heads // groups), 16), max(triton.next_power_of_2(width), 16)
-    part, stat = (torch.empty(heads * parts * rows * n, device=qkv_BN.device) for n in (block_w, 2))
+    part, stat = (torch.empty(heads * tiling.parts * rows * n, device=qkv_BN.device) for n in (block_w, 2))
     if counts is None:
         counts = torch.zeros(heads, dtype=torch.int32, device=qkv_BN.device)
-    _decode_attention_kernel[(heads, parts)](
+    _decode_attention_kernel[(heads, tiling.parts)](
         qkv_BN, qkv_BN if norms is None else norms.query_W, qkv_BN if norms is None else norms.key_W, cos_BW, sin_BW,
         keys_BGLW, values_BGLW, place_1, mask_BL, out, part, stat, counts,
         0.0 if norms is None else norms.eps, scale, length,
         0 if cos_BW.shape[0] == 1 else cos_BW.stride(0), 0 if mask_BL.shape[0] == 1 else mask_BL.stride(0),
-        *ahead_arguments(ahead, qkv_BN),
-        G=groups, R=num_heads // groups, W=width, NORMS=norms is not None, PARTS=parts,
-        BLOCK_R=rows, HALF=max(triton.next_power_of_2(width // 2), 16), BLOCK_W=block_w, BLOCK_L=positions,
-        AHEAD=len(ahead), num_warps=warps,
+        G=groups, R=num_heads // groups, W=width, NORMS=norms is not None, PARTS=tiling.parts,
+        BLOCK_R=rows, HALF=max(triton.next_power_of_2(width // 2), 16), BLOCK_W=block_w, BLOCK_L=tiling.positions,
+        STAGES=tiling.stages, num_warps=tiling.warps,
     )  # fmt: skip
     return out

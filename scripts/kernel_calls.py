@@ -153,9 +153,7 @@ def _layer() -> None:
     cache = [EMPTY(tokens, 4, 704, width, dtype=BF16) for _ in range(2)]
     place, mask = EMPTY(1, dtype=torch.int64), EMPTY(tokens, 704, dtype=BF16)
     norms = HeadNorms(norm, norm, 1e-6)
-    decode_attention_triton(
-        qkv_TN, turn, turn, *cache, place, mask, num_heads=32, scale=0.1, norms=norms, ahead=matrices[:1]
-    )
+    decode_attention_triton(qkv_TN, turn, turn, *cache, place, mask, num_heads=32, scale=0.1, norms=norms)
 
 
 def _plan(num_tokens: int) -> None:

@@ -29,7 +29,7 @@ def features_of(cases: Cases, work: FloatArray, law_s: FloatArray, limits: Devic
     expert = cases.op in EXPERT_OPS
     columns = _common(cases, work, law_s, limits)
     columns += _experts(cases, work, limits) if expert else _product(cases, limits)
-    return np.stack(columns, axis=1)
+    return np.ascontiguousarray(np.array(columns).T)
 
 
 def _common(cases: Cases, work: FloatArray, law_s: FloatArray, limits: DeviceLimits) -> list[FloatArray]:
@@ -88,23 +88,23 @@ def _experts(cases: Cases, work: FloatArray, limits: DeviceLimits) -> list[Float
         np.log2(tiles.warps),
         tiles.stages,
     ]
-    for i, block in enumerate(BLOCKS[:-1]):
-        columns += _waves(loads.tiles[:, i], np.ceil(2.0 * I / 128.0), np.ceil(D / 128.0), limits.processors)
-        columns.append(np.log((loads.tiles[:, i] * block * per_row_s + _TINY) / weights_s))
-        columns.append(rows / (block * loads.tiles[:, i] + _TINY))
-    first, second = np.ceil(2.0 * I / tiles.columns), np.ceil(D / tiles.columns)
-    columns += _waves(row_tiles, first, second, limits.processors)
-    padded_s = row_tiles * tiles.rows * per_row_s
-    steps_first, steps_second = D / tiles.depth, I / tiles.depth
+    # Plain tiles of several heights, then the kernel's own, as lines of one array.
+    heights = np.concatenate([np.array(BLOCKS[:-1])[:, None] * np.ones_like(rows), tiles.rows[None]])
+    counts = np.concatenate([loads.tiles.T[:-1], row_tiles[None]])
+    widths = np.where(np.arange(len(counts))[:, None] < len(counts) - 1, 128.0, tiles.columns)
+    both = np.concatenate([counts * np.ceil(2.0 * I / widths), counts * np.ceil(D / widths)])
+    waves = _num_waves(both, limits.processors)
+    steps = np.array([D / tiles.depth, I / tiles.depth])
+    own_waves = waves[[len(counts) - 1, -1]]
     columns += [
-        np.log(padded_s + 1e-8),
-        np.log((padded_s + 1e-9) / weights_s),
+        *np.log(both + 0.05),
+        *np.log(waves),
+        *(both / (limits.processors * waves)),
+        *np.log((counts * heights * per_row_s + _TINY) / weights_s),
+        *(rows / (heights * counts + _TINY)),
         np.log((row_tiles + _TINY) / distinct),
-        rows / (row_tiles * tiles.rows + 1e-9),
-        np.log(steps_first),
-        np.log(steps_second),
-        np.log(_num_waves(row_tiles * first, limits.processors) * steps_first),
-        np.log(_num_waves(row_tiles * second, limits.processors) * steps_second),
+        *np.log(steps),
+        *np.log(own_waves * steps),
     ]
     return columns
 
@@ -128,17 +128,6 @@ def _product(cases: Cases, limits: DeviceLimits) -> list[FloatArray]:
             np.log(waves),
             np.log(waves * k),
         ]
-    return columns
-
-
-def _waves(
-    row_tiles: FloatArray, first_columns: FloatArray, second_columns: FloatArray, processors: float
-) -> list[FloatArray]:
-    """Tiles of both products, waves they make, and how full these are."""
-    columns = []
-    for tiles in (row_tiles * first_columns, row_tiles * second_columns):
-        waves = _num_waves(tiles, processors)
-        columns += [np.log(tiles + 0.05), np.log(waves), tiles / (processors * waves)]
     return columns
 
 

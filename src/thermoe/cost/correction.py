@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from thermoe.cost.encoding import Inputs, codes_of, described, grid_of, with_names
 from thermoe.cost.forest import Boosting, Forest, boost
 from thermoe.cost.kriging import Kriging, krige
 from thermoe.cost.network import Network, Training, train_network
@@ -26,32 +26,9 @@ _NUM_NETWORKS = 2
 _TREE_SHARES = (0.0, 0.5, 1.0)
 # Beyond the measured range the factor fades over this many powers of e, in size or work.
 _FADE = 1.5
-# A value of tokens that this share of shapes was measured at gets an input of its own.
-_GRID_SHARE, _MOST_GRID = 0.2, 100
 _SPREAD_TREES = Boosting(trees=20, leaves=16, depth=5, learning_rate=0.2, least_rows=40)
 _LEAST_MISS = 0.003
 _SMALL_BATCH, _MANY_ROWS = 256, 30000
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a correction sees of each row.
-
-    Attributes:
-        features: (B, F0), of `features_of`.
-        extent: Logarithms of sizes and work: whether a row lies in the measured range (B, X).
-        tokens: (B,).
-        names: Implementation and format of each row, as text (B,).
-    """
-
-    features: FloatArray
-    extent: FloatArray
-    tokens: FloatArray
-    names: NDArray[np.str_]
-
-    def take(self, rows: IntArray) -> "Inputs":
-        """Some rows."""
-        return Inputs(self.features[rows], self.extent[rows], self.tokens[rows], self.names[rows])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +80,7 @@ class Correction:
         return np.asarray(self.excess(inputs) < np.log(1.05), dtype=np.bool_)
 
     def _inside(self, inputs: Inputs) -> FloatArray:
-        named = _with_names(inputs, self.names) if self.neighbours or any(self.tree_shares) else inputs.features
+        named = with_names(inputs, self.names) if self.neighbours or any(self.tree_shares) else inputs.features
         if self.neighbours:
             return np.stack([n(named) for n in self.neighbours], axis=1)
         codes = codes_of(inputs, self.names, self.grid)
@@ -162,25 +139,6 @@ class Correction:
         )
 
 
-def codes_of(inputs: Inputs, names: list[str], grid: list[float]) -> IntArray:
-    """One number for a name and a value of tokens (B,); the last of each stands for all that were not seen."""
-    name = np.full(len(inputs.tokens), len(names))
-    for i, known in enumerate(names):
-        name[inputs.names == known] = i
-    values = np.array([*grid, np.inf])
-    place = np.searchsorted(values, inputs.tokens)
-    place = np.where(values[place] == inputs.tokens, place, len(grid))
-    return np.asarray(place * (len(names) + 1) + name, dtype=np.int64)
-
-
-def _described(names: list[str], grid: list[float]) -> FloatArray:
-    """Each code as numbers: one for its name, one for its value of tokens, one for both (V, H)."""
-    name, place = np.eye(len(names) + 1)[:, :-1], np.eye(len(grid) + 1)[:, :-1]
-    all_names, all_places = np.tile(name, (len(grid) + 1, 1)), np.repeat(place, len(names) + 1, axis=0)
-    both = (all_places[:, :, None] * all_names[:, None, :]).reshape(len(all_names), -1)
-    return np.concatenate([all_names, all_places, both], axis=1)
-
-
 def fit_correction(inputs: Inputs, targets: FloatArray, groups: IntArray, seed: int = 0) -> Correction | None:
     """Learn the factors, or None where there is too little to learn from or nothing to gain.
 
@@ -196,7 +154,7 @@ def fit_correction(inputs: Inputs, targets: FloatArray, groups: IntArray, seed: 
     names = [str(n) for n in np.unique(inputs.names)]
     blank = Correction(
         names=names,
-        grid=_grid(inputs.tokens, groups),
+        grid=grid_of(inputs.tokens, groups),
         low=inputs.extent.min(axis=0),
         high=inputs.extent.max(axis=0),
     )
@@ -207,7 +165,7 @@ def fit_correction(inputs: Inputs, targets: FloatArray, groups: IntArray, seed: 
 
 
 def _fit_neighbours(blank: Correction, inputs: Inputs, targets: FloatArray, folds: IntArray) -> Correction | None:
-    encoded = _with_names(inputs, blank.names)
+    encoded = with_names(inputs, blank.names)
     fits, left_out = [], np.full_like(targets, np.nan)
     for i in range(2):
         known = np.isfinite(targets[:, i])
@@ -245,16 +203,14 @@ def _fit_networks(blank: Correction, inputs: Inputs, targets: FloatArray, folds:
 
 
 def _train(blank: Correction, inputs: Inputs, targets: FloatArray, seed: int, num_networks: int) -> Correction:
-    codes, described = codes_of(inputs, blank.names, blank.grid), _described(blank.names, blank.grid)
+    codes, labels = codes_of(inputs, blank.names, blank.grid), described(blank.names, blank.grid)
     training = Training(batch=_SMALL_BATCH if len(codes) < _MANY_ROWS else 2 * _SMALL_BATCH)
-    networks = [
-        train_network(inputs.features, codes, described, targets, seed + i, training) for i in range(num_networks)
-    ]
+    networks = [train_network(inputs.features, codes, labels, targets, seed + i, training) for i in range(num_networks)]
     rest = targets - np.mean([n(inputs.features, codes) for n in networks], axis=0)
     trees = []
     for column in rest.T:
         known = np.isfinite(column)
-        trees.append(boost(_with_names(inputs, blank.names)[known], column[known], Boosting()))
+        trees.append(boost(with_names(inputs, blank.names)[known], column[known], Boosting()))
     return replace(blank, networks=networks, trees=trees)
 
 
@@ -283,19 +239,3 @@ def quantile(errors: FloatArray, share: float = 0.9) -> float:
 def _folds(groups: IntArray, seed: int) -> IntArray:
     _, number = np.unique(groups, return_inverse=True)
     return (np.random.default_rng(seed).permutation(number.max() + 1) % _FOLDS)[number.ravel()]
-
-
-def _grid(tokens: FloatArray, groups: IntArray) -> list[float]:
-    """Values of tokens that many shapes were measured at."""
-    pairs = np.unique(np.stack([tokens, groups.astype(np.float64)], axis=1), axis=0)
-    values, counts = np.unique(pairs[:, 0], return_counts=True)
-    often = counts >= _GRID_SHARE * len(np.unique(groups))
-    return [float(v) for v in values[often][:_MOST_GRID]]
-
-
-def _one_hot(names: NDArray[np.str_], known: list[str]) -> FloatArray:
-    return np.stack([names == name for name in known], axis=1).astype(np.float64)
-
-
-def _with_names(inputs: Inputs, names: list[str]) -> FloatArray:
-    return np.concatenate([inputs.features, _one_hot(inputs.names, names)], axis=1)

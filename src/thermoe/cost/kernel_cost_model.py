@@ -15,12 +15,14 @@ from thermoe.cost.database import CostDatabase, read_json_object, write_atomical
 from thermoe.cost.device_state import THERMAL_RESISTANCE_C_PER_W, conditions
 from thermoe.cost.fitted import FittedLaw, fit_operation
 from thermoe.cost.law import physical_law
+from thermoe.cost.layer_costs import LayerCosts
+from thermoe.cost.model_file import FORMAT, SCHEMA_VERSION, as_content, fill
 from thermoe.cost.observations import LawKey, Observations, group_database
-from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost
-from thermoe.cost.pricing import Pricing, correction_inputs, correction_sizes, correction_targets, price, rows_by_key
+from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost, estimate
+from thermoe.cost.pricing import Pricing, correction_inputs, correction_targets, price, rows_by_key
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.routing_view import routing_view
-from thermoe.cost.step_constants import REST_ENERGY_J_PER_LAYER, REST_LATENCY_S_PER_LAYER
+from thermoe.cost.steps import price_step
 from thermoe.cost.tables import group_arrays, group_table
 from thermoe.cost.work import OPERATIONS, cases_of, expected_distinct_experts
 from thermoe.errors import CostError, DataError
@@ -30,10 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
 
-FORMAT = "thermoe.cost_model"
-SCHEMA_VERSION = 3
 SHIPPED = "h200.costs.json"
-MOE_OPERATIONS = ("router_topk", "dispatch_combine", "expert_mlp")
 _DEFAULT_REFERENCE_TEMP_C = 45.0
 
 
@@ -88,8 +87,7 @@ class KernelCostModel:
         """
         gpus = ["a table"]
         if X_shape is not None:
-            telemetry = None if isinstance(data, CostDatabase) else data
-            groups = group_arrays(telemetry, X_shape, y_latency, y_energy)
+            groups = group_arrays(None if isinstance(data, CostDatabase) else data, X_shape, y_latency, y_energy)
         elif isinstance(data, CostDatabase):
             groups, gpus = group_database(data), sorted({r.device.gpu for r in data.rows})
         elif data is not None:
@@ -141,9 +139,9 @@ class KernelCostModel:
         misses = pricing.log_error[0] if key in self.operations_ else np.full(2, np.nan)
         rise_c = (power_w - self.limits.idle_power_w) * THERMAL_RESISTANCE_C_PER_W
         return CostPrediction(
-            latency_s=_estimate(float(pricing.latency_s[0]), misses[0]),
-            energy_j=_estimate(float(pricing.energy_j[0]), misses[1]),
-            power_w=_estimate(power_w, float(np.hypot(*misses)), highest=limit_w),
+            latency_s=estimate(float(pricing.latency_s[0]), misses[0]),
+            energy_j=estimate(float(pricing.energy_j[0]), misses[1]),
+            power_w=estimate(power_w, float(np.hypot(*misses)), highest=limit_w),
             temp_rise_c=Estimate(max(rise_c, 0.0), None, None, Kind.PREDICTED),
             source=self._source(key),
             extrapolated=not bool(pricing.is_covered[0]),
@@ -189,21 +187,7 @@ class KernelCostModel:
             priced_as: Price it as this model's layers instead of its own.
             state: Conditions, as in `predict`.
         """
-        work = work if priced_as is None else work.priced_as(priced_as)
-        parts = {
-            op: self.predict_many(op, work.shape, work.routed_rows, work.distinct_experts, bits=work.bits, state=state)
-            for op in MOE_OPERATIONS
-        }
-        moe_s = sum(float(p.latency_s.sum()) for p in parts.values())
-        moe_j = sum(float(p.energy_j.sum()) for p in parts.values())
-        rest_s = REST_LATENCY_S_PER_LAYER * work.shape.num_layers
-        rest_j = REST_ENERGY_J_PER_LAYER * work.shape.num_layers
-        return StepOutcome(
-            latency_s=moe_s + rest_s,
-            energy_j=moe_j + rest_j,
-            kind=Kind.PREDICTED,
-            extra={"moe_latency_s": moe_s, "moe_energy_j": moe_j, "rest_latency_s": rest_s, "rest_energy_j": rest_j},
-        )
+        return price_step(self.predict_many, work if priced_as is None else work.priced_as(priced_as), state)
 
     def get_cost(
         self,
@@ -248,43 +232,20 @@ class KernelCostModel:
         tokens = n.sum(axis=-1).mean() / shape.top_k
         return self.routing_cost(shape, max(1, round(float(tokens))), state, bits).per_expert(n)
 
+    def layer(self, shape: MoEShape, bits: "ArrayLike" = 16, impl: str | None = None) -> "LayerCosts":
+        """Costs by expert of a layer whose experts hold weights of these bits, one for all or one each (E,) [bit]."""
+        return LayerCosts(self, shape, bits, impl)
+
     def save(self, path: Path) -> None:
         """Write the fitted model as JSON."""
-        operations = [
-            {"op": op, "impl": impl, "dtype": dtype} | fitted.as_dict()
-            for (op, impl, dtype), fitted in self.operations_.items()
-        ]
-        content = {
-            "format": FORMAT,
-            "schema": SCHEMA_VERSION,
-            "limits": self.limits.as_dict(),
-            "fitted_on": self.fitted_on_,
-            "reference_temp_c": self.reference_temp_c_,
-            "operations": operations,
-            "corrections": {op: c.as_dict() for op, c in self.corrections_.items()},
-        }
-        write_atomically(path, json.dumps(content, separators=(",", ":")) + "\n")
+        write_atomically(path, json.dumps(as_content(self), separators=(",", ":")) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a saved model; a file that is missing, truncated or of another kind is a one-line `DataError`."""
         content = read_json_object(path, FORMAT, SCHEMA_VERSION)
         model = cls(DeviceLimits.from_dict(content.get("limits"), str(path)))
-        temp_c, operations = content.get("reference_temp_c"), content.get("operations")
-        corrections = content.get("corrections")
-        if not isinstance(temp_c, int | float) or not np.isfinite(temp_c) or not isinstance(operations, list):
-            raise DataError(f"{path}: needs a reference_temp_c and a list of operations")
-        if not isinstance(corrections, dict) or not set(corrections) <= set(OPERATIONS):
-            raise DataError(f"{path}: needs corrections by operation")
-        model.fitted_on_, model.reference_temp_c_ = str(content.get("fitted_on", "")), float(temp_c)
-        for values in operations:
-            fitted = FittedLaw.from_dict(values, str(path))
-            op, impl, dtype = values.get("op"), values.get("impl"), values.get("dtype")
-            if op not in OPERATIONS or not isinstance(impl, str) or dtype not in DTYPE_BITS:
-                raise DataError(f"{path}: an operation is named {op!r}, {impl!r}, {dtype!r}; needs op, impl and dtype")
-            model.operations_[op, impl, dtype] = fitted
-        for op, values in corrections.items():
-            model.corrections_[op] = Correction.from_dict(values, *correction_sizes(op), where=str(path))
+        fill(model, content, str(path))
         return model
 
     def _learn(self, groups: dict[str, Observations]) -> None:
@@ -337,12 +298,3 @@ def _shipped() -> KernelCostModel:
         return KernelCostModel()
     with resources.as_file(file) as path:
         return KernelCostModel().fit(CostDatabase.load(path))
-
-
-def _estimate(value: float, log_error: float, highest: float | None = None) -> Estimate:
-    if not np.isfinite(log_error):
-        return Estimate(value, None, None, Kind.PREDICTED)
-    high = value * np.exp(log_error)
-    return Estimate(
-        value, float(value * np.exp(-log_error)), float(high if highest is None else min(high, highest)), Kind.PREDICTED
-    )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thermoe.types import Estimate, FloatArray, MoEShape
+from thermoe.types import Estimate, FloatArray, Kind, MoEShape
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -113,3 +113,11 @@ class RoutingCost:
         return CostArrays(
             self.fixed_latency_s + each.latency_s.sum(axis=-1), self.fixed_energy_j + each.energy_j.sum(axis=-1)
         )
+
+
+def estimate(value: float, log_error: float, highest: float | None = None) -> Estimate:
+    """A predicted value with an interval of this logarithmic half width, NaN for none, and of this highest end."""
+    if not np.isfinite(log_error):
+        return Estimate(value, None, None, Kind.PREDICTED)
+    low, high = float(value * np.exp(-log_error)), float(value * np.exp(log_error))
+    return Estimate(value, low, high if highest is None else min(high, highest), Kind.PREDICTED)

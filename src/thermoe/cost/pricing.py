@@ -7,8 +7,9 @@ from typing import Self
 import numpy as np
 
 from thermoe.cost.cases import Cases
-from thermoe.cost.correction import Correction, Inputs
+from thermoe.cost.correction import Correction
 from thermoe.cost.device_state import Conditions, conditions
+from thermoe.cost.encoding import Inputs
 from thermoe.cost.features import features_of
 from thermoe.cost.fitted import FittedLaw
 from thermoe.cost.law import Law, physical_law

@@ -19,6 +19,7 @@ class DataSheet:
         bandwidth_bytes_per_s: Of the memory [byte/s].
         flops_per_s_16bit, flops_per_s_8bit, flops_per_s_32bit: bf16, fp8 (16 bit where there is none), float32 [1/s].
         power_limit_w: By default [W].
+        processors: Streaming multiprocessors.
         source: Where it stands.
     """
 
@@ -28,6 +29,7 @@ class DataSheet:
     flops_per_s_8bit: float
     flops_per_s_32bit: float
     power_limit_w: float
+    processors: float
     source: str
 
 
@@ -39,6 +41,7 @@ DATA_SHEETS: dict[str, DataSheet] = {
         flops_per_s_8bit=312e12,
         flops_per_s_32bit=19.5e12,
         power_limit_w=400.0,
+        processors=108.0,
         source="NVIDIA A100 Tensor Core GPU data sheet, 80 GB SXM",
     ),
     "h100": DataSheet(
@@ -48,6 +51,7 @@ DATA_SHEETS: dict[str, DataSheet] = {
         flops_per_s_8bit=1978.9e12,
         flops_per_s_32bit=66.9e12,
         power_limit_w=700.0,
+        processors=132.0,
         source="NVIDIA H100 Tensor Core GPU data sheet, SXM5, half of the rates with sparsity",
     ),
     "h200": DataSheet(
@@ -57,6 +61,7 @@ DATA_SHEETS: dict[str, DataSheet] = {
         flops_per_s_8bit=1978.9e12,
         flops_per_s_32bit=66.9e12,
         power_limit_w=700.0,
+        processors=132.0,
         source="NVIDIA H200 Tensor Core GPU data sheet, SXM, half of the rates with sparsity",
     ),
     "b200": DataSheet(
@@ -66,6 +71,7 @@ DATA_SHEETS: dict[str, DataSheet] = {
         flops_per_s_8bit=4500e12,
         flops_per_s_32bit=75e12,
         power_limit_w=1000.0,
+        processors=148.0,
         source="NVIDIA DGX B200 and HGX B200 data sheets, a GPU's share, half of the rates with sparsity",
     ),
 }
@@ -97,6 +103,7 @@ def expected_limits(name: str) -> DeviceLimits:
         joules_per_byte=H200.joules_per_byte * H200.bandwidth_bytes_per_s * power / bandwidth,
         joules_per_flop=H200.joules_per_flop * H200.flops_per_s_16bit * power / flops,
         power_limit_w=sheet.power_limit_w,
+        processors=sheet.processors,
     )
 
 

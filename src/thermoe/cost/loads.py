@@ -18,6 +18,8 @@ BLOCKS = (16, 32, 64, 128, 256)
 _SAMPLES = 16
 _SEED = 20261121
 _POWER_LAW = "power_law_"
+# Up to so many tokens, that none picks an expert twice shows in the loads.
+_FEW = 64
 # Where tokens are fewer than experts, expected loads are drawn between these; otherwise from 1 to this share of tokens.
 _FEW_TOKENS = (0.01, 2.0)
 _MOST_OF_TOKENS = 0.8
@@ -104,8 +106,7 @@ def _named(
     if name == "balanced":
         loads_SE = _balanced(tokens * top_k, num_experts)
     elif name == "random":
-        draws = np.random.default_rng(_SEED).binomial(tokens, top_k / num_experts, (_SAMPLES, num_experts))
-        loads_SE = draws.astype(np.float64)
+        loads_SE = _random(tokens, top_k, num_experts)
     else:
         loads_SE = _power_law(tokens, top_k, num_experts, power_law_exponent(name))
     by_rank = loads_SE.reshape(len(loads_SE), ranks, -1)
@@ -118,6 +119,15 @@ def _named(
 def _balanced(rows: int, num_experts: int) -> FloatArray:
     ends = np.floor(np.arange(num_experts + 1) * rows / num_experts + 1e-9)
     return np.diff(ends)[None]
+
+
+def _random(tokens: int, top_k: int, num_experts: int) -> FloatArray:
+    """Loads (S, E) of tokens that pick at random: each its own experts while there are few tokens, else rows alone."""
+    rng = np.random.default_rng(_SEED)
+    if tokens > _FEW:
+        return rng.multinomial(tokens * top_k, np.full(num_experts, 1.0 / num_experts), _SAMPLES).astype(np.float64)
+    ids = rng.random((_SAMPLES, tokens, num_experts)).argsort(axis=2)[:, :, :top_k].reshape(_SAMPLES, -1)
+    return np.stack([np.bincount(row, minlength=num_experts) for row in ids]).astype(np.float64)
 
 
 def _power_law(tokens: int, top_k: int, num_experts: int, exponent: float) -> FloatArray:

@@ -172,6 +172,7 @@ def test_units_are_scaled_to_their_base(unit, want):
         (["1,234", "CachePreferNone", "n/a", "(1, 1, 1)"], Locale(".", ",")),
         (["4,963,609,951.19"], Locale(".", ",")),
         (["0,125"], Locale(",", ".")),
+        (["1e5", "-12", "65,77"], Locale(",", ".")),
     ],
 )
 def test_the_locale_is_told_by_the_cells_that_can_be_read_one_way_only(cells, want):

@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _model(options: argparse.Namespace, dtype: torch.dtype) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, experts_implementation="grouped_mm")
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype, experts_implementation=options.experts)
     return model.to(options.device).eval()
 
 
@@ -110,7 +110,9 @@ def _judged(
 ) -> tuple[dict[str, np.ndarray], float]:
     """Negative log-likelihoods of an arm, and the mean of the distinct experts of a batch and layer."""
     with _through_kernels(model, arm, moments, options.group) as hooks:
-        nll = _judge(model, texts)
+        hooks.counters.drain()
+        # One text at a time: the rows that are judged together are the batch of a union.
+        nll = {name: _judge(model, {name: blocks})[name] for name, blocks in texts.items()}
         return nll, float(hooks.counters.drain().distinct_experts.mean())
 
 
@@ -207,6 +209,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each text")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True)
+    parser.set_defaults(experts="grouped_mm")  # what the model is compared with
     return parser.parse_args(argv)
 
 

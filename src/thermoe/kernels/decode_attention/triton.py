@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_PROGRAMS, _POSITIONS, _MOST_PARTS = 256, 64, 32
+_PROGRAMS, _POSITIONS, _MOST_PARTS = 256, 128, 32
 
 
 class Tiling(NamedTuple):
@@ -142,7 +142,7 @@ def tiling_for(heads: int, length: int) -> Tiling:
     parts = 2
     while heads * parts <= _PROGRAMS // 2 and parts * _POSITIONS < length:
         parts *= 2
-    return Tiling(positions=_POSITIONS, parts=min(parts, _MOST_PARTS), warps=4, stages=3)
+    return Tiling(positions=_POSITIONS, parts=min(parts, _MOST_PARTS), warps=4, stages=1)
 
 
 def decode_attention_triton(

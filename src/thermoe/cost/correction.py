@@ -12,7 +12,7 @@ import numpy as np
 
 from thermoe.cost.encoding import Inputs, codes_of, described, grid_of, with_names
 from thermoe.cost.forest import Boosting, Forest, boost
-from thermoe.cost.kriging import Kriging, krige
+from thermoe.cost.kriging import Kriging, krige, silent
 from thermoe.cost.network import Network, Training, train_network
 from thermoe.errors import DataError
 from thermoe.types import BoolArray, FloatArray, IntArray
@@ -28,6 +28,7 @@ _TREE_SHARES = (0.0, 0.5, 1.0)
 _FADE = 1.5
 _SPREAD_TREES = Boosting(trees=20, leaves=16, depth=5, learning_rate=0.2, least_rows=40)
 _LEAST_MISS = 0.003
+_LEAST_SPREAD, _MOST_GROWTH = 0.02, 4.0
 _SMALL_BATCH, _MANY_ROWS = 256, 30000
 
 
@@ -42,8 +43,9 @@ class Correction:
         networks: Mean of these, both targets.
         trees: Of latency and of power, with the share of them that helps on unseen shapes.
         neighbours: Of latency and of power, where there are too few rows for networks.
-        spreads: Expected miss of latency and of energy (logarithm of the mean absolute one).
-        quantiles: Factors on it that hold 90 % of shapes left out, of latency and of energy.
+        growth: By how many powers of e the miss of latency and of energy grows between neighbours and beyond them.
+        spreads: Expected miss of latency and of energy (logarithm), where there are networks.
+        quantiles: Factors on it that hold 90 % of shapes left out, of latency and of energy; NaN where unknown.
     """
 
     names: list[str]
@@ -54,6 +56,7 @@ class Correction:
     trees: list[Forest] = field(default_factory=list)
     tree_shares: tuple[float, float] = (0.0, 0.0)
     neighbours: list[Kriging] = field(default_factory=list)
+    growth: tuple[float, float] = (0.0, 0.0)
     spreads: list[Forest] = field(default_factory=list)
     quantiles: tuple[float, float] = (0.0, 0.0)
 
@@ -66,9 +69,13 @@ class Correction:
         if self.spreads:
             expected = np.exp(np.stack([s(inputs.features) for s in self.spreads], axis=1))
         else:
-            expected = np.ones((len(inputs.tokens), 2))
-        growth = 1.0 + self.excess(inputs)[:, None]
-        return np.asarray(expected * np.array(self.quantiles) * growth, dtype=np.float64)
+            expected = np.exp(np.array(self.growth) * self._distance(inputs)[:, None])
+        outside = 1.0 + self.excess(inputs)[:, None]
+        return np.asarray(expected * np.array(self.quantiles) * outside, dtype=np.float64)
+
+    def _distance(self, inputs: Inputs) -> FloatArray:
+        named = with_names(inputs, self.names)
+        return np.asarray(np.mean([n.distance(named) for n in self.neighbours], axis=0), dtype=np.float64)
 
     def excess(self, inputs: Inputs) -> FloatArray:
         """How far each row lies outside the measured range, in powers of e (B,)."""
@@ -99,7 +106,8 @@ class Correction:
             "low": self.low.tolist(),
             "high": self.high.tolist(),
             "tree_shares": list(self.tree_shares),
-            "quantiles": list(self.quantiles),
+            "growth": list(self.growth),
+            "quantiles": [None if np.isnan(q) else q for q in self.quantiles],
         } | {name: [part.as_dict() for part in getattr(self, name)] for name in lists}
 
     @classmethod
@@ -108,18 +116,20 @@ class Correction:
         try:
             names, grid = [str(n) for n in values["names"]], [float(g) for g in values["grid"]]
             low, high = (np.array(values[n], np.float64) for n in ("low", "high"))
-            shares, quantiles = (tuple(float(v) for v in values[n]) for n in ("tree_shares", "quantiles"))
+            shares, growth = (tuple(float(v) for v in values[n]) for n in ("tree_shares", "growth"))
+            quantiles = tuple(np.nan if v is None else float(v) for v in values["quantiles"])
             parts = {n: list(values[n]) for n in ("networks", "trees", "neighbours", "spreads")}
         except (KeyError, TypeError, ValueError) as err:
             raise DataError(f"{where}: a correction lacks {' '.join(str(err).split())[:100]}") from err
         counts = [len(parts[n]) for n in ("trees", "neighbours", "spreads")]
         fits = (
             low.shape == high.shape == (num_extent,)
-            and len(shares) == len(quantiles) == 2
+            and len(shares) == len(quantiles) == len(growth) == 2
             and all(c in (0, 2) for c in counts)
             and bool(parts["networks"]) != bool(parts["neighbours"])
             and (counts[0] == 2 or not any(shares))
-            and all(np.isfinite(v).all() for v in (low, high, shares, quantiles, grid))
+            and all(np.isfinite(v).all() for v in (low, high, shares, growth, grid))
+            and not any(np.isinf(q) or q < 0 for q in quantiles)
         )
         if not fits:
             raise DataError(f"{where}: a correction holds parts that do not fit each other")
@@ -133,6 +143,7 @@ class Correction:
             networks=[Network.from_dict(v, num_features, num_codes, 2, where) for v in parts["networks"]],
             trees=[Forest.from_dict(v, named, where) for v in parts["trees"]],
             tree_shares=(shares[0], shares[1]),
+            growth=(growth[0], growth[1]),
             neighbours=[Kriging.from_dict(v, named, where) for v in parts["neighbours"]],
             spreads=[Forest.from_dict(v, num_features, where) for v in parts["spreads"]],
             quantiles=(quantiles[0], quantiles[1]),
@@ -165,27 +176,21 @@ def fit_correction(inputs: Inputs, targets: FloatArray, groups: IntArray, seed: 
 
 
 def _fit_neighbours(blank: Correction, inputs: Inputs, targets: FloatArray, folds: IntArray) -> Correction | None:
-    encoded = with_names(inputs, blank.names)
-    fits, left_out = [], np.full_like(targets, np.nan)
-    for i in range(2):
-        known = np.isfinite(targets[:, i])
+    named = with_names(inputs, blank.names)
+    fits, left_out = [], np.where(np.isfinite(targets), 0.0, np.nan)
+    distance = np.full_like(targets, np.nan)
+    for column, said, far in zip(targets.T, left_out.T, distance.T, strict=True):
+        known = np.isfinite(column)
+        fits.append(silent(named.shape[1]))
         if known.sum() < LEAST_ROWS or len(np.unique(folds[known])) < _FOLDS:
-            fits.append(
-                Kriging(
-                    *(np.zeros(encoded.shape[1]), np.ones(encoded.shape[1])),
-                    np.zeros((1, encoded.shape[1])),
-                    np.zeros(1),
-                )
-            )
-            left_out[known, i] = 0.0
             continue
-        fit, said = krige(encoded[known], targets[known, i], folds[known])
-        fits.append(fit)
-        left_out[known, i] = said
-    gained = np.nanmean(np.abs(left_out - targets), axis=0) < np.nanmean(np.abs(targets), axis=0)
-    if not gained.any():
+        fit, guessed = krige(named[known], column[known], folds[known])
+        if np.abs(guessed.value - column[known]).mean() < np.abs(column[known]).mean():
+            fits[-1], said[known], far[known] = fit, guessed.value, guessed.distance
+    if not any(np.any(fit.weights) for fit in fits):
         return None
-    return _with_intervals(replace(blank, neighbours=fits), inputs, targets - left_out)
+    far = np.mean([np.where(np.isfinite(d), d, 1.0) for d in distance.T], axis=0)
+    return _with_growth(replace(blank, neighbours=fits), far, _missed(targets - left_out))
 
 
 def _fit_networks(blank: Correction, inputs: Inputs, targets: FloatArray, folds: IntArray, seed: int) -> Correction:
@@ -199,7 +204,7 @@ def _fit_networks(blank: Correction, inputs: Inputs, targets: FloatArray, folds:
     best = tuple(min(_TREE_SHARES, key=lambda s, i=i: misses[s][i]) for i in range(2))  # type: ignore[misc]
     whole = replace(_train(blank, inputs, targets, seed, _NUM_NETWORKS), tree_shares=(best[0], best[1]))
     residual = np.stack([targets[:, i] - left_out[best[i]][:, i] for i in range(2)], axis=1)
-    return _with_intervals(whole, inputs, residual)
+    return _with_spreads(whole, inputs, _missed(residual))
 
 
 def _train(blank: Correction, inputs: Inputs, targets: FloatArray, seed: int, num_networks: int) -> Correction:
@@ -214,25 +219,39 @@ def _train(blank: Correction, inputs: Inputs, targets: FloatArray, seed: int, nu
     return replace(blank, networks=networks, trees=trees)
 
 
-def _with_intervals(fit: Correction, inputs: Inputs, residual: FloatArray) -> Correction:
-    """Spread and quantiles from what was missed on shapes left out, latency and power (B, 2)."""
-    missed = np.stack([residual[:, 0], residual.sum(axis=1)], axis=1)
+def _missed(residual: FloatArray) -> FloatArray:
+    """Of latency and of energy, from those of latency and of power (B, 2)."""
+    return np.stack([residual[:, 0], residual.sum(axis=1)], axis=1)
+
+
+def _with_growth(fit: Correction, distance: FloatArray, missed: FloatArray) -> Correction:
+    """Intervals that widen with the distance to the nearest row, from what was missed on shapes left out (B, 2)."""
+    slopes, quantiles = [], []
+    for column in missed.T:
+        known = np.isfinite(column)
+        logs, spread = np.log(np.abs(column[known]) + _LEAST_MISS), float(distance[known].std()) if known.any() else 0.0
+        slope = float(np.polyfit(distance[known], logs, 1)[0]) if spread > _LEAST_SPREAD else 0.0
+        slopes.append(float(np.clip(slope, 0.0, _MOST_GROWTH)))
+        quantiles.append(quantile(np.abs(column) / np.exp(slopes[-1] * distance)))
+    return replace(fit, growth=(slopes[0], slopes[1]), quantiles=(quantiles[0], quantiles[1]))
+
+
+def _with_spreads(fit: Correction, inputs: Inputs, missed: FloatArray) -> Correction:
+    """Intervals as wide as trees expect the miss to be, from what was missed on shapes left out (B, 2)."""
     spreads = []
-    if fit.networks:
-        for column in missed.T:
-            known = np.isfinite(column)
-            spreads.append(boost(inputs.features[known], np.log(np.abs(column[known]) + _LEAST_MISS), _SPREAD_TREES))
+    for column in missed.T:
+        known = np.isfinite(column)
+        spreads.append(boost(inputs.features[known], np.log(np.abs(column[known]) + _LEAST_MISS), _SPREAD_TREES))
     fit = replace(fit, spreads=spreads, quantiles=(1.0, 1.0))
-    ratio = np.abs(missed) / fit.miss(inputs)
-    first, second = (quantile(column) for column in ratio.T)
+    first, second = (quantile(column) for column in (np.abs(missed) / fit.miss(inputs)).T)
     return replace(fit, quantiles=(first, second))
 
 
 def quantile(errors: FloatArray, share: float = 0.9) -> float:
-    """Conformal quantile: with n errors the ceil((n + 1) share)-th smallest, or the largest; 0 without any."""
+    """Conformal quantile: with n errors the ceil((n + 1) share)-th smallest, or the largest; NaN without any."""
     known = np.sort(errors[np.isfinite(errors)])
     if not known.size:
-        return 0.0
+        return float("nan")
     return float(known[min(int(np.ceil((known.size + 1) * share)), known.size) - 1])
 
 

@@ -9,12 +9,17 @@ from typing import Any, Self
 import numpy as np
 
 from thermoe.errors import DataError
-from thermoe.types import FloatArray, IntArray
+from thermoe.types import BoolArray, FloatArray, IntArray
 
-# Reach of a neighbour in standard deviations of all features together, and noise as a share of the variance.
-_REACHES = (0.5, 1.0, 2.0, 4.0)
+# Reaches of a neighbour, over that of the most likely one, and noises as shares of the variance, to choose from.
+_REACHES = (0.7, 1.0, 1.5, 2.5)
 _NOISES = (0.003, 0.03, 0.2)
 MOST_ROWS = 1500
+# Rows that tell how much each feature matters, and how far from equal that may go (a factor of e to this power).
+_ROWS_FOR_RELEVANCE = 400
+_RELEVANCE_SPREAD = 2.0
+_START_NOISE = 0.05
+_MOST_LOG_CHANGE = 7.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,11 @@ class Kriging:
         x = (features - self.mean) / self.spread
         return np.asarray(_kernel(x, self.points) @ self.weights, dtype=np.float64)
 
+    def distance(self, features: FloatArray) -> FloatArray:
+        """How far each row is from its nearest kept row (B,): 0 on it, 1 beyond all reach."""
+        x = (features - self.mean) / self.spread
+        return np.asarray(1.0 - _kernel(x, self.points).max(axis=1), dtype=np.float64)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain lists."""
         return {name: getattr(self, name).tolist() for name in self.__slots__}
@@ -55,52 +65,88 @@ class Kriging:
         return cls(*arrays)
 
 
-def krige(features: FloatArray, target: FloatArray, folds: IntArray, seed: int = 0) -> tuple[Kriging, FloatArray]:
-    """Fit reach and noise by the error on rows left out, then keep all rows.
+def silent(num_features: int) -> Kriging:
+    """One that says zero everywhere."""
+    none = np.zeros(num_features)
+    return Kriging(none, none + 1.0, none[None], np.zeros(1))
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a fit says of rows when their fold is left out (B,), and how far they then are from all kept rows (B,)."""
+
+    value: FloatArray
+    distance: FloatArray
+
+
+def krige(features: FloatArray, target: FloatArray, folds: IntArray, seed: int = 0) -> tuple[Kriging, LeftOut]:
+    """Fit to all rows, with the reach and the noise that guess left-out folds best.
+
+    What matters is learned anew without each fold, so that the guesses owe nothing to the rows they are of.
 
     Args:
         features: (B, F).
         target: (B,), finite.
         folds: Fold of each row (B,): rows of one shape share one.
         seed: Of the rows that are kept if there are more than `MOST_ROWS`.
-
-    Returns:
-        The fit, and what it says of each row when its fold is left out (B,).
     """
     if len(target) > MOST_ROWS:
         kept = np.random.default_rng(seed).permutation(len(target))[:MOST_ROWS]
-        fit, left_out = krige(features[kept], target[kept], folds[kept])
-        said = fit(features)
-        said[kept] = left_out
-        return fit, said
+        fit, few = krige(features[kept], target[kept], folds[kept])
+        value, distance = fit(features), fit.distance(features)
+        value[kept], distance[kept] = few.value, few.distance
+        return fit, LeftOut(value, distance)
     mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     scaled = (features - mean) / spread
-    best: tuple[float, float, float, FloatArray] | None = None
-    variance = max(float(np.mean(target**2)), 1e-12)
-    for reach in _REACHES:
-        width = reach * np.sqrt(features.shape[1])
-        kernel = _kernel(scaled / width, scaled / width)
-        for noise in _NOISES:
-            left_out = _left_out(kernel, noise, target, folds)
-            error = float(np.mean(np.abs(left_out - target))) / np.sqrt(variance)
-            if best is None or error < best[0]:
-                best = error, width, noise, left_out
-    assert best is not None
-    _, width, noise, left_out = best
+    rng = np.random.default_rng(seed)
+    parts = [(folds == f, _relevance(scaled[folds != f], target[folds != f], rng)) for f in np.unique(folds)]
+    guesses = {(r, n): _left_out(scaled, target, parts, r, n) for r in _REACHES for n in _NOISES}
+    reach, noise = min(guesses, key=lambda choice: float(np.abs(guesses[choice].value - target).mean()))
+    width = reach / _relevance(scaled, target, rng)
     points = scaled / width
     weights = np.linalg.solve(_kernel(points, points) + noise * np.eye(len(target)), target)
-    return Kriging(mean, spread * width, points, weights.astype(np.float64)), left_out
+    return Kriging(mean, spread * width, points, weights.astype(np.float64)), guesses[reach, noise]
 
 
-def _left_out(kernel: FloatArray, noise: float, target: FloatArray, folds: IntArray) -> FloatArray:
-    """Prediction of each row from the rows of other folds (B,), from one inverse of the whole."""
-    inverse = np.linalg.inv(kernel + noise * np.eye(len(target)))
-    weights = inverse @ target
-    said = np.empty_like(target)
-    for fold in np.unique(folds):
-        rows = np.flatnonzero(folds == fold)
-        said[rows] = target[rows] - np.linalg.solve(inverse[np.ix_(rows, rows)], weights[rows])
-    return said
+def _relevance(scaled: FloatArray, target: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """How much each feature tells rows apart (F,): the most likely, starting from all alike."""
+    from scipy.optimize import minimize  # only here: predicting needs no scipy
+
+    rows = rng.permutation(len(target))[:_ROWS_FOR_RELEVANCE]
+    x, y = scaled[rows], target[rows] / max(float(np.sqrt(np.mean(target[rows] ** 2))), 1e-6)
+    count = scaled.shape[1]
+    start = np.log(np.append(np.full(count, 1.0 / count), _START_NOISE))
+
+    def unlikeliness(logs: FloatArray) -> tuple[float, FloatArray]:
+        weights, noise = np.exp(logs[:-1]), float(np.exp(logs[-1]))
+        kernel = _kernel(x * np.sqrt(weights), x * np.sqrt(weights))
+        inverse = np.linalg.inv(kernel + noise * np.eye(len(y)))
+        solved = inverse @ y
+        fit = float(y @ solved) / len(y)  # variance of the process, at its most likely value
+        _, log_det = np.linalg.slogdet(kernel + noise * np.eye(len(y)))
+        away = (logs - start) / _RELEVANCE_SPREAD
+        value = 0.5 * (len(y) * np.log(fit) + log_det + away @ away)
+        pull = inverse - np.outer(solved, solved) / fit
+        mixed = pull * kernel
+        squares = 2.0 * ((x * x).T @ mixed.sum(axis=1) - np.einsum("if,ij,jf->f", x, mixed, x, optimize=True))
+        slope = np.append(-0.25 * weights * squares, 0.5 * noise * np.trace(pull)) + away / _RELEVANCE_SPREAD
+        return value, slope
+
+    bounds = [(s - _MOST_LOG_CHANGE, s + _MOST_LOG_CHANGE) for s in start]
+    found = minimize(unlikeliness, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+    return np.asarray(np.exp(0.5 * found.x[:-1]), dtype=np.float64)
+
+
+def _left_out(
+    scaled: FloatArray, target: FloatArray, parts: list[tuple[BoolArray, FloatArray]], reach: float, noise: float
+) -> LeftOut:
+    value, distance = np.empty_like(target), np.empty_like(target)
+    for unseen, relevance in parts:
+        points, asked = scaled[~unseen] * (relevance / reach), scaled[unseen] * (relevance / reach)
+        weights = np.linalg.solve(_kernel(points, points) + noise * np.eye(len(points)), target[~unseen])
+        near = _kernel(asked, points)
+        value[unseen], distance[unseen] = near @ weights, 1.0 - near.max(axis=1)
+    return LeftOut(value, distance)
 
 
 def _kernel(a: FloatArray, b: FloatArray) -> FloatArray:

@@ -118,7 +118,8 @@ def correction_targets(observed: Observations, laws: Mapping[LawKey, Law], limit
     """Logarithms of measured over law, latency and power (B, 2); NaN where not measured.
 
     Where energy was measured, both are those of its window, under the power limit; a latency alone was timed in
-    short rounds and stands against the law at full clock.
+    short rounds and stands against the law at full clock. Where no energy was measured at all, nothing says what
+    the power limit does, and latencies count as they are.
     """
     measured, targets = conditions(limits, 0.0, None), np.empty((len(observed), 2))
     for key, rows in observed.by_key().items():
@@ -127,7 +128,8 @@ def correction_targets(observed: Observations, laws: Mapping[LawKey, Law], limit
         free_s = laws[key].latency_s(work)
         costs = measured.apply(free_s, laws[key].dynamic_energy_j(work))
         has_energy = np.isfinite(part.energy_j)
-        targets[rows, 0] = np.log(np.where(has_energy, part.window_s / costs.latency_s, part.latency_s / free_s))
+        as_timed = has_energy | ~has_energy.any()
+        targets[rows, 0] = np.log(np.where(as_timed, part.window_s / costs.latency_s, part.latency_s / free_s))
         targets[rows, 1] = np.log(part.power_w / (costs.energy_j / costs.latency_s))
     return targets
 

@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 from cost_rows import QWEN3, synthetic_rows
 
+from thermoe.cost.command import CostsEval, Fit
 from thermoe.cost.correction import quantile
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.evaluate import evaluate
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.kriging import krige
+from thermoe.cost.tables import group_table
 from thermoe.errors import CostError, DataError
 from thermoe.types import Kind, MoEShape, SysState
 
@@ -200,3 +202,52 @@ def test_mixed_precision_layers_cost_by_expert():
     for wrong in ([16, 4], 0, float("nan")):
         with pytest.raises(CostError):
             model.layer(QWEN3, wrong)
+
+
+def moe_table() -> pd.DataFrame:
+    shape = {"hidden_size": 2048, "inter_size": 768, "topk": 8, "num_experts": 128, "kernel_source": "vllm_fused_moe"}
+    lines = [
+        shape | {"num_tokens": t, "distribution": d, "moe_ep_size": ep, "latency_ms": 0.02 + 1e-3 * t, "power_w": 400.0}
+        for t in (1, 16, 256)
+        for d in ("balanced", "power_law_1.2")
+        for ep in (1, 8)
+    ]
+    return pd.DataFrame(lines)
+
+
+def test_products_and_layers_make_one_model_from_the_command_line(tmp_path, tables, capsys):
+    gemm, moe, out = tmp_path / "gemm.parquet", tmp_path / "moe.csv", tmp_path / "m.json"
+    tables[0].to_parquet(gemm)
+    moe_table().to_csv(moe, index=False)
+    assert Fit(tables=(gemm, moe), out=out).execute() == 0
+    assert "gemm: the law is corrected by measured neighbours" in capsys.readouterr().out
+    assert {key[0] for key in KernelCostModel.load(out).operations_} == {"gemm", "expert_mlp"}
+    assert CostsEval(model=out, table=moe, json=True).execute() == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["all"]["rows"] == 12
+    assert printed["operations"]["expert_mlp"]["latency"]["mape_pct"] < 60.0
+    with pytest.raises(DataError, match="two tables hold gemm"):
+        Fit(tables=(gemm, gemm), out=out).execute()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"distribution": "sideways"}, "distribution sideways"),
+        ({"moe_ep_size": 3}, "must divide num_experts"),
+        ({"topk": 200}, "more experts per token"),
+        ({"num_tokens": 1.5}, "whole numbers"),
+        ({"op": "sing"}, "op sing is not known"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(change, words):
+    with pytest.raises(DataError, match=words):
+        KernelCostModel().fit(moe_table().assign(**change))
+
+
+def test_skewed_loads_are_other_cases_than_balanced_ones():
+    (observed,) = group_table(moe_table()).values()
+    balanced, skewed = observed.cases.take([9]), observed.cases.take([11])  # 256 tokens on 8 GPUs
+    assert balanced.ranks[0] == skewed.ranks[0] == 8
+    assert skewed.loads.rows[0] > 1.5 * balanced.loads.rows[0]
+    assert balanced.num_experts[0] == 16

@@ -4,19 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thermoe.cost.database import CostDatabase
 from thermoe.cost.kernel_cost_model import KernelCostModel
-from thermoe.cost.observations import Observations, group_database
-from thermoe.cost.tables import group_table
-from thermoe.cost.work import OPERATIONS
-from thermoe.errors import DataError
+from thermoe.cost.observations import Observations
+from thermoe.cost.sources import observations_of
 from thermoe.types import FloatArray
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from thermoe.cost.sources import Sources
 
 
-def evaluate(model: KernelCostModel, data: "CostDatabase | pd.DataFrame") -> dict[str, Any]:
+def evaluate(model: KernelCostModel, data: "Sources") -> dict[str, Any]:
     """Errors of latency and energy over all rows and by operation, `{"all": {...}, "operations": {NAME: {...}}}`.
 
     Each holds `mape_pct`, `median_pct` and `p90_pct` of the relative error, `coverage_pct` (share of rows inside the
@@ -24,30 +21,23 @@ def evaluate(model: KernelCostModel, data: "CostDatabase | pd.DataFrame") -> dic
     cannot be had is None.
 
     Raises:
-        DataError: Nothing in the data is of an operation the model knows.
+        DataError: Nothing in the data is of an operation that is known.
     """
-    is_database = isinstance(data, CostDatabase)
-    groups = group_database(data) if isinstance(data, CostDatabase) else group_table(data)
-    if not groups:
-        raise DataError(f"no row of {', '.join(OPERATIONS)} to compare with")
-    errors = {op: errors_of(model, observed, sustained=is_database) for op, observed in groups.items()}
+    groups, _ = observations_of(data)
+    errors = {op: errors_of(model, observed) for op, observed in groups.items()}
     return {
         "all": summary(np.concatenate(list(errors.values()))),
         "operations": {op: summary(lines) for op, lines in errors.items()},
     }
 
 
-def errors_of(model: KernelCostModel, observed: Observations, *, sustained: bool) -> FloatArray:
+def errors_of(model: KernelCostModel, observed: Observations) -> FloatArray:
     """Of each row: relative error [%], 1 or 0 for inside or outside the interval, half width [%]; for both (B, 6).
 
-    Args:
-        model: What predicts.
-        observed: Rows of one operation.
-        sustained: Compare with the latency of energy windows, where the power limit acts.
+    Latency is that of energy windows where there are some: there the power limit acts.
     """
     priced = model.predict_cases(observed.cases)
-    measured_s = observed.window_s if sustained else observed.latency_s
-    pairs = ((priced.latency_s, measured_s), (priced.energy_j, observed.energy_j))
+    pairs = ((priced.latency_s, observed.window_s), (priced.energy_j, observed.energy_j))
     columns = [_error(p, m, priced.log_error[:, i]) for i, (p, m) in enumerate(pairs)]
     return np.concatenate(columns, axis=1)
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -17,20 +18,23 @@ from thermoe.cost.fitted import FittedLaw, fit_operation
 from thermoe.cost.law import physical_law
 from thermoe.cost.layer_costs import LayerCosts
 from thermoe.cost.model_file import FORMAT, SCHEMA_VERSION, as_content, fill
-from thermoe.cost.observations import LawKey, Observations, group_database
+from thermoe.cost.observations import LawKey, Observations
 from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost, estimate
 from thermoe.cost.pricing import Pricing, correction_inputs, correction_targets, price, rows_by_key
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.routing_view import routing_view
+from thermoe.cost.sources import A_TABLE, observations_of
 from thermoe.cost.steps import price_step
-from thermoe.cost.tables import group_arrays, group_table
-from thermoe.cost.work import OPERATIONS, cases_of, expected_distinct_experts
-from thermoe.errors import CostError, DataError
+from thermoe.cost.tables import group_arrays
+from thermoe.cost.work import cases_of, expected_distinct_experts
+from thermoe.errors import CostError
 from thermoe.types import Estimate, Kind, MoEShape, StepOutcome, StepWork, SysState
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
+
+    from thermoe.cost.sources import Sources
 
 SHIPPED = "h200.costs.json"
 _DEFAULT_REFERENCE_TEMP_C = 45.0
@@ -67,7 +71,7 @@ class KernelCostModel:
 
     def fit(
         self,
-        data: "CostDatabase | pd.DataFrame | None",
+        data: "Sources | None",
         X_shape: "pd.DataFrame | None" = None,
         y_latency: "ArrayLike | None" = None,
         y_energy: "ArrayLike | None" = None,
@@ -75,8 +79,8 @@ class KernelCostModel:
         """Learn from a cost database of one GPU, from a plain table, or from telemetry, shapes and targets apart.
 
         Args:
-            data: Database or plain table; with `X_shape`, the telemetry of each row instead: a table that may hold
-                `temp_c`, or None.
+            data: Database, plain table, or several of different operations; with `X_shape`, the telemetry of each row
+                instead: a table that may hold `temp_c`, or None.
             X_shape: Shapes of each row, columns as in a plain table.
             y_latency: Latency of each row (B,) [s].
             y_energy: Energy of each row (B,) [J], NaN where not measured; None for no row.
@@ -85,21 +89,13 @@ class KernelCostModel:
             DataError: Nothing in it can be fitted, or it holds more than one GPU.
             CostError: A large table, and scikit-learn is not installed.
         """
-        gpus = ["a table"]
         if X_shape is not None:
-            groups = group_arrays(None if isinstance(data, CostDatabase) else data, X_shape, y_latency, y_energy)
-        elif isinstance(data, CostDatabase):
-            groups, gpus = group_database(data), sorted({r.device.gpu for r in data.rows})
-        elif data is not None:
-            groups = group_table(data)
+            telemetry = None if isinstance(data, CostDatabase | Sequence) else data
+            groups, gpu = group_arrays(telemetry, X_shape, y_latency, y_energy), A_TABLE
         else:
-            raise DataError("nothing to fit: give a cost database, a table, or shapes with their latency")
-        if len(gpus) > 1:
-            raise DataError(f"the database holds {', '.join(gpus)}: select one GPU and fit again")
-        if not groups:
-            raise DataError(f"no measured row of {', '.join(OPERATIONS)} to fit: profile some first")
+            groups, gpu = observations_of(data)
         self._learn(groups)
-        self.fitted_on_ = gpus[0]
+        self.fitted_on_ = gpu
         return self
 
     def predict(

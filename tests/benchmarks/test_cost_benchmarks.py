@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "cost")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cost"))
 
-from benchmarks import cost_heldout, cost_samples
 from cost_rows import SHAPES, synthetic_rows
 
+from benchmarks import cost_heldout, cost_samples
 from thermoe.cost.database import CostDatabase
 
 pytest.importorskip("sklearn", reason="the boosted rival is fitted with scikit-learn")

@@ -75,6 +75,7 @@ constexpr uint32_t GATES = ROW_SLOT + 2 * MAX_SLOTS;        // f32 a slot, 0 whe
 constexpr uint32_t SEGMENT = GATES + 4 * MAX_SLOTS;         // u32 a segment: expert << 16 | first row
 constexpr uint32_t SEGMENT_ROWS = SEGMENT + 4 * MAX_SLOTS;  // u32 a segment: bits << 16 | rows
 constexpr uint32_t COST = SEGMENT_ROWS + 4 * MAX_SLOTS;     // u32: cost of a unit, summed over earlier segments
+constexpr uint32_t EXPERT_BITS = COST + 4 * 64;  // u16 an expert, where at most 32 segments leave room
 constexpr uint32_t DYNAMIC = (COST + 4 * (MAX_SLOTS + 1) + 1023) / 1024 * 1024;
 constexpr uint32_t SHARED_BYTES = 227 * 1024;
 constexpr uint32_t DYNAMIC_BYTES = SHARED_START + SHARED_BYTES - DYNAMIC;
@@ -94,7 +95,10 @@ constexpr uint32_t INFO_BASE = INFO + 84;  // blocks that arrived before this la
 
 // A wave is half of all units of a matrix, or all where units are few. A phase is a matrix and a wave, in order: what
 // a block waits for in a wave of the second matrix was made a wave ago.
-constexpr int MAX_WAVES = 2;
+#ifndef WAVES
+#define WAVES 2
+#endif
+constexpr int MAX_WAVES = WAVES;
 constexpr int WAVE_UNITS = 4;  // of a block in the first matrix, at least
 
 // Tiles that a segment is multiplied in, of `tokens` tokens: 1, 2, 4 or 8.
@@ -130,10 +134,14 @@ DEV Split split_shared(const Problem& p) {
   s.rows_bytes = (s.sums + s.sums_stride * Format::JOB_SUMS * jobs + 127) / 128 * 128;
   s.part_bytes = PART_TILE * tiles_of(max_rows, 8);
   const uint32_t room = DYNAMIC_BYTES - WARPS * s.part_bytes - 128;
-  s.row_blocks = room >= 2 * s.rows_bytes + MIN_TWO_BLOCKS_RING ? 2 : 1;
   s.slot_bytes = Format::slot_bytes(static_cast<int>(lds32(INFO_MAX_BITS)));
-  const uint32_t slots = (room - s.row_blocks * s.rows_bytes) / (WARPS * (s.slot_bytes + Format::SCALE_BYTES));
-  s.ring = static_cast<int>(slots) < p.ring ? static_cast<int>(slots) : p.ring;
+#ifdef SMALL_RING
+  s.row_blocks = room >= 2 * s.rows_bytes + WARPS * 2 * (s.slot_bytes + Format::SCALE_BYTES) ? 2 : 1;
+#else
+  s.row_blocks = room >= 2 * s.rows_bytes + MIN_TWO_BLOCKS_RING ? 2 : 1;
+#endif
+  s.ring = p.ring;
+  while (s.row_blocks * s.rows_bytes + WARPS * s.ring * (s.slot_bytes + Format::SCALE_BYTES) > room) --s.ring;
   s.data = DYNAMIC;
   s.scales = s.data + WARPS * s.ring * s.slot_bytes;
   s.parts = (s.scales + WARPS * s.ring * Format::SCALE_BYTES + 127) / 128 * 128;

@@ -145,8 +145,8 @@ def _combine() -> None:
 
 def _layer() -> None:
     x_TD, weight_D, tokens, width = EMPTY(16, D, dtype=BF16), EMPTY(D, dtype=BF16), 16, 128
-    add_norm_triton(x_TD, x_TD, weight_D, 1e-6, (EMPTY(16, D, dtype=BF16), EMPTY(16, D, dtype=BF16)))
     matrices = [EMPTY(num, D, dtype=BF16) for num in (4096, 512, 512)]
+    add_norm_triton(x_TD, x_TD, weight_D, 1e-6, (x_TD, x_TD))
     qkv_TN = few_linear_triton(x_TD, matrices)
     few_linear_triton(EMPTY(16, 4096, dtype=BF16), [EMPTY(D, 4096, dtype=BF16)], [weight_D])
     turn, norm = EMPTY(tokens, width, dtype=BF16), EMPTY(width, dtype=BF16)

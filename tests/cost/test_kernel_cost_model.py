@@ -310,6 +310,6 @@ def test_evaluation_by_hand():
     model = KernelCostModel()
     latency_s = model.predict("expert_mlp", QWEN3, 128, 32).latency_s.value
     result = evaluate(model, CostDatabase([make_row(2e6 * latency_s)]))
-    figures = {"mape_pct": 50.0, "median_pct": 50.0, "p90_pct": 50.0, "coverage_pct": None}
+    figures = {"mape_pct": 50.0, "median_pct": 50.0, "p90_pct": 50.0, "coverage_pct": None, "width_pct": None}
     assert result["all"]["latency"] == pytest.approx(figures)
     assert result["all"]["energy"] == dict.fromkeys(figures)

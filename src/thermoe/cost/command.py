@@ -16,13 +16,18 @@ from thermoe.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from thermoe.cost.sources import Sources
+
+
+_TABLES = (".parquet", ".csv")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """Fit a cost model to cost databases of one GPU, or to one plain table of MoE layers.
+    """Fit a cost model to cost databases of one GPU and to plain tables of other operations.
 
     Attributes:
-        tables: `.costs.json` files, or one parquet or CSV table.
+        tables: `.costs.json` files, parquet or CSV tables of MoE layers or of matrix products.
         out: Where the model goes, as JSON.
     """
 
@@ -33,12 +38,15 @@ class Fit:
         """Fit and write the model."""
         model = KernelCostModel().fit(read_costs(self.tables))
         model.save(self.out)
-        for (op, impl, bits), fitted in model.operations_.items():
+        for (op, impl, dtype), fitted in model.operations_.items():
             missed = [_percent(e) for e in (fitted.latency_log_error, fitted.energy_log_error)]
             _say(
-                f"{op}/{impl} {bits} bit: {fitted.num_rows} rows; left out, 90 % miss by less than "
+                f"{op}/{impl} {dtype}: {fitted.num_rows} rows; the law alone, left out, 90 % miss by less than "
                 f"{missed[0]} (latency) and {missed[1]} (energy)"
             )
+        for op, correction in model.corrections_.items():
+            learner = "networks and trees" if correction.networks else "measured neighbours"
+            _say(f"{op}: the law is corrected by {learner}")
         return 0
 
 
@@ -67,16 +75,13 @@ class CostsEval:
         return 0
 
 
-def read_costs(paths: tuple[Path, ...]) -> "CostDatabase | pd.DataFrame":
-    """One or more cost databases joined, or one plain table."""
+def read_costs(paths: tuple[Path, ...]) -> "Sources":
+    """Cost databases, joined, and plain tables."""
     if not paths:
         raise ConfigError("no table was named: give a .costs.json, .parquet or .csv file")
-    tables = [p for p in paths if p.suffix in (".parquet", ".csv")]
-    if not tables:
-        return CostDatabase.merged(CostDatabase.load(p) for p in paths)
-    if len(paths) > 1:
-        raise ConfigError("a plain table is fitted alone: name one table, or cost databases only")
-    return _read_table(tables[0])
+    tables: list[CostDatabase | pd.DataFrame] = [_read_table(p) for p in paths if p.suffix in _TABLES]
+    databases = [CostDatabase.load(p) for p in paths if p.suffix not in _TABLES]
+    return [*tables, *([CostDatabase.merged(databases)] if databases else [])]
 
 
 def _read_table(path: Path) -> "pd.DataFrame":
@@ -92,7 +97,8 @@ def _line(part: dict[str, Any]) -> str:
     if part["mape_pct"] is None:
         return "not measured"
     covered = "unknown" if part["coverage_pct"] is None else f"{part['coverage_pct']:.0f} %"
-    return f"mean error {part['mape_pct']:.1f} %, p90 {part['p90_pct']:.1f} %, inside the interval {covered}"
+    width = "" if part["width_pct"] is None else f" (half width {part['width_pct']:.1f} %)"
+    return f"mean error {part['mape_pct']:.1f} %, p90 {part['p90_pct']:.1f} %, inside the interval {covered}{width}"
 
 
 def _percent(log_error: float | None) -> str:

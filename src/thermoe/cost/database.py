@@ -2,6 +2,7 @@
 
 import json
 import os
+import reprlib
 import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -174,7 +175,7 @@ def read_json_object(path: Path, expected_format: str, schema: int) -> dict[str,
     if not isinstance(content, dict) or content.get("format") != expected_format:
         raise DataError(f'{path}: is no {expected_format} file (it lacks "format": "{expected_format}")')
     if content.get("schema") != schema:
-        raise DataError(f"{path}: has schema {content.get('schema')!r}, this version reads {schema}")
+        raise DataError(f"{path}: has schema {reprlib.repr(content.get('schema'))}, this version reads {schema}")
     return content
 
 
@@ -225,7 +226,7 @@ def _list(content: dict[str, Any], name: str, path: Path) -> Sequence[Any]:
 def _read_row(values: Any, index: int, devices: Sequence[DeviceKey], path: Path) -> CostRow:
     number = values.get("device") if isinstance(values, dict) else None
     if not isinstance(number, int) or not 0 <= number < len(devices):
-        raise DataError(f"{path}: row {index} names device {number!r}, the file has {len(devices)}")
+        raise DataError(f"{path}: row {index} names device {reprlib.repr(number)}, the file has {len(devices)}")
     try:
         return CostRow.from_dict(values, devices[number])
     except DataError as err:

@@ -26,7 +26,7 @@ class CostsShow:
 
     Attributes:
         database: `.costs.json` file.
-        ops: Only these operations.
+        ops: Only these operations, listed with commas or spaces.
         dtypes: Only these formats.
         energy: Only rows with energy.
         rows: Print the rows, however many.
@@ -43,8 +43,8 @@ class CostsShow:
     def execute(self) -> int:
         """Print."""
         costs = CostDatabase.load(self.database)
-        _refuse_unknown("operation", self.ops, {r.op for r in costs.rows})
-        _refuse_unknown("dtype", self.dtypes, {r.dtype for r in costs.rows})
+        _refuse_unknown("operation", listed(self.ops), {r.op for r in costs.rows})
+        _refuse_unknown("dtype", listed(self.dtypes), {r.dtype for r in costs.rows})
         chosen = [r for r in costs.rows if self._wants(r)]
         if self.json:
             for row in chosen:
@@ -61,7 +61,8 @@ class CostsShow:
         return 0
 
     def _wants(self, row: CostRow) -> bool:
-        by_name = (not self.ops or row.op in self.ops) and (not self.dtypes or row.dtype in self.dtypes)
+        ops, dtypes = listed(self.ops), listed(self.dtypes)
+        by_name = (not ops or row.op in ops) and (not dtypes or row.dtype in dtypes)
         return by_name and (not self.energy or row.energy_mj is not None)
 
 
@@ -174,6 +175,11 @@ class CostsImport:
         return 0
 
 
+def listed(words: Sequence[str]) -> tuple[str, ...]:
+    """Names out of words that each hold one or several with commas between them."""
+    return tuple(name.strip() for word in words for name in word.split(",") if name.strip())
+
+
 def _say_summary(rows: Sequence[CostRow]) -> None:
     for device in dict.fromkeys(r.device for r in rows):
         mine = [r for r in rows if r.device == device]
@@ -188,7 +194,8 @@ def _say_summary(rows: Sequence[CostRow]) -> None:
             if value
         )
         occasions = sorted({r.occasion for r in mine} - {""})
-        when = f", {len(occasions)} occasions from {occasions[0]} on" if occasions else ""
+        when = f", measured {occasions[0]}" if occasions else ""
+        when += f" and on {len(occasions) - 1} more occasions" if len(occasions) > 1 else ""
         _say(f"{device.gpu} ({software}): {len(mine)} rows, {_count_energy(mine)} with energy{when}")
     groups: dict[tuple[str, str, str], list[CostRow]] = {}
     for row in rows:

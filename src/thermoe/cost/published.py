@@ -19,6 +19,7 @@ class DataSheet:
         bandwidth_bytes_per_s: Of the memory [byte/s].
         flops_per_s_16bit, flops_per_s_8bit, flops_per_s_32bit: bf16, fp8 (16 bit where there is none), float32 [1/s].
         power_limit_w: By default [W].
+        processors: Streaming multiprocessors.
         source: Where it stands.
     """
 
@@ -28,6 +29,7 @@ class DataSheet:
     flops_per_s_8bit: float
     flops_per_s_32bit: float
     power_limit_w: float
+    processors: float
     source: str
 
 
@@ -39,6 +41,7 @@ DATA_SHEETS: dict[str, DataSheet] = {
         flops_per_s_8bit=312e12,
         flops_per_s_32bit=19.5e12,
         power_limit_w=400.0,
+        processors=108.0,
         source="NVIDIA A100 Tensor Core GPU data sheet, 80 GB SXM",
     ),
     "h100": DataSheet(
@@ -48,6 +51,7 @@ DATA_SHEETS: dict[str, DataSheet] = {
         flops_per_s_8bit=1978.9e12,
         flops_per_s_32bit=66.9e12,
         power_limit_w=700.0,
+        processors=132.0,
         source="NVIDIA H100 Tensor Core GPU data sheet, SXM5, half of the rates with sparsity",
     ),
     "h200": DataSheet(
@@ -57,6 +61,7 @@ DATA_SHEETS: dict[str, DataSheet] = {
         flops_per_s_8bit=1978.9e12,
         flops_per_s_32bit=66.9e12,
         power_limit_w=700.0,
+        processors=132.0,
         source="NVIDIA H200 Tensor Core GPU data sheet, SXM, half of the rates with sparsity",
     ),
     "b200": DataSheet(
@@ -66,6 +71,7 @@ DATA_SHEETS: dict[str, DataSheet] = {
         flops_per_s_8bit=4500e12,
         flops_per_s_32bit=75e12,
         power_limit_w=1000.0,
+        processors=148.0,
         source="NVIDIA DGX B200 and HGX B200 data sheets, a GPU's share, half of the rates with sparsity",
     ),
 }
@@ -97,6 +103,7 @@ def expected_limits(name: str) -> DeviceLimits:
         joules_per_byte=H200.joules_per_byte * H200.bandwidth_bytes_per_s * power / bandwidth,
         joules_per_flop=H200.joules_per_flop * H200.flops_per_s_16bit * power / flops,
         power_limit_w=sheet.power_limit_w,
+        processors=sheet.processors,
     )
 
 
@@ -104,8 +111,9 @@ def carry_over(rows: Iterable[CostRow], name: str, source: DeviceLimits = H200) 
     """Measured rows as they would be on another GPU.
 
     Each row keeps its efficiency: the roofline of the other GPU is divided by the share of its own roofline that
-    the row reached. Energy is scaled by the ratio of the rooflines' energies over the same time. Rows that do not
-    count their operations and bytes are left out.
+    the row reached. Energy is scaled by the ratio of what idle power, bytes and operations take on both; where the
+    power limit would be exceeded, the sustained time is stretched until it holds. Rows that do not count their
+    operations and bytes are left out.
 
     Args:
         rows: Measured on the GPU of `source`.
@@ -126,12 +134,12 @@ def carry_over(rows: Iterable[CostRow], name: str, source: DeviceLimits = H200) 
 def _carried(row: CostRow, source: DeviceLimits, target: DeviceLimits) -> CostRow:
     stretch = _floor_s(row, target) / _floor_s(row, source)
     latency_us = row.latency_us * stretch
-    energy_mj = power_w = None
+    sustained_us = energy_mj = power_w = None
     if row.energy_mj is not None:
-        sustained_s = (row.latency_sustained_us or row.latency_us) * 1e-6
-        ratio = _energy_j(row, target, sustained_s * stretch) / _energy_j(row, source, sustained_s)
-        power_w = min(row.energy_mj * 1e-3 * ratio / (sustained_s * stretch), target.power_limit_w)
-        energy_mj = power_w * sustained_s * stretch * 1e3
+        before_s = (row.latency_sustained_us or row.latency_us) * 1e-6
+        energy_mj = row.energy_mj * _energy_j(row, target, before_s * stretch) / _energy_j(row, source, before_s)
+        sustained_us = max(before_s * stretch * 1e6, energy_mj * 1e3 / target.power_limit_w)
+        power_w = energy_mj * 1e3 / sustained_us
     return replace(
         row,
         device=DeviceKey(gpu=target.name, driver="", torch="", triton="", kernel_revision=row.device.kernel_revision),
@@ -141,7 +149,7 @@ def _carried(row: CostRow, source: DeviceLimits, target: DeviceLimits) -> CostRo
         latency_us=latency_us,
         latency_low_us=latency_us,
         latency_high_us=latency_us,
-        latency_sustained_us=None if row.latency_sustained_us is None else row.latency_sustained_us * stretch,
+        latency_sustained_us=sustained_us,
         spread_pct=0.0,
         repeats=1,
         energy_mj=energy_mj,

@@ -53,31 +53,23 @@ DEV void decode_block(const Problem& p) {
   const bool alone = p.tokens * p.top_k <= 32;
   const Slots read(p, thread, alone);
   OnlyToken only(p, thread);
-#ifdef X_PREFETCH
-  const int line = block_index() * THREADS + thread;
-  if (64 * line < p.tokens * p.columns[0]) prefetch(p.x + 64 * line);
-#endif
   prepare<Format>(p, thread, role, alone, read);
   const uint32_t generation = lds32(INFO_GENERATION);
   const Split split = split_shared<Format>(p);
   const int lane = thread % 32;
+  const bool early = only.read && lds32(INFO_MAX_ROWS) == 1;  // it may have the same expert twice
   if (role < WARPS) {
     Multiplier<Format> multiplier(p, split, role, thread);
-    if (only.read) {
+    if (early) {
       multiplier.fill_ring(FIRST_SLOTS);
       only.template stage<Format>(p, split, thread);
     } else {
-#ifdef RING_FIRST
-      multiplier.fill_ring(FIRST_SLOTS);
-      stage_first<Format>(p, split, role, lane, [] {});
-#else
       stage_first<Format>(p, split, role, lane, [&multiplier] { multiplier.fill_ring(FIRST_SLOTS); });
-#endif
     }
     sync_block();
     multiplier.all();
   } else {
-    if (only.read)
+    if (early)
       only.template stage<Format>(p, split, thread);
     else
       stage_first<Format>(p, split, role, lane, [] {});

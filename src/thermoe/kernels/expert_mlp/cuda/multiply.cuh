@@ -5,7 +5,7 @@
 
 #include "finish.cuh"
 #include "job.cuh"
-#include "plan.cuh"
+#include "runs.cuh"
 
 // The jobs of one warp, in order, over all phases.
 struct Stream {

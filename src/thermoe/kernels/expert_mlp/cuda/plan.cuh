@@ -122,9 +122,10 @@ DEV void write_aligned_range(const Problem& p, int boundary, int num_segments) {
 
 DEV bool few_segments(int num_segments) { return num_segments * FEW_SEGMENTS <= num_blocks(); }
 
-DEV int waves_of(const Problem& p, int num_segments) {
-  const int units = num_segments * (p.columns[1] / 16);
-  return few_segments(num_segments) || units < MAX_WAVES * WAVE_UNITS * num_blocks() ? 1 : MAX_WAVES;
+template <class Format>
+DEV int waves_of(const Problem& p, int num_segments, int kept) {
+  if (few_segments(num_segments) || kept >= Format::ONE_WAVE_ROWS * num_segments) return 1;
+  return num_segments * (p.columns[1] / 16) < MAX_WAVES * WAVE_UNITS * num_blocks() ? 1 : MAX_WAVES;
 }
 
 // One of the boundaries of the block's ranges, by a warp: the segment that holds it writes it.
@@ -144,9 +145,10 @@ DEV void write_range(const Problem& p, int boundary, int waves, int num_segments
 }
 
 // A warp looks for one of the eight boundaries.
+template <class Format>
 DEV void write_ranges(const Problem& p, int thread) {
   const int num_segments = static_cast<int>(lds32(INFO_SEGMENTS)), boundary = thread / 32;
-  const int waves = waves_of(p, num_segments);
+  const int waves = waves_of<Format>(p, num_segments, static_cast<int>(lds32(INFO_KEPT)));
   if (thread == 0) sts32(INFO_WAVES, waves);
   if (few_segments(num_segments) && num_segments > 0) {
     if (thread < 4) write_aligned_range(p, thread, num_segments);
@@ -191,7 +193,8 @@ DEV bool plan_alone(const Problem& p, const Slots& read, int lane) {
   }
   if (kept) sts16(ROW_SLOT + 2 * (row + rank), static_cast<uint16_t>(lane));
   if (lane < slots) sts_float(GATES + 4 * lane, kept ? gate : 0.f);
-  const int waves = waves_of(p, static_cast<int>(segments));
+  const uint32_t all_kept = warp_max(kept ? row + rank + 1 : 0);
+  const int waves = waves_of<Format>(p, static_cast<int>(segments), static_cast<int>(all_kept));
   if (lane == 0) {
     sts32(INFO_SEGMENTS, segments), sts32(INFO_MAX_ROWS, most), sts32(INFO_MAX_BITS, widest);
     sts32(INFO_WAVES, waves), sts32(COST + 4 * segments, total);
@@ -259,7 +262,7 @@ DEV void make_plan(const Problem& p, const Slots& read, int thread) {
     mine[1].write(p, 2 * thread + 1, row + mine[0].count, segment + mine[0].segments,
                   before + mine[0].cost * mine[0].segments);
     if (thread == MAX_EXPERTS / 2 - 1) {  // the last of the scan holds the totals
-      sts32(INFO_SEGMENTS, upto.packed >> 16);
+      sts32(INFO_SEGMENTS, upto.packed >> 16), sts32(INFO_KEPT, upto.packed & 0xffff);
       sts32(COST + 4 * (upto.packed >> 16), upto.cost);
     }
   }
@@ -272,48 +275,7 @@ DEV void make_plan(const Problem& p, const Slots& read, int thread) {
     if (lds32(counts + 4 * expert[i]) > p.row_cap) rank[i] = rank_of(experts, slot, expert[i]);
     sts16(ROW_SLOT + 2 * (lds32(first_rows + 4 * expert[i]) + rank[i]), static_cast<uint16_t>(slot));
   }
-  write_ranges(p, thread);
+  write_ranges<Format>(p, thread);
   fence_async();  // the ring overwrites the scratch with copies
   sync_block();
 }
-
-struct Segment {
-  int expert, first_row, rows, bits;
-};
-
-DEV Segment segment_at(int index) {
-  uint32_t where = lds32(SEGMENT + 4 * index), what = lds32(SEGMENT_ROWS + 4 * index);
-  return {static_cast<int>(where >> 16), static_cast<int>(where & 0xffff), static_cast<int>(what & 0xffff),
-          static_cast<int>(what >> 16)};
-}
-
-// The block's runs of one phase, in order: what all its warps walk through alike.
-struct Runs {
-  int matrix;
-  int left;                 // units of the block's range, this run's included
-  int in_run, splits;       // units of a whole run, runs of a segment
-  int segment, split, row;  // of the run; its first unit in the whole
-  int length;               // units of the block in the run
-
-  DEV Runs(const Problem& p, int phase, int waves) : matrix(phase >= waves) {
-    uint32_t range[4];
-    lds128(INFO_RANGE + 16 * phase, range);
-    in_run = matrix == 0 ? p.columns[1] / 16 : p.columns[0] / 32;
-    splits = matrix == 0 ? 1 : p.splits;
-    segment = static_cast<int>(range[0]);
-    left = static_cast<int>(range[2] - range[0]) * splits * in_run + static_cast<int>(range[3] - range[1]);
-    split = splits == 1 ? 0 : quotient(static_cast<int>(range[1]), in_run);
-    row = static_cast<int>(range[1]) - split * in_run;
-    measure();
-  }
-  DEV void measure() { length = in_run - row < left ? in_run - row : left; }
-  DEV bool more() const { return left > 0; }
-  DEV void next() {
-    left -= length, row = 0;
-    if (++split == splits) split = 0, ++segment;
-    measure();
-  }
-};
-
-// The jobs of a run that a warp takes: neighbours, as many as any other warp's give or take one.
-DEV int first_job(int jobs, int warp) { return jobs * warp / WARPS; }

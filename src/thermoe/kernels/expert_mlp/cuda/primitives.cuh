@@ -152,11 +152,7 @@ DEV uint32_t load_steady(const uint32_t* from) {  // what nobody writes until th
 DEV void add_release(uint32_t* to, uint32_t v) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
 }
-#ifdef NO_PAUSE
-DEV void pause() {}
-#else
 DEV void pause() { __nanosleep(20); }
-#endif
 
 // ---- arithmetic
 DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {  // 16 x 16 by 16 x 8, bf16

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "finish.cuh"
-#include "plan.cuh"
+#include "runs.cuh"
 
 struct RowSource {
   const uint16_t* base;
@@ -26,10 +26,7 @@ DEV RowSource row_source(const Problem& p, int matrix, const Runs& run, int colu
 template <class Format, class Meanwhile>
 DEV void stage_rows(const Problem& p, const Split& split, const Runs& run, uint32_t to, int warp, int warps, int lane,
                     Meanwhile meanwhile) {
-#ifndef STAGE_BATCH
-#define STAGE_BATCH 4
-#endif
-  constexpr int BATCH = STAGE_BATCH;  // loads in flight
+  constexpr int BATCH = 4;  // loads in flight
   const int columns = p.jobs[run.matrix] * Format::JOB_COLUMNS, octets = columns / 8, whole = (octets + 31) / 32 * 32;
   const RowSource source = row_source(p, run.matrix, run, columns);
   const Segment segment = segment_at(run.segment);

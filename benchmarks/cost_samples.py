@@ -101,7 +101,7 @@ def run_part(
         for target, (said, truth, half) in pairs.items():
             row[target] = figures(said, truth, half)
             long = measured_s > LONG_MS * 1e-3
-            row[f"{target}_over_0.1_ms"] = figures(said[long], truth[long], half[long])
+            row[f"{target}_over_0.1_ms"] = figures(said[long], truth[long], half[long]) if long.any() else None
         rows.append(row)
     return rows
 

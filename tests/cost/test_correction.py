@@ -204,6 +204,30 @@ def test_mixed_precision_layers_cost_by_expert():
             model.layer(QWEN3, wrong)
 
 
+def test_a_model_that_was_never_measured_gets_wider_intervals(monkeypatch):
+    pytest.importorskip("sklearn", reason="trees are fitted with scikit-learn")
+    monkeypatch.setattr("thermoe.cost.correction.NETWORK_ROWS", 100)
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(6):
+        model = {"hidden_size": 1024 + 512 * i, "inter_size": 512 * (1 + i % 3), "topk": 4, "num_experts": 64}
+        own = 1.0 + 0.3 * (-1) ** i  # what no size tells
+        for ranks in (1, 2, 4, 8):
+            for tokens in (1, 8, 64, 512, 4096):
+                work_ms = tokens * model["hidden_size"] * model["inter_size"] / ranks / 4e10
+                latency_ms = (0.02 + work_ms) * own * np.exp(0.01 * rng.standard_normal())
+                lines.append(
+                    model | {"moe_ep_size": ranks, "num_tokens": tokens, "latency_ms": latency_ms, "power_w": 300.0}
+                )
+    table = pd.DataFrame(lines)
+    (observed,) = group_table(table).values()
+    fitted = KernelCostModel().fit(table)
+    assert len(fitted.corrections_["expert_mlp"].models) == 6
+    (strange,) = group_table(table.assign(topk=2)).values()
+    known, unknown = (fitted.predict_cases(o.cases).log_error[:, 0] for o in (observed, strange))
+    assert np.median(unknown / known) > 1.5
+
+
 def moe_table() -> pd.DataFrame:
     shape = {"hidden_size": 2048, "inter_size": 768, "topk": 8, "num_experts": 128, "kernel_source": "vllm_fused_moe"}
     lines = [

@@ -73,6 +73,11 @@ class Cases:
         columns = (self.hidden_size, self.inter_size, self.num_experts, self.top_k, self.ranks, self.splits)
         return np.stack(columns, axis=1)
 
+    def models(self) -> FloatArray:
+        """Sizes of the whole layer, however it is shared between GPUs (B, 4)."""
+        whole = (self.hidden_size, self.inter_size * self.splits, self.num_experts * self.ranks, self.top_k)
+        return np.stack(whole, axis=1)
+
     def take(self, chosen: Any) -> Self:
         """The cases of an index or a mask."""
         index = np.arange(len(self))[chosen]

@@ -46,6 +46,8 @@ class Correction:
         growth: By how many powers of e the miss of latency and of energy grows between neighbours and beyond them.
         spreads: Expected miss of latency and of energy (logarithm), where there are networks.
         quantiles: Factors on it that hold 90 % of shapes left out, of latency and of energy; NaN where unknown.
+        models: Models that were measured (M, 4), where there are several shapes of each; else none.
+        strangeness: Factors on the intervals of models that are not among them.
     """
 
     names: list[str]
@@ -59,6 +61,8 @@ class Correction:
     growth: tuple[float, float] = (0.0, 0.0)
     spreads: list[Forest] = field(default_factory=list)
     quantiles: tuple[float, float] = (0.0, 0.0)
+    models: FloatArray = field(default_factory=lambda: np.zeros((0, 4)))
+    strangeness: tuple[float, float] = (1.0, 1.0)
 
     def __call__(self, inputs: Inputs) -> FloatArray:
         """Logarithms of the factors (B, 2)."""
@@ -71,6 +75,9 @@ class Correction:
         else:
             expected = np.exp(np.array(self.growth) * self._distance(inputs)[:, None])
         outside = 1.0 + self.excess(inputs)[:, None]
+        if len(self.models):
+            is_known = (inputs.models[:, None] == self.models[None]).all(axis=2).any(axis=1)
+            outside = outside * np.where(is_known[:, None], 1.0, np.array(self.strangeness))
         return np.asarray(expected * np.array(self.quantiles) * outside, dtype=np.float64)
 
     def _distance(self, inputs: Inputs) -> FloatArray:
@@ -107,6 +114,8 @@ class Correction:
             "high": self.high.tolist(),
             "tree_shares": list(self.tree_shares),
             "growth": list(self.growth),
+            "models": self.models.tolist(),
+            "strangeness": list(self.strangeness),
             "quantiles": [None if np.isnan(q) else q for q in self.quantiles],
         } | {name: [part.as_dict() for part in getattr(self, name)] for name in lists}
 
@@ -116,7 +125,9 @@ class Correction:
         try:
             names, grid = [str(n) for n in values["names"]], [float(g) for g in values["grid"]]
             low, high = (np.array(values[n], np.float64) for n in ("low", "high"))
-            shares, growth = (tuple(float(v) for v in values[n]) for n in ("tree_shares", "growth"))
+            pairs = ("tree_shares", "growth", "strangeness")
+            shares, growth, strangeness = (tuple(float(v) for v in values[n]) for n in pairs)
+            models = np.array(values["models"], np.float64).reshape(-1, 4)
             quantiles = tuple(np.nan if v is None else float(v) for v in values["quantiles"])
             parts = {n: list(values[n]) for n in ("networks", "trees", "neighbours", "spreads")}
         except (KeyError, TypeError, ValueError) as err:
@@ -124,11 +135,11 @@ class Correction:
         counts = [len(parts[n]) for n in ("trees", "neighbours", "spreads")]
         fits = (
             low.shape == high.shape == (num_extent,)
-            and len(shares) == len(quantiles) == len(growth) == 2
+            and len(shares) == len(quantiles) == len(growth) == len(strangeness) == 2
             and all(c in (0, 2) for c in counts)
             and bool(parts["networks"]) != bool(parts["neighbours"])
             and (counts[0] == 2 or not any(shares))
-            and all(np.isfinite(v).all() for v in (low, high, shares, growth, grid))
+            and all(np.isfinite(v).all() for v in (low, high, shares, growth, strangeness, models, grid))
             and not any(np.isinf(q) or q < 0 for q in quantiles)
         )
         if not fits:
@@ -147,6 +158,8 @@ class Correction:
             neighbours=[Kriging.from_dict(v, named, where) for v in parts["neighbours"]],
             spreads=[Forest.from_dict(v, num_features, where) for v in parts["spreads"]],
             quantiles=(quantiles[0], quantiles[1]),
+            models=models,
+            strangeness=(strangeness[0], strangeness[1]),
         )
 
 
@@ -169,10 +182,9 @@ def fit_correction(inputs: Inputs, targets: FloatArray, groups: IntArray, seed: 
         low=inputs.extent.min(axis=0),
         high=inputs.extent.max(axis=0),
     )
-    folds = _folds(groups, seed)
     if np.isfinite(targets).all(axis=1).sum() >= NETWORK_ROWS:
-        return _fit_networks(blank, inputs, targets, folds, seed)
-    return _fit_neighbours(blank, inputs, targets, folds)
+        return _fit_networks(blank, inputs, targets, groups, seed)
+    return _fit_neighbours(blank, inputs, targets, _folds(groups, seed))
 
 
 def _fit_neighbours(blank: Correction, inputs: Inputs, targets: FloatArray, folds: IntArray) -> Correction | None:
@@ -193,18 +205,37 @@ def _fit_neighbours(blank: Correction, inputs: Inputs, targets: FloatArray, fold
     return _with_growth(replace(blank, neighbours=fits), far, _missed(targets - left_out))
 
 
-def _fit_networks(blank: Correction, inputs: Inputs, targets: FloatArray, folds: IntArray, seed: int) -> Correction:
-    left_out = {share: np.full_like(targets, np.nan) for share in _TREE_SHARES}
+def _fit_networks(blank: Correction, inputs: Inputs, targets: FloatArray, groups: IntArray, seed: int) -> Correction:
+    folds, num_shapes = _folds(groups, seed), len(np.unique(groups))
+    left_out = _left_out(blank, inputs, targets, folds, seed)
+    misses = {s: np.nanmean(np.abs(np.expm1(said - targets)), axis=0) for s, said in left_out.items()}
+    best = [min(_TREE_SHARES, key=lambda s, i=i: misses[s][i]) for i in range(2)]  # type: ignore[misc]
+    whole = replace(_train(blank, inputs, targets, seed, _NUM_NETWORKS), tree_shares=(best[0], best[1]))
+    whole = _with_spreads(whole, inputs, _missed(targets - _chosen(left_out, best)))
+    models, model = np.unique(inputs.models, axis=0, return_inverse=True)
+    if len(models) < LEAST_SHAPES or num_shapes <= len(models):
+        return whole
+    strange = _left_out(blank, inputs, targets, _folds(model.ravel(), seed), seed)
+    ratio = np.abs(_missed(targets - _chosen(strange, best))) / whole.miss(inputs)
+    first, second = (max(1.0, quantile(column)) for column in ratio.T)
+    return replace(whole, models=models, strangeness=(first, second))
+
+
+def _left_out(
+    blank: Correction, inputs: Inputs, targets: FloatArray, folds: IntArray, seed: int
+) -> dict[float, FloatArray]:
+    """What a fit without a row's fold says of it (B, 2), by the share of trees."""
+    said = {share: np.full_like(targets, np.nan) for share in _TREE_SHARES}
     for fold in np.unique(folds):
         seen, unseen = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         part = _train(blank, inputs.take(seen), targets[seen], seed, num_networks=1)
-        for share, said in left_out.items():
-            said[unseen] = replace(part, tree_shares=(share, share))._inside(inputs.take(unseen))
-    misses = {s: np.nanmean(np.abs(np.expm1(said - targets)), axis=0) for s, said in left_out.items()}
-    best = tuple(min(_TREE_SHARES, key=lambda s, i=i: misses[s][i]) for i in range(2))  # type: ignore[misc]
-    whole = replace(_train(blank, inputs, targets, seed, _NUM_NETWORKS), tree_shares=(best[0], best[1]))
-    residual = np.stack([targets[:, i] - left_out[best[i]][:, i] for i in range(2)], axis=1)
-    return _with_spreads(whole, inputs, _missed(residual))
+        for share, values in said.items():
+            values[unseen] = replace(part, tree_shares=(share, share))._inside(inputs.take(unseen))
+    return said
+
+
+def _chosen(said: dict[float, FloatArray], shares: list[float]) -> FloatArray:
+    return np.stack([said[share][:, i] for i, share in enumerate(shares)], axis=1)
 
 
 def _train(blank: Correction, inputs: Inputs, targets: FloatArray, seed: int, num_networks: int) -> Correction:

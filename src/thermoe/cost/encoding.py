@@ -20,16 +20,18 @@ class Inputs:
         extent: Logarithms of sizes and work: whether a row lies in the measured range (B, X).
         tokens: (B,).
         names: Implementation and format of each row, as text (B,).
+        models: Sizes of the whole layer, however it is shared between GPUs (B, 4).
     """
 
     features: FloatArray
     extent: FloatArray
     tokens: FloatArray
     names: NDArray[np.str_]
+    models: FloatArray
 
     def take(self, rows: IntArray) -> "Inputs":
         """Some rows."""
-        return Inputs(self.features[rows], self.extent[rows], self.tokens[rows], self.names[rows])
+        return Inputs(self.features[rows], self.extent[rows], self.tokens[rows], self.names[rows], self.models[rows])
 
 
 def codes_of(inputs: Inputs, names: list[str], grid: list[float]) -> IntArray:

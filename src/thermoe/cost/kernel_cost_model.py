@@ -183,7 +183,9 @@ class KernelCostModel:
             priced_as: Price it as this model's layers instead of its own.
             state: Conditions, as in `predict`.
         """
-        return price_step(self.predict_many, work if priced_as is None else work.priced_as(priced_as), state)
+        measured = {op for op, _, _ in self.operations_}
+        work = work if priced_as is None else work.priced_as(priced_as)
+        return price_step(self.predict_many, measured, work, state)
 
     def get_cost(
         self,

@@ -145,7 +145,7 @@ def _inputs(cases: Cases, work: FloatArray, free_s: FloatArray, limits: DeviceLi
     extent = np.concatenate([work[:, 1:5], cases.hidden_size[:, None], cases.inter_size[:, None]], axis=1)
     names = np.char.add(np.char.add(np.array(cases.impl, dtype=np.str_), "/"), np.array(cases.dtype, dtype=np.str_))
     features = features_of(cases, work, free_s, limits)
-    return Inputs(features, np.log(np.maximum(extent, 1.0)), cases.tokens, names)
+    return Inputs(features, np.log(np.maximum(extent, 1.0)), cases.tokens, names, cases.models())
 
 
 def _errors(fitted: FittedLaw | None) -> tuple[float | None, float | None]:

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thermoe.kernels.overlap import launches_overlap
+
 _PROGRAMS, _POSITIONS, _MOST_PARTS = 256, 128, 32
 
 
@@ -62,31 +64,65 @@ def _joined(part_ptr, stat_ptr, first, r, w, BLOCK_R: tl.constexpr, BLOCK_W: tl.
 
 
 @triton.jit
+def _block(keys_ptr, values_ptr, mask_ptr, row, i, place, d, w, W: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Halves of the keys, values and what is added to the scores of a block of positions; -inf where there is none."""
+    p = i * BLOCK_L + tl.arange(0, BLOCK_L)
+    before = (p < place)[:, None]
+    k1, k2 = _halves(keys_ptr + row + p[:, None] * W, d, before & (d < W // 2), W)
+    v = tl.load(values_ptr + row + p[:, None] * W + w, mask=before & (w < W), other=0.0)
+    bias = tl.load(mask_ptr + p, mask=p < place, other=0.0).to(tl.float32)
+    return k1, k2, v, tl.where(p < place, tl.maximum(bias, -1e30), float("-inf"))
+
+
+@triton.jit
+def _attended(q1, q2, block, scale, most, total, out):
+    """Largest score (in powers of two), sum of weights and weighted sum of values, with a block more."""
+    k1, k2, v, bias = block
+    scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
+    scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
+    scores = (scores + bias[None, :]) * 1.4426950408889634
+    higher = tl.maximum(most, tl.max(scores, axis=1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)  # a part without positions
+    shares = tl.exp2(scores - base[:, None])
+    kept = tl.exp2(most - base)
+    out = tl.dot(shares.to(v.dtype), v, out * kept[:, None], input_precision="ieee")
+    return higher, total * kept + tl.sum(shares, axis=1), out
+
+
+@triton.jit
 def _decode_attention_kernel(
     qkv_ptr, query_norm_ptr, key_norm_ptr, cos_ptr, sin_ptr, keys_ptr, values_ptr, place_ptr, mask_ptr, out_ptr,
     part_ptr, stat_ptr, count_ptr, eps, scale, L, cos_stride, mask_stride,
     G: tl.constexpr, R: tl.constexpr, W: tl.constexpr, NORMS: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_R: tl.constexpr, HALF: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_L: tl.constexpr, STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)  # of the keys, in all sequences
     part = tl.program_id(1)
     b, g = head // G, head % G
     half: tl.constexpr = W // 2
-    log2e: tl.constexpr = 1.4426950408889634
     r, d, w = tl.arange(0, BLOCK_R), tl.arange(0, HALF)[None, :], tl.arange(0, BLOCK_W)[None, :]
     in_half, in_width = d < half, w < W
     place = tl.load(place_ptr).to(tl.int32)
-    heads_ptr = qkv_ptr + b.to(tl.int64) * (G * (R + 2) * W)
-    q1, q2 = _halves(heads_ptr + (g * R + r)[:, None] * W, d, (r < R)[:, None] & in_half, W)
-    new1, new2 = _halves(heads_ptr + (G * R + g) * W, d, in_half, W)
-    value_new = tl.load(heads_ptr + (G * (R + 1) + g) * W + w, mask=in_width, other=0.0)
+    row = head.to(tl.int64) * L * W
+    blocks = tl.cdiv(place, BLOCK_L)
+    each = tl.cdiv(blocks, PARTS)
+    first, last = part * each, tl.minimum((part + 1) * each, blocks)
+    # The past of the cache is asked for before the launch that makes the new position has ended.
+    block = _block(keys_ptr, values_ptr, mask_ptr + b * mask_stride, row, first, place, d, w, W, BLOCK_L)
     cos, sin = _halves(cos_ptr + b * cos_stride, d, in_half, W), _halves(sin_ptr + b * cos_stride, d, in_half, W)
     query_norm, key_norm = cos, cos
     if NORMS:
         query_norm, key_norm = _halves(query_norm_ptr, d, in_half, W), _halves(key_norm_ptr, d, in_half, W)
-    q1, q2 = _turned(q1, q2, query_norm, cos, sin, eps, W, NORMS)
+    if OVERLAPS:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
-    row = head.to(tl.int64) * L * W
+    heads_ptr = qkv_ptr + b.to(tl.int64) * (G * (R + 2) * W)
+    q1, q2 = _halves(heads_ptr + (g * R + r)[:, None] * W, d, (r < R)[:, None] & in_half, W)
+    new1, new2 = _halves(heads_ptr + (G * R + g) * W, d, in_half, W)
+    value_new = tl.load(heads_ptr + (G * (R + 1) + g) * W + w, mask=in_width, other=0.0)
+    q1, q2 = _turned(q1, q2, query_norm, cos, sin, eps, W, NORMS)
     most = tl.full((BLOCK_R,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_R,), tl.float32)
     out = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
@@ -98,28 +134,14 @@ def _decode_attention_kernel(
         tl.store(values_ptr + at + w, value_new, mask=in_width)
         score = tl.sum(q1.to(tl.float32) * new1.to(tl.float32) + q2.to(tl.float32) * new2.to(tl.float32), axis=1)
         bias = tl.load(mask_ptr + b * mask_stride + place).to(tl.float32)
-        most = (score * scale + tl.maximum(bias, -1e30)) * log2e
+        most = (score * scale + tl.maximum(bias, -1e30)) * 1.4426950408889634
         total += 1.0
         out += value_new.to(tl.float32)
 
-    blocks = tl.cdiv(place, BLOCK_L)
-    each = tl.cdiv(blocks, PARTS)
-    for i in tl.range(part * each, tl.minimum((part + 1) * each, blocks), num_stages=STAGES):
-        p = i * BLOCK_L + tl.arange(0, BLOCK_L)
-        before = (p < place)[:, None]
-        k1, k2 = _halves(keys_ptr + row + p[:, None] * W, d, before & in_half, W)
-        v = tl.load(values_ptr + row + p[:, None] * W + w, mask=before & in_width, other=0.0)
-        bias = tl.load(mask_ptr + b * mask_stride + p, mask=p < place, other=0.0).to(tl.float32)
-        scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale
-        scores = (scores + tl.maximum(bias, -1e30)[None, :]) * log2e
-        scores = tl.where((p < place)[None, :], scores, float("-inf"))
-        higher = tl.maximum(most, tl.max(scores, axis=1))
-        shares = tl.exp2(scores - higher[:, None])
-        kept = tl.exp2(most - higher)
-        total = total * kept + tl.sum(shares, axis=1)
-        out = tl.dot(shares.to(v.dtype), v, out * kept[:, None], input_precision="ieee")
-        most = higher
+    most, total, out = _attended(q1, q2, block, scale, most, total, out)
+    for i in tl.range(first + 1, last, num_stages=STAGES):
+        block = _block(keys_ptr, values_ptr, mask_ptr + b * mask_stride, row, i, place, d, w, W, BLOCK_L)
+        most, total, out = _attended(q1, q2, block, scale, most, total, out)
 
     out_at = out_ptr + ((b * G + g).to(tl.int64) * R + r)[:, None] * W + w
     wanted = (r < R)[:, None] & in_width
@@ -160,14 +182,20 @@ def decode_attention_triton(
     counts: Tensor | None = None,
     tiling: Tiling | None = None,
     out: Tensor | None = None,
+    overlaps: bool | None = None,
 ) -> Tensor:
-    """Same contract as `decode_attention_reference`; `out`: a contiguous tensor to write to, a new one if None."""
+    """Same contract as `decode_attention_reference`.
+
+    `out`: a contiguous tensor to write to, a new one if None; `overlaps`: whether it begins before the launch before it
+    has ended, None where the GPU can.
+    """
     batch, groups, length, width = keys_BGLW.shape
     out = qkv_BN.new_empty(batch, num_heads * width) if out is None else out
     heads = batch * groups
     tiling = tiling or tiling_for(heads, length)
     rows, block_w = max(triton.next_power_of_2(num_heads // groups), 16), max(triton.next_power_of_2(width), 16)
     part, stat = (torch.empty(heads * tiling.parts * rows * n, device=qkv_BN.device) for n in (block_w, 2))
+    overlaps = launches_overlap(qkv_BN) if overlaps is None else overlaps
     if counts is None:
         counts = torch.zeros(heads, dtype=torch.int32, device=qkv_BN.device)
     _decode_attention_kernel[(heads, tiling.parts)](
@@ -177,6 +205,6 @@ def decode_attention_triton(
         0 if cos_BW.shape[0] == 1 else cos_BW.stride(0), 0 if mask_BL.shape[0] == 1 else mask_BL.stride(0),
         G=groups, R=num_heads // groups, W=width, NORMS=norms is not None, PARTS=tiling.parts,
         BLOCK_R=rows, HALF=max(triton.next_power_of_2(width // 2), 16), BLOCK_W=block_w, BLOCK_L=tiling.positions,
-        STAGES=tiling.stages, num_warps=tiling.warps,
+        STAGES=tiling.stages, OVERLAPS=overlaps, num_warps=tiling.warps, launch_pdl=overlaps,
     )  # fmt: skip
     return out

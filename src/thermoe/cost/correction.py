@@ -10,12 +10,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from thermoe.cost.encoding import Inputs, codes_of, described, grid_of, with_names
+from thermoe.cost.encoding import Answer, Inputs, codes_of, described, grid_of, with_names
 from thermoe.cost.forest import Boosting, Forest, boost
 from thermoe.cost.kriging import Kriging, krige, silent
 from thermoe.cost.network import Network, Training, train_network
 from thermoe.errors import DataError
-from thermoe.types import BoolArray, FloatArray, IntArray
+from thermoe.types import FloatArray, IntArray
 
 # From so many rows with power on, networks and trees; below, neighbours.
 NETWORK_ROWS = 3000
@@ -65,21 +65,22 @@ class Correction:
     models: FloatArray = field(default_factory=lambda: np.zeros((0, 4)))
     strangeness: tuple[float, float] = (1.0, 1.0)
 
-    def __call__(self, inputs: Inputs) -> FloatArray:
-        """Logarithms of the factors (B, 2)."""
-        return self._inside(inputs) * np.exp(-0.5 * (self.excess(inputs) / _FADE) ** 2)[:, None]
+    def answer(self, inputs: Inputs) -> Answer:
+        """Factors, intervals and coverage of each row."""
+        excess = self.excess(inputs)
+        factors = self._inside(inputs) * np.exp(-0.5 * (excess / _FADE) ** 2)[:, None]
+        return Answer(factors, self._miss(inputs) * (1.0 + excess)[:, None], excess < np.log(1.05))
 
-    def miss(self, inputs: Inputs) -> FloatArray:
-        """Logarithmic half width of the 90 % interval of latency and of energy (B, 2), wider outside the range."""
+    def _miss(self, inputs: Inputs) -> FloatArray:
+        """Half width of the intervals where nothing lies outside the measured range (B, 2)."""
         if self.spreads:
-            expected = np.exp(np.stack([s(inputs.features) for s in self.spreads], axis=1))
+            expected = np.exp(np.array([s(inputs.features) for s in self.spreads]).T)
         else:
             expected = np.exp(np.array(self.growth) * self._distance(inputs)[:, None])
-        outside = 1.0 + self.excess(inputs)[:, None]
         if len(self.models):
             is_known = (inputs.models[:, None] == self.models[None]).all(axis=2).any(axis=1)
-            outside = outside * np.where(is_known[:, None], 1.0, np.array(self.strangeness))
-        return np.asarray(expected * np.array(self.quantiles) * outside, dtype=np.float64)
+            expected = expected * np.where(is_known[:, None], 1.0, np.array(self.strangeness))
+        return np.asarray(expected * np.array(self.quantiles), dtype=np.float64)
 
     def _distance(self, inputs: Inputs) -> FloatArray:
         named = with_names(inputs, self.names)
@@ -89,10 +90,6 @@ class Correction:
         """How far each row lies outside the measured range, in powers of e (B,)."""
         beyond = np.maximum(np.maximum(self.low - inputs.extent, inputs.extent - self.high), 0.0)
         return np.asarray(np.sqrt((beyond * beyond).sum(axis=1)), dtype=np.float64)
-
-    def covers(self, inputs: Inputs) -> BoolArray:
-        """Whether each row lies inside the measured range (B,)."""
-        return np.asarray(self.excess(inputs) < np.log(1.05), dtype=np.bool_)
 
     def _inside(self, inputs: Inputs) -> FloatArray:
         named = with_names(inputs, self.names) if self.neighbours or any(self.tree_shares) else inputs.features
@@ -217,7 +214,7 @@ def _fit_networks(blank: Correction, inputs: Inputs, targets: FloatArray, groups
     if len(models) < LEAST_SHAPES or num_shapes <= len(models):
         return whole
     strange = _left_out(blank, inputs, targets, _folds(model.ravel(), seed), seed)
-    ratio = np.abs(_missed(targets - _chosen(strange, best))) / whole.miss(inputs)
+    ratio = np.abs(_missed(targets - _chosen(strange, best))) / whole._miss(inputs)
     first, second = (max(1.0, quantile(column)) for column in ratio.T)
     return replace(whole, models=models, strangeness=(first, second))
 
@@ -275,7 +272,7 @@ def _with_spreads(fit: Correction, inputs: Inputs, missed: FloatArray) -> Correc
         known = np.isfinite(column)
         spreads.append(boost(inputs.features[known], np.log(np.abs(column[known]) + _LEAST_MISS), _SPREAD_TREES))
     fit = replace(fit, spreads=spreads, quantiles=(1.0, 1.0))
-    first, second = (quantile(column) for column in (np.abs(missed) / fit.miss(inputs)).T)
+    first, second = (quantile(column) for column in (np.abs(missed) / fit._miss(inputs)).T)
     return replace(fit, quantiles=(first, second))
 
 

@@ -1,11 +1,11 @@
-"""How names and grids of tokens enter a learned correction. Shapes: B rows, F features, V codes, H columns."""
+"""What goes into a learned correction and what comes out; how names and grids of tokens enter. Shapes: B rows, F features, V codes, H columns."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thermoe.types import FloatArray, IntArray
+from thermoe.types import BoolArray, FloatArray, IntArray
 
 # A value of tokens that this share of shapes was measured at gets an input of its own.
 _GRID_SHARE, _MOST_GRID = 0.2, 100
@@ -32,6 +32,21 @@ class Inputs:
     def take(self, rows: IntArray) -> "Inputs":
         """Some rows."""
         return Inputs(self.features[rows], self.extent[rows], self.tokens[rows], self.names[rows], self.models[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a correction says of each row.
+
+    Attributes:
+        factors: Logarithms of the factors on latency and on power (B, 2).
+        log_error: Logarithmic half width of the 90 % interval of latency and of energy (B, 2).
+        is_covered: Whether the row lies inside the measured range (B,).
+    """
+
+    factors: FloatArray
+    log_error: FloatArray
+    is_covered: BoolArray
 
 
 def codes_of(inputs: Inputs, names: list[str], grid: list[float]) -> IntArray:

@@ -27,10 +27,10 @@ class Boosting:
         least_rows: Rows that a leaf needs.
     """
 
-    trees: int = 60
+    trees: int = 40
     leaves: int = 255
-    depth: int = 12
-    learning_rate: float = 0.12
+    depth: int = 10
+    learning_rate: float = 0.18
     least_rows: int = 10
 
 

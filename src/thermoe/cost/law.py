@@ -53,6 +53,11 @@ class Law:
         result: FloatArray = _energy_terms(work.table(), self.latency_s(work)) @ self.energy_coef
         return result
 
+    def both(self, table: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """`latency_s` and `dynamic_energy_j` of `Work.table()` (B, 6)."""
+        latency_s = _latency(self.latency_coef, self.smoothness, table)
+        return latency_s, _energy_terms(table, latency_s) @ self.energy_coef
+
     def as_dict(self) -> dict[str, Any]:
         """The coefficients as JSON has them."""
         return {
@@ -131,12 +136,12 @@ def _latency(coef: FloatArray, smoothness: float, table: FloatArray) -> FloatArr
 
 def _parallel_times(coef: FloatArray, table: FloatArray) -> FloatArray:
     """Time of memory, of arithmetic and of waiting, which overlap [s], (B, 3)."""
-    return np.stack([table[:, :4] @ coef[1:5], table[:, 4] * coef[5], table[:, 5] * coef[6]], axis=1)
+    return np.array([table[:, :4] @ coef[1:5], table[:, 4] * coef[5], table[:, 5] * coef[6]]).T
 
 
 def _energy_terms(table: FloatArray, latency_s: FloatArray) -> FloatArray:
     distinct, weight_bytes, row_bytes, _, flops, _ = table.T
-    return np.stack([np.ones_like(latency_s), latency_s, weight_bytes, row_bytes, flops, distinct], axis=1)
+    return np.array([np.ones_like(latency_s), latency_s, weight_bytes, row_bytes, flops, distinct]).T
 
 
 def _prior(limits: DeviceLimits, bits: float) -> FloatArray:

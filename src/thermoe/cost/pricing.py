@@ -72,20 +72,21 @@ def price(
         bits: Precision of the weights if it is not that of the format, such as a mean [bit].
     """
     counted = np.full(len(cases), bits) if bits is not None else cases.bits
-    work = OPERATIONS[cases.op](cases, cases.loads.rows, cases.loads.distinct, counted)
+    work = OPERATIONS[cases.op](cases, cases.loads.rows, cases.loads.distinct, counted).table()
     law = fitted.law if fitted else physical_law(limits, float(counted[0]))
-    free_s, dynamic_j = law.latency_s(work), law.dynamic_energy_j(work)
+    free_s, dynamic_j = law.both(work)
     if fitted is None or correction is None:
         costs = at.apply(free_s, dynamic_j)
         errors = [np.nan if e is None else e for e in _errors(fitted)]
-        covered = fitted.covered(work.table()) if fitted else np.zeros(len(cases), dtype=np.bool_)
+        covered = fitted.covered(work) if fitted else np.zeros(len(cases), dtype=np.bool_)
         return Pricing(costs.latency_s, costs.energy_j, np.tile(errors, (len(cases), 1)), covered)
-    inputs = _inputs(cases, work.table(), free_s, limits)
+    inputs = _inputs(cases, work, free_s, limits)
     measured = conditions(limits, 0.0, None)
-    costs = corrected(measured.apply(free_s, dynamic_j), correction(inputs), measured)
+    answer = correction.answer(inputs)
+    costs = corrected(measured.apply(free_s, dynamic_j), answer.factors, measured)
     above_idle_j = np.maximum(costs.energy_j - measured.static_power_w * costs.latency_s, 0.0)
     costs = at.apply(costs.latency_s, above_idle_j)
-    return Pricing(costs.latency_s, costs.energy_j, correction.miss(inputs), correction.covers(inputs))
+    return Pricing(costs.latency_s, costs.energy_j, answer.log_error, answer.is_covered)
 
 
 def corrected(costs: CostArrays, factors: FloatArray, measured: Conditions) -> CostArrays:
@@ -143,7 +144,7 @@ def correction_sizes(op: str) -> tuple[int, int]:
 
 def _inputs(cases: Cases, work: FloatArray, free_s: FloatArray, limits: DeviceLimits) -> Inputs:
     extent = np.concatenate([work[:, 1:5], cases.hidden_size[:, None], cases.inter_size[:, None]], axis=1)
-    names = np.char.add(np.char.add(np.array(cases.impl, dtype=np.str_), "/"), np.array(cases.dtype, dtype=np.str_))
+    names = np.array([f"{impl}/{dtype}" for impl, dtype in zip(cases.impl, cases.dtype, strict=True)])
     features = features_of(cases, work, free_s, limits)
     return Inputs(features, np.log(np.maximum(extent, 1.0)), cases.tokens, names, cases.models())
 

@@ -51,7 +51,7 @@ class Work:
     def table(self) -> FloatArray:
         """(B, 6) in the order of the attributes."""
         columns = (self.distinct_experts, self.weight_bytes, self.row_bytes, self.rows, self.flops, self.depth)
-        return np.stack([np.atleast_1d(c) for c in columns], axis=1)
+        return np.atleast_2d(np.array(columns).T)
 
 
 def expected_distinct_experts(num_experts: int, top_k: int, num_tokens: "ArrayLike") -> FloatArray:

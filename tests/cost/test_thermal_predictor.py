@@ -106,10 +106,10 @@ def test_ninety_percent_of_the_intervals_hold_on_the_twin():
                 due_s += 0.1
         return np.mean(powers[2:])
 
-    for _ in range(12):
+    for _ in range(9):
         go(rng.choice([0, 8, 24, 90]), twin.time_s + rng.uniform(1.0, 8.0))
     held, errors = 0, []
-    for _ in range(30):
+    for _ in range(20):
         before = monitor.predict_thermal_trajectory(2.0)
         assert before.temp_c[0] == pytest.approx(monitor.latest.temp_c)
         snapshot = copy.deepcopy(predictor)
@@ -117,7 +117,7 @@ def test_ninety_percent_of_the_intervals_hold_on_the_twin():
         forecast = snapshot.predict(2.0, power_w)
         held += forecast.low_c[-1] <= twin.temp_c <= forecast.high_c[-1]
         errors.append(abs(forecast.temp_c[-1] - twin.temp_c))
-    assert held >= 24
+    assert held >= 16
     assert np.median(errors) < 0.5
     assert predictor.resistance_c_per_w_.sum() == pytest.approx(0.038, rel=0.05)
 

@@ -14,6 +14,7 @@ from thermoe.types import FloatArray
 
 _AMBIENT_C, _AMBIENT_SPREAD_C = 30.0, 20.0  # what is believed before the first sample
 _RESISTANCE_SPREAD_C_PER_W = 0.05
+WHOLE_DEGREE_SD_C = 12.0**-0.5  # of what rounding to whole degrees takes away
 # Successive readings err together, so they count as fewer: a reading a second is taken to be independent.
 _INDEPENDENT_S = 1.0
 
@@ -30,6 +31,7 @@ class ThermalFit:
         sensor_sd_c: Least standard deviation of a reading [deg C].
 
     Attributes:
+        reading_sd_c: Standard deviation of a reading, rounding included [deg C].
         coefficients_: (P,) ambient [deg C] and resistances [deg C/W]; a new array after every `solve`.
         residual_sd_c_: Standard deviation of the fit [deg C].
         num_updates_: Readings learned from.
@@ -38,6 +40,7 @@ class ThermalFit:
     def __init__(self, num_time_constants: int, *, memory_s: float, sensor_sd_c: float) -> None:
         size = num_time_constants + 1
         self.memory_s, self.sensor_sd_c = memory_s, sensor_sd_c
+        self.reading_sd_c = max(sensor_sd_c, WHOLE_DEGREE_SD_C)
         self.num_updates_ = 0
         self.coefficients_ = np.zeros(size)
         self.residual_sd_c_ = sensor_sd_c
@@ -66,7 +69,8 @@ class ThermalFit:
         """Non-negative resistances of least squares; the ambient enters as a difference of two non-negatives."""
         if not self._stale:
             return
-        noise2 = self.sensor_sd_c**2
+        repeats = max(_INDEPENDENT_S / self._interval_s, 1.0) if self._interval_s > 0.0 else 1.0
+        noise2 = repeats * self.reading_sd_c**2
         precision = self._gram / noise2 + np.diag(self._prior)
         factor = np.linalg.cholesky(precision)
         target = np.linalg.solve(factor, self._moment / noise2)
@@ -75,7 +79,6 @@ class ThermalFit:
         misfit = self._square - 2.0 * solution @ self._moment + solution @ self._gram @ solution
         self.residual_sd_c_ = max(math.sqrt(max(float(misfit), 0.0) / self._weight), self.sensor_sd_c)
         self.coefficients_ = solution + np.concatenate([[_AMBIENT_C], np.zeros(len(solution) - 1)])
-        repeats = max(_INDEPENDENT_S / self._interval_s, 1.0) if self._interval_s > 0.0 else 1.0
         self._covariance = np.linalg.inv(self._gram / (repeats * self.residual_sd_c_**2) + np.diag(self._prior))
         self._stale = False
 

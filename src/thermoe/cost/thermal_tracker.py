@@ -49,7 +49,7 @@ class ThermalTracker:
         offset_c: How far the last readings are above the fit [deg C].
         power_var_w2: Variance of power over the last seconds [W squared].
         errors, outlook: Of past forecasts; the power to expect.
-        whole_degrees: Whether every temperature so far was a whole number of degrees.
+        whole_degrees: Whether every temperature so far was a whole number of degrees; the fit is told.
     """
 
     def __init__(self, tau_s: FloatArray, fit: ThermalFit) -> None:
@@ -120,7 +120,7 @@ class ThermalTracker:
         for outsets in self._outsets:
             outsets.clear()
         if temp_c is not None:
-            self.whole_degrees = self.whole_degrees and temp_c == round(temp_c)
+            self._see_fraction(temp_c)
             self.offset_c = temp_c - self._model_c()
 
     def _advance(self, time_s: float, power_w: float, gap_s: float) -> None:
@@ -141,11 +141,17 @@ class ThermalTracker:
             self._fit.learn(self.smoothed_w, temp_c, gap_s)
             if self._fit.num_updates_ >= _MIN_UPDATES and self.time_s - self._solved_s >= _SOLVE_EVERY_S:
                 self.solve()
-        self.whole_degrees = self.whole_degrees and temp_c == round(temp_c)
+        self._see_fraction(temp_c)
         share = 1.0 - math.exp(-gap_s / _WHOLE_DEGREE_S) if self.whole_degrees else 1.0
         self.offset_c += share * (temp_c - self._model_c() - self.offset_c)
         if self._fit.num_updates_ >= _JUDGED_FROM:
             self._set_out()
+
+    def _see_fraction(self, temp_c: float) -> None:
+        if self.whole_degrees and temp_c != round(temp_c):
+            self.whole_degrees = False
+        if not self.whole_degrees:
+            self._fit.reading_sd_c = self._fit.sensor_sd_c
 
     def _model_c(self) -> float:
         assert self.smoothed_w is not None

@@ -1,4 +1,7 @@
-"""What goes into a learned correction and what comes out; how names and grids of tokens enter. Shapes: B rows, F features, V codes, H columns."""
+"""What goes into a learned correction and what comes out; how names and grids of tokens enter.
+
+Shapes: B rows, F features, V codes, H columns.
+"""
 
 from dataclasses import dataclass
 

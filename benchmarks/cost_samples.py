@@ -5,13 +5,15 @@
 The tables are plain ones as `thermoe fit` takes them, of matrix products and of fused MoE layers. Groups of rows that
 share their sizes are left out together, five folds of shapes or each model in turn; everything is fitted on the rest
 with one call. Beside the model stand what it has to beat: boosted trees on the logarithm of the ratio to a
-roofline, a roofline with fitted rates, each with trees or a constant for power, and the model's own physical law.
+roofline and of power, a roofline with fitted rates at the mean power, and the model's own physical law. Rows of other
+parts and methods that `--out` holds already stay.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "moe_shapes": (options.moe, MOE_SHAPE, NUM_FOLDS),
         "moe_models": (options.moe, MODEL, None),
     }
+    kept = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
     rows: list[dict[str, Any]] = []
     for name in options.parts.split(","):
         path, columns, num_folds = parts[name]
@@ -151,7 +154,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             table = table.sample(min(options.sample, len(table)), random_state=options.seed)
         folds = folds_of(table, columns, num_folds, options.seed)
         rows += run_part(name, table, folds, options.seed, options.methods.split(","))
-        content = {"schema": 1, "seed": options.seed, "kind": "predicted", "rows": rows}
+        made = {(row["part"], row["method"]) for row in rows}
+        content = {
+            "schema": 1,
+            "seed": options.seed,
+            "kind": "predicted",
+            "versions": {package: version(package) for package in ("numpy", "scipy", "scikit-learn")},
+            "rows": [*rows, *(row for row in kept if (row["part"], row["method"]) not in made)],
+        }
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -59,6 +59,9 @@ DEV void lds128(uint32_t at, uint32_t (&r)[4]) {
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address_of(at)) : "memory");
 }
+DEV void lds64(uint32_t at, uint32_t (&r)[2]) {
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address_of(at)) : "memory");
+}
 DEV uint32_t lds32(uint32_t at) {
   uint32_t r;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(address_of(at)) : "memory");
@@ -184,6 +187,22 @@ DEV void prefetch_box(const TensorMap* map, int byte, int half, int group) {
                "r"(group)
                : "memory");
 }
+// Rows of CODE_BYTES each, half a tile's, into all blocks of the team.
+DEV void copy_codes(uint32_t to, const TensorMap* map, int row, int place, uint32_t bar) {
+  if constexpr (TEAM == 1)
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {0, %2, %3}], [%4];"
+        ::"r"(address_of(to)), "l"(map), "r"(row), "r"(place), "r"(address_of(bar)) : "memory");
+  else
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+        " [%0], [%1, {0, %2, %3}], [%4], %5;" ::"r"(address_of(to)), "l"(map), "r"(row), "r"(place),
+        "r"(address_of(bar)), "h"(WHOLE_TEAM) : "memory");
+}
+DEV void prefetch_codes(const TensorMap* map, int row, int place) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {0, %1, %2}];" ::"l"(map), "r"(row), "r"(place)
+               : "memory");
+}
 // 16 bytes, zeros where not inside. The address is computed here, for the compiler would keep it in two registers.
 DEV void copy_piece(uint32_t to, const char* start, uint32_t pieces, bool inside) {
   asm volatile(
@@ -202,6 +221,8 @@ DEV void products_open() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"
 DEV void products_close() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int LEFT>
 DEV void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
+// What comes later in the source uses the value later: products write it unseen.
+DEV void stays_behind(float& v) { asm volatile("" : "+f"(v)::"memory"); }
 // Rows of 128 bytes in groups of 8, swizzled as the copy engine does it; 16-byte units throughout.
 DEV uint64_t operand(uint32_t at) {
   constexpr uint64_t SWIZZLE_128 = 1ull << 62, GROUP_PITCH = 64ull << 32, UNUSED_PITCH = 1ull << 16;
@@ -231,17 +252,10 @@ DEV void store_piece(void* to, const uint32_t (&r)[4]) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
-DEV void load_piece(uint32_t (&r)[4], const void* from) {  // of what no launch writes
-  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(from));
-}
 DEV uint32_t load_half(const uint16_t* from) {
   uint16_t v;
   asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(from));
   return v;
-}
-DEV void ask_bytes(const void* from, uint32_t bytes) {  // into the L2 cache, 16 at a time
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 DEV void pause() { __nanosleep(40); }
 
@@ -264,18 +278,11 @@ DEV uint32_t add_bf16(uint32_t a, uint32_t b) {
   asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 }
-DEV uint32_t multiply_bf16(uint32_t a, uint32_t b) {
-  uint32_t r;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
 DEV uint32_t add_product_bf16(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t r;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
   return r;
 }
-template <int NAMES>  // of four bytes among the eight of two words
-DEV uint32_t pick_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, NAMES); }
 DEV float fast_exp(float v) { return __expf(v); }
 DEV float fast_divide(float a, float b) { return __fdividef(a, b); }
 

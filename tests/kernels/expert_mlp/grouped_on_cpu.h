@@ -146,10 +146,10 @@ DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int gro
   const auto row_of = [half, group](int r) { return 32 * (group + r / 16) + 16 * half + r % 16; };
   for (int i = 0; i < TEAM; ++i) copy_rows(mate(i), to, map, byte, BOX_ROWS, row_of, bar);
 }
-DEV void copy_codes(uint32_t to, const TensorMap* map, int row, int place, uint32_t bar) {
+DEV void copy_codes(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
   constexpr uint32_t ROWS = 128, BYTES = 32;
   const Matrix matrix = matrix_of(map);
-  if (to % 128 || row < 0 || place < 0) cpu::fail("bad copy of codes", to);
+  if (to % 128 || row < 0 || byte < 0) cpu::fail("bad copy of codes", to);
   for (int i = 0; i < TEAM; ++i) {
     cpu::Block& block = mate(i);
     uint8_t* shared = block.shared.data();
@@ -159,8 +159,8 @@ DEV void copy_codes(uint32_t to, const TensorMap* map, int row, int place, uint3
     cpu::launch_copy([=, &block, &b] {
       if (block.left) return cpu::complain("codes landed in a block that has left", to);
       for (uint32_t r = 0; r < ROWS; ++r) {
-        const bool inside = row + r < matrix.rows && (place + 1) * BYTES <= matrix.row_bytes;
-        if (inside) std::memcpy(shared + to + r * BYTES, matrix.base + (row + r) * matrix.row_bytes + place * BYTES, BYTES);
+        const bool inside = row + r < matrix.rows && byte + BYTES <= matrix.row_bytes;
+        if (inside) std::memcpy(shared + to + r * BYTES, matrix.base + (row + r) * matrix.row_bytes + byte, BYTES);
         else std::memset(shared + to + r * BYTES, 0, BYTES);
       }
       b.bytes -= ROWS * BYTES;
@@ -267,6 +267,7 @@ DEV void store_piece(void* to, const uint32_t (&r)[4]) {
   if (reinterpret_cast<uintptr_t>(to) % 16) cpu::fail("store not aligned in global memory", 0);
   std::memcpy(to, r, 16);
 }
+DEV void store_output(void* to, const uint32_t (&r)[4]) { store_piece(to, r); }
 DEV uint32_t load_half(const uint16_t* from) { return *from; }
 DEV void pause() {
   cpu::self().spins = true;

@@ -36,11 +36,11 @@ DEV void bring_codes(const Problem& p, const Tile& tile, int chunk, uint32_t to,
 #pragma unroll
     for (int part = 0; part < PARTS; ++part) {
       const TensorMap* map = &p.plane[tile.matrix][part < 2 ? part : 2];
-      const int place = part < 2 ? chunk : 2 * chunk + part - 2;
+      const int byte = CODE_BYTES * (part < 2 ? chunk : 2 * chunk + part - 2);
       if constexpr (COPIED)
-        copy_codes(to + (2 * part + half) * CODE_BOX, map, row, place, full);
+        copy_codes(to + (2 * part + half) * CODE_BOX, map, byte, row, full);
       else
-        prefetch_codes(map, row, place);
+        prefetch_codes(map, byte, row);
     }
   }
 }

@@ -22,6 +22,7 @@ class Build:
         planes: planes of integer codes instead of bf16, 0: none.
         nested: each expert has a precision of its own.
         ahead: stages by which weights are asked into the L2 cache before they are copied, 0: they are not.
+        keep: what the L2 cache is told: 1: weights go first, 2: tokens go last, 4: outputs go first; a sum of these.
     """
 
     activation: int = 0
@@ -33,10 +34,11 @@ class Build:
     planes: int = 0
     nested: bool = False
     ahead: int = 0
+    keep: int = 0
 
     def source(self) -> str:
         """The whole translation unit; it includes the files of `SOURCES`."""
-        names = ("activation", "eight", "tokens", "stages", "lead", "pair", "planes", "nested", "ahead")
+        names = ("activation", "eight", "tokens", "stages", "lead", "pair", "planes", "nested", "ahead", "keep")
         values = {name: int(getattr(self, name)) for name in names}
         macros = "".join(f"#define THERMOE_{name.upper()} {value}\n" for name, value in values.items())
         products = "".join(self._product(width) for width in range(8, self.tokens + 1, 8))

@@ -32,15 +32,14 @@ def tensor_map(pointer: int, rows: int, row_bytes: int, *, halves: bool = False,
 
 @lru_cache(maxsize=4096)
 def code_map(pointer: int, rows: int, row_bytes: int) -> bytes:
-    """A plane of codes as the copy engine sees it, 128 rows by 32 bytes at a time, one after the other.
+    """A plane of codes as the copy engine sees it, 128 rows by 32 bytes at a time.
 
     Args:
         pointer: to its first byte.
         rows: of all experts.
         row_bytes: a multiple of 32.
     """
-    sizes = (_CODE_BYTES, rows, row_bytes // _CODE_BYTES)
-    return _encoded(pointer, sizes, (row_bytes, _CODE_BYTES), (_CODE_BYTES, _CODE_ROWS, 1), _NO_SWIZZLE)
+    return _encoded(pointer, (row_bytes, rows), (row_bytes,), (_CODE_BYTES, _CODE_ROWS), _NO_SWIZZLE)
 
 
 def _encoded(

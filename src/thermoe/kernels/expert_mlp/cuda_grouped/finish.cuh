@@ -147,7 +147,7 @@ struct Finisher {
 #pragma unroll
       for (int g = 0; g < 2; ++g) {
         const int64_t target = shuffle_from(slot[i / 4], 8 * (i % 4 + g) + place);
-        if (inside && 8 * (i + g) + place < tile.count) store_piece(p.out + target * width + column + 8 * piece, row[g]);
+        if (inside && 8 * (i + g) + place < tile.count) store_output(p.out + target * width + column + 8 * piece, row[g]);
       }
     }
   }

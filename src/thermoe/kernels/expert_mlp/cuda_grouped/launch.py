@@ -40,7 +40,7 @@ class Tuning:
     """What a launch may choose.
 
     Attributes:
-        tokens, stages, lead, pair, ahead: of `Build`.
+        tokens, stages, lead, pair, ahead, keep: of `Build`.
         lag: experts between the first product of one and its second, in one launch; None: all first products come
             first; -1: two launches.
     """
@@ -50,10 +50,12 @@ class Tuning:
     lead: int = 2
     pair: bool = True
     ahead: int = 0
+    keep: int = 0
     lag: int | None = None
 
 
-PLANES_TUNING = Tuning(tokens=144, lead=1)
+_CODES = Tuning(tokens=144, lead=1)
+_BY_PLANES = {0: Tuning(), 1: _CODES, 2: _CODES, 3: Tuning(tokens=128, stages=3, lead=1)}
 
 
 def supports(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dtype) -> bool:
@@ -79,7 +81,7 @@ def refusal(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dt
 def build_of(experts: ExpertWeights, tuning: Tuning | None = None) -> Build:
     """What has to be compiled for a layer that `layer_refusal` lets pass."""
     planes = len(experts.fc1.planes) if isinstance(experts.fc1, PlaneMatrices) else 0
-    tuning = tuning or (PLANES_TUNING if planes else Tuning())
+    tuning = tuning or _BY_PLANES[planes]
     return Build(
         activation=ACTIVATIONS[experts.activation],
         eight=isinstance(experts.fc1, Fp8Matrices),
@@ -90,6 +92,7 @@ def build_of(experts: ExpertWeights, tuning: Tuning | None = None) -> Build:
         planes=planes,
         nested=isinstance(experts.fc1, PlaneMatrices) and experts.fc1.nested,
         ahead=tuning.ahead,
+        keep=tuning.keep,
     )
 
 

@@ -146,6 +146,11 @@ DEV void barrier_wait_cluster(uint32_t bar, uint32_t parity) {  // for what anot
       "}" ::"r"(address_of(bar)), "r"(parity) : "memory");
 }
 
+// ---- what the L2 cache is told of a piece: the codes that createpolicy gives for all of it
+constexpr uint64_t AS_USUAL = 0x1000000000000000ull, GO_FIRST = 0x12f0000000000000ull, GO_LAST = 0x14f0000000000000ull;
+constexpr uint64_t OF_WEIGHTS = THERMOE_KEEP & 1 ? GO_FIRST : AS_USUAL, OF_TOKENS = THERMOE_KEEP & 2 ? GO_LAST : AS_USUAL;
+constexpr uint64_t OF_OUTPUTS = THERMOE_KEEP & 4 ? GO_FIRST : AS_USUAL;
+
 // ---- copies into shared memory that run by themselves
 DEV void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 DEV void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
@@ -160,23 +165,28 @@ DEV void copy_alone(uint32_t to, const TensorMap* map, int byte, int row, uint32
 // Into all blocks of the team, at the same place, and each one's barrier counts the bytes.
 constexpr uint16_t WHOLE_TEAM = (1 << TEAM) - 1;
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
-  if constexpr (TEAM == 1) return copy_alone(to, map, byte, row, bar);
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-      " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(row), "r"(address_of(bar)),
-      "h"(WHOLE_TEAM) : "memory");
+  if constexpr (TEAM == 1)
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(row), "r"(address_of(bar)),
+        "l"(OF_WEIGHTS) : "memory");
+  else
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint"
+        " [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(row),
+        "r"(address_of(bar)), "h"(WHOLE_TEAM), "l"(OF_WEIGHTS) : "memory");
 }
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int group, uint32_t bar) {
   if constexpr (TEAM == 1)
     asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        " [%0], [%1, {%2, 0, %3, %4}], [%5];" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(half), "r"(group),
-        "r"(address_of(bar)) : "memory");
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%2, 0, %3, %4}], [%5], %6;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(half), "r"(group),
+        "r"(address_of(bar)), "l"(OF_WEIGHTS) : "memory");
   else
     asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-        " [%0], [%1, {%2, 0, %3, %4}], [%5], %6;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(half), "r"(group),
-        "r"(address_of(bar)), "h"(WHOLE_TEAM) : "memory");
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint"
+        " [%0], [%1, {%2, 0, %3, %4}], [%5], %6, %7;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(half),
+        "r"(group), "r"(address_of(bar)), "h"(WHOLE_TEAM), "l"(OF_WEIGHTS) : "memory");
 }
 DEV void prefetch_box(const TensorMap* map, int byte, int row) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(byte), "r"(row)
@@ -187,30 +197,19 @@ DEV void prefetch_box(const TensorMap* map, int byte, int half, int group) {
                "r"(group)
                : "memory");
 }
-// Rows of CODE_BYTES each, half a tile's, into all blocks of the team.
-DEV void copy_codes(uint32_t to, const TensorMap* map, int row, int place, uint32_t bar) {
-  if constexpr (TEAM == 1)
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {0, %2, %3}], [%4];"
-        ::"r"(address_of(to)), "l"(map), "r"(row), "r"(place), "r"(address_of(bar)) : "memory");
-  else
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-        " [%0], [%1, {0, %2, %3}], [%4], %5;" ::"r"(address_of(to)), "l"(map), "r"(row), "r"(place),
-        "r"(address_of(bar)), "h"(WHOLE_TEAM) : "memory");
+// The same for rows of codes, whose map has a box of its own.
+DEV void copy_codes(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
+  copy_box(to, map, byte, row, bar);
 }
-DEV void prefetch_codes(const TensorMap* map, int row, int place) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {0, %1, %2}];" ::"l"(map), "r"(row), "r"(place)
-               : "memory");
-}
+DEV void prefetch_codes(const TensorMap* map, int byte, int row) { prefetch_box(map, byte, row); }
 // 16 bytes, zeros where not inside. The address is computed here, for the compiler would keep it in two registers.
 DEV void copy_piece(uint32_t to, const char* start, uint32_t pieces, bool inside) {
   asm volatile(
       "{\n"
       ".reg .u64 from;\n"
       "mad.wide.u32 from, %2, 16, %1;\n"
-      "cp.async.cg.shared.global.L2::128B [%0], [from], 16, %3;\n"
-      "}" ::"r"(address_of(to)), "l"(start), "r"(pieces), "r"(inside ? 16 : 0) : "memory");
+      "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [from], 16, %3, %4;\n"
+      "}" ::"r"(address_of(to)), "l"(start), "r"(pieces), "r"(inside ? 16 : 0), "l"(OF_TOKENS) : "memory");
 }
 DEV void copy_piece_arrive(uint32_t bar) {  // the barrier counts this thread once its pieces have landed
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(address_of(bar)) : "memory");
@@ -251,6 +250,10 @@ DEV uint32_t take_ticket(uint32_t* from) {
 DEV void store_piece(void* to, const uint32_t (&r)[4]) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
+}
+DEV void store_output(void* to, const uint32_t (&r)[4]) {
+  asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+               "r"(r[3]), "l"(OF_OUTPUTS) : "memory");
 }
 DEV uint32_t load_half(const uint16_t* from) {
   uint16_t v;

@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-EXTRAS := report,zeus,train,test,check,docs
+EXTRAS := report,fit,zeus,train,test,check,docs
 BIN := .venv/bin
 # One thread per test worker: two workers then use two cores, and a result does not depend on the machine.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1

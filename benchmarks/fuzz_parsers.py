@@ -14,6 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,6 +39,8 @@ BASES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "torch_gz": ("t.json.gz", fuzz_bases.trace),
     "power_log": ("p.csv", fuzz_bases.power_log),
 }
+#: Real files that are mutated too where the folder of samples is named.
+SAMPLES = {"real_nsys": ("t.sqlite", "nsys/t4_vector_2022.4.sqlite"), "real_ncu": ("t.csv", "ncu/t4_copy_details.csv")}
 LIMIT_S = 20
 CASES_PER_PROCESS = 500
 _ODD = (
@@ -127,13 +130,10 @@ def mutate_json(path: Path, rng: random.Random) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def run_case(kind: str, seed: int, folder: Path) -> str:
+def run_case(kind: str, seed: int, folder: Path, samples: Path | None = None) -> str:
     """Parse one mutated file; "table", or the name of the ThermoeError. Any other exception is passed on."""
     rng = random.Random(f"{kind} {seed}")
-    name, write = BASES[kind]
-    path = folder / name
-    path.unlink(missing_ok=True)
-    write(path)
+    path = _write_base(kind, folder, samples)
     if kind == "nsys_values":
         mutate_values(path, rng)
     elif kind == "torch_values":
@@ -160,7 +160,18 @@ def run_case(kind: str, seed: int, folder: Path) -> str:
     return "table"
 
 
-def run_cases(cases: Sequence[tuple[str, int]]) -> dict[str, Any]:
+def _write_base(kind: str, folder: Path, samples: Path | None) -> Path:
+    if kind in SAMPLES and samples is not None:
+        name, sample = SAMPLES[kind]
+        (folder / name).write_bytes((samples / sample).read_bytes())
+        return folder / name
+    name, write = BASES[kind]
+    (folder / name).unlink(missing_ok=True)
+    write(folder / name)
+    return folder / name
+
+
+def run_cases(cases: Sequence[tuple[str, int]], samples: Path | None = None) -> dict[str, Any]:
     """Run cases in this process: outcomes, failures, slowest case [s] and highest resident memory [MB]."""
     outcomes: Counter[str] = Counter()
     failures: list[dict[str, Any]] = []
@@ -171,7 +182,7 @@ def run_cases(cases: Sequence[tuple[str, int]]) -> dict[str, Any]:
             started_s = time.monotonic()
             signal.alarm(LIMIT_S)
             try:
-                outcomes[f"{kind}: {run_case(kind, seed, Path(name))}"] += 1
+                outcomes[f"{kind}: {run_case(kind, seed, Path(name), samples)}"] += 1
             except Exception as error:  # noqa: BLE001  # whatever it is, it is the finding
                 lines = traceback.format_exception(error)
                 failures.append(
@@ -193,15 +204,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz_parsers", description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="seed of the first case")
+    parser.add_argument("--samples", type=Path, help="folder of real nsys and ncu files, to mutate those too")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
-    kinds = list(BASES)
+    kinds = [*BASES, *(SAMPLES if options.samples else ())]
     cases = [(kinds[i % len(kinds)], options.seed + i // len(kinds)) for i in range(options.cases)]
     chunks = [cases[i : i + CASES_PER_PROCESS] for i in range(0, len(cases), CASES_PER_PROCESS)]
     started_s = time.monotonic()
     with ProcessPoolExecutor(options.jobs, max_tasks_per_child=1) as pool:
-        parts = list(pool.map(run_cases, chunks))
+        parts = list(pool.map(partial(run_cases, samples=options.samples), chunks))
     result = _result(parts, options, time.monotonic() - started_s)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import thermoe
+from thermoe.experiments.environment import driver_and_limit
 from thermoe.integrations.batch_context import UnionScope
 from thermoe.integrations.calibrate import calibrate
 from thermoe.integrations.hooks import RouterHooks
@@ -222,6 +223,7 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
     return {
         "device": gpu or platform.machine(),
+        "driver": driver_and_limit()["driver"] if gpu else None,
         "dtype": "float32",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -45,7 +45,7 @@ def calls(architecture: int) -> dict[str, Call]:
             made[f"{name}, 4096 tokens"] = partial(_mlp, name, 4096, architecture)
     made["routing, 16 tokens"] = partial(_route, 16)
     made["combination"] = _combine
-    made["layer of one position"] = _layer
+    made["layer of one position"] = partial(_layer, architecture >= 90)
     made["plan, 64 tokens"] = partial(_plan, 64)
     if architecture == 90:
         made["fp8-channel and e4m3 tokens, 4096 tokens"] = partial(_mlp, "fp8-channel", 4096, 90, eight=True)
@@ -143,17 +143,19 @@ def _combine() -> None:
         combine_triton(EMPTY(4096 * K, D, dtype=dtype), weights_TK, ids_TK, E, EMPTY(4096, D, dtype=BF16))
 
 
-def _layer() -> None:
+def _layer(overlaps: bool) -> None:
     x_TD, weight_D, tokens, width = EMPTY(16, D, dtype=BF16), EMPTY(D, dtype=BF16), 16, 128
-    add_norm_triton(x_TD, x_TD, weight_D, 1e-6, (EMPTY(16, D, dtype=BF16), EMPTY(16, D, dtype=BF16)))
     matrices = [EMPTY(num, D, dtype=BF16) for num in (4096, 512, 512)]
-    qkv_TN = few_linear_triton(x_TD, matrices)
-    few_linear_triton(EMPTY(16, 4096, dtype=BF16), [EMPTY(D, 4096, dtype=BF16)], [weight_D])
+    add_norm_triton(x_TD, x_TD, weight_D, 1e-6, (x_TD, x_TD), overlaps)
+    qkv_TN = few_linear_triton(x_TD, matrices, overlaps=overlaps)
+    few_linear_triton(EMPTY(16, 4096, dtype=BF16), [EMPTY(D, 4096, dtype=BF16)], [weight_D], overlaps=overlaps)
     turn, norm = EMPTY(tokens, width, dtype=BF16), EMPTY(width, dtype=BF16)
     cache = [EMPTY(tokens, 4, 704, width, dtype=BF16) for _ in range(2)]
     place, mask = EMPTY(1, dtype=torch.int64), EMPTY(tokens, 704, dtype=BF16)
     norms = HeadNorms(norm, norm, 1e-6)
-    decode_attention_triton(qkv_TN, turn, turn, *cache, place, mask, num_heads=32, scale=0.1, norms=norms)
+    decode_attention_triton(
+        qkv_TN, turn, turn, *cache, place, mask, num_heads=32, scale=0.1, norms=norms, overlaps=overlaps
+    )
 
 
 def _plan(num_tokens: int) -> None:

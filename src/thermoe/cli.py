@@ -50,9 +50,14 @@ _TABLE: dict[str, Entry] = {
         "thermoe.profiling.parsing.command", "Parse", "kernels of nsys, ncu and torch.profiler files, with energy"
     ),
     "fit": Entry("thermoe.cost.command", "Fit", "fit a cost model to cost databases or plain tables"),
-    "costs show": Entry("thermoe.cost.command", "CostsShow", "what a cost database holds"),
-    "costs diff": Entry("thermoe.cost.command", "CostsDiff", "compare two cost databases"),
-    "costs merge": Entry("thermoe.cost.command", "CostsMerge", "join cost databases into one"),
+    "costs show": Entry("thermoe.cost.database_command", "CostsShow", "what a cost database holds"),
+    "costs diff": Entry("thermoe.cost.database_command", "CostsDiff", "compare two cost databases"),
+    "costs merge": Entry("thermoe.cost.database_command", "CostsMerge", "join cost databases into one"),
+    "costs plot": Entry("thermoe.commands.costs_plot", "CostsPlot", "draw what cost databases hold"),
+    "costs predict": Entry("thermoe.cost.database_command", "CostsPredict", "carry measured costs over to another GPU"),
+    "costs import": Entry(
+        "thermoe.cost.database_command", "CostsImport", "take a simulator's table as predicted costs"
+    ),
     "costs eval": Entry("thermoe.cost.command", "CostsEval", "errors of a cost model on a table it has not seen"),
     "calibrate": Entry("thermoe.commands.calibrate", "Calibrate", "map the budgets of a model to quality and energy"),
 }

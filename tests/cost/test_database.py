@@ -6,9 +6,9 @@ from cost_rows import KEY, make_row
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from thermoe.cost.command import CostsDiff, CostsMerge, CostsShow
 from thermoe.cost.database import CostDatabase, Failure, describe
-from thermoe.errors import DataError
+from thermoe.cost.database_command import CostsDiff, CostsMerge, CostsShow
+from thermoe.errors import ConfigError, DataError
 
 FULL = {"energy_mj": 75.2, "energy_integrated_mj": 74.0, "power_w": 592.0, "temp_c": 41.5, "throttled": False}
 
@@ -180,3 +180,64 @@ def test_commands_show_merge_and_diff(tmp_path, capsys):
     assert CostsDiff(old=new, new=old).execute() == 0
     assert CostsMerge(databases=(old, new), out=joined).execute() == 0
     assert len(CostDatabase.load(joined)) == 2
+
+
+def test_occasions_of_one_case_are_joined_and_a_conflict_can_be_decided():
+    first, second = make_row(127.0, occasion="a"), make_row(130.0, occasion="b")
+    assert len(CostDatabase([first]).merge(CostDatabase([second]))) == 2
+    here, there = CostDatabase([make_row(127.0)]), CostDatabase([make_row(128.0)])
+    assert here.merge(there, prefer="first").rows[0].latency_us == 127.0
+    assert here.merge(there, prefer="last").rows[0].latency_us == 128.0
+
+
+def test_a_failure_that_the_other_database_measured_is_forgotten_in_a_merge():
+    row = make_row(130.0)
+    failed = CostDatabase([], [Failure(describe(row), "out of memory"), Failure("another", "wrong")])
+    assert [f.case for f in failed.merge(CostDatabase([row])).failures] == ["another"]
+
+
+def test_diff_takes_the_median_of_occasions():
+    old = CostDatabase([make_row(100.0, occasion=o) for o in "abc"])
+    new = CostDatabase([make_row(latency, occasion=o) for latency, o in ((90.0, "d"), (110.0, "e"), (500.0, "f"))])
+    (change,) = old.diff(new)
+    assert change["latency_change_pct"] == pytest.approx(10.0)
+
+
+def test_load_and_context_tell_cases_apart_and_old_files_lack_them(tmp_path):
+    rows = [make_row(1.0), make_row(2.0, load="zipf"), make_row(3.0, context=512, group_size=64, windows=2)]
+    path = tmp_path / "x.costs.json"
+    CostDatabase(rows).save(path)
+    assert CostDatabase.load(path).rows == rows
+    first, second, third = json.loads(path.read_text())["rows"]
+    assert "load" not in first
+    assert (second["load"], third["context"]) == ("zipf", 512)
+
+
+def test_show_sums_up_a_long_database_and_selects(tmp_path, capsys):
+    path = tmp_path / "x.costs.json"
+    rows = [make_row(100.0 + i, occasion=str(i)) for i in range(60)]
+    CostDatabase([*rows, make_row(7.0, op="gemm", **FULL)]).save(path)
+    assert CostsShow(database=path).execute() == 0
+    shown = capsys.readouterr().out
+    assert "expert_mlp/grouped_mm (measured): 60 rows, 0 with energy" in shown
+    assert "--rows prints them" in shown
+    assert CostsShow(database=path, ops=("gemm,expert_mlp",), energy=True).execute() == 0
+    shown = capsys.readouterr().out
+    assert "7.0 us, 75.20 mJ at 592 W" in shown
+    assert "expert_mlp" not in shown
+    with pytest.raises(ConfigError, match="no row of operation sing"):
+        CostsShow(database=path, ops=("sing",)).execute()
+
+
+def test_diff_shows_what_changed_only_and_says_when_nothing_is_shared(tmp_path, capsys):
+    old, new = tmp_path / "a.costs.json", tmp_path / "b.costs.json"
+    CostDatabase([make_row(100.0), make_row(50.0, active_experts=8)]).save(old)
+    CostDatabase([make_row(101.0), make_row(40.0, active_experts=8)]).save(new)
+    assert CostsDiff(old=old, new=new, changed=True).execute() == 0
+    shown = capsys.readouterr().out
+    assert "latency -20.0 %" in shown
+    assert "+1.0 %" not in shown
+    assert "2 cases, median latency -9.5 %" in shown
+    CostDatabase([make_row(1.0, op="gemm")]).save(new)
+    CostsDiff(old=old, new=new).execute()
+    assert "no case in common" in capsys.readouterr().out

@@ -189,6 +189,14 @@ def test_step_adds_layers_and_the_rest():
     assert step.energy_j == pytest.approx(step.extra["moe_energy_j"] + 7.65 * 0.23)
 
 
+def test_a_step_counts_dispatch_and_combine_apart_where_they_were_measured_apart():
+    rows = [make_row(40.0, op=op, active_experts=82) for op in ("dispatch", "combine")]
+    work = StepWork(shape=QWEN3, num_tokens=16, distinct_experts=[82], routed_rows=[128])
+    apart, none = KernelCostModel().fit(CostDatabase(rows)).predict_step(work), KernelCostModel().predict_step(work)
+    roofline = KernelCostModel().predict("dispatch_combine", QWEN3, 128, 82).latency_s.value
+    assert apart.latency_s == pytest.approx(none.latency_s - roofline + 80e-6, rel=0.03)
+
+
 def test_small_model_is_priced_as_a_large_one():
     small = replace(QWEN3, num_layers=6, hidden_size=384, inter_size=128, num_experts=64)
     work = StepWork(shape=small, num_tokens=16, distinct_experts=[41.0] * 6, routed_rows=[128.0] * 6)
@@ -310,6 +318,6 @@ def test_evaluation_by_hand():
     model = KernelCostModel()
     latency_s = model.predict("expert_mlp", QWEN3, 128, 32).latency_s.value
     result = evaluate(model, CostDatabase([make_row(2e6 * latency_s)]))
-    figures = {"mape_pct": 50.0, "median_pct": 50.0, "p90_pct": 50.0, "coverage_pct": None}
+    figures = {"mape_pct": 50.0, "median_pct": 50.0, "p90_pct": 50.0, "coverage_pct": None, "width_pct": None}
     assert result["all"]["latency"] == pytest.approx(figures)
     assert result["all"]["energy"] == dict.fromkeys(figures)

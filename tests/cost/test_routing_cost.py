@@ -1,5 +1,3 @@
-from functools import partial
-
 import numpy as np
 import pytest
 from cost_rows import INDEPENDENT_TABLE, QWEN3, row_of, synthetic_rows
@@ -8,7 +6,10 @@ from hypothesis import strategies as st
 
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.cost.law import physical_law
 from thermoe.cost.prediction import Hinges
+from thermoe.cost.roofline import H200
+from thermoe.cost.work import work_of
 from thermoe.errors import CostError
 from thermoe.types import Kind, SysState
 
@@ -49,17 +50,15 @@ def test_load_part_never_falls_and_is_zero_at_zero(name, num_tokens, a, b):
 @given(names, st.lists(loads, min_size=4, max_size=4), st.lists(loads, min_size=4, max_size=4), st.floats(0.0, 1.0))
 @settings(max_examples=200, deadline=None)
 def test_law_below_the_power_limit_is_convex_in_its_work(name, a, b, t):
-    """Rows and experts as real numbers: what the view is a secant of is itself convex."""
-    model, unlimited = (
-        MODELS[name],
-        SysState(time_s=0, wall_time_s=0, source="t", kind=Kind.SIMULATED, power_limit_w=1e9),
-    )
-    predict = partial(model.predict_many, state=unlimited)
+    """Rows and experts as real numbers: what phi is made of is itself convex."""
+    model = MODELS[name]
+    laws = [fitted.law for (op, _, _), fitted in model.operations_.items() if op == "expert_mlp"]
+    law = laws[0] if laws else physical_law(H200, 16)
     ends = np.array(a[:2]), np.array(b[:2])
     middle = (1 - t) * ends[0] + t * ends[1]
     rows, experts = np.array([ends[0][0], ends[1][0], middle[0]]), np.array([ends[0][1], ends[1][1], middle[1]])
-    costs = predict("expert_mlp", QWEN3, rows, experts)
-    for values in (costs.latency_s, costs.energy_j):
+    work = work_of("expert_mlp", QWEN3, rows, experts, 16)
+    for values in (law.latency_s(work), law.dynamic_energy_j(work)):
         chord = (1 - t) * values[0] + t * values[1]
         assert values[2] <= chord * (1 + 1e-9)
 

@@ -192,10 +192,11 @@ def test_a_result_is_checked_once_for_each_kind_of_case():
     assert [row.rel_error for row in rows[1:]] == [None, None]
 
 
-def test_command_measures_each_case_in_its_own_process(tmp_path):
+def test_command_measures_each_case_in_its_own_process(tmp_path, monkeypatch):
     out = tmp_path / "x.costs.json"
-    assert Profile(out=out, ops=("ttha_update",), device="cpu", runner="subprocess", plain=True).execute() == 0
-    assert len(CostDatabase.load(out)) == 2
+    monkeypatch.setattr("thermoe.profiling.command.cpu_plan", lambda: cases()[:1])
+    assert Profile(out=out, device="cpu", runner="subprocess", plain=True).execute() == 0
+    assert len(CostDatabase.load(out)) == 1
 
 
 def test_smoke_runs_every_operation_on_a_cpu(tmp_path):
@@ -215,3 +216,14 @@ def test_the_most_uncertain_cases_of_a_model_come_first(tmp_path):
     known = expert_case("expert_mlp", "grouped_mm", (2048, 768, 128, 8), 128, 32)
     assert 0.0 < width(known) < UNKNOWN
     assert width(expert_case("copy", "torch", (2048, 1, 1, 1), 128, 1)) == UNKNOWN
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_smoke_runs_every_operation_on_a_gpu(tmp_path):
+    out = tmp_path / "x.costs.json"
+    assert Profile(out=out, device="cuda", smoke=True, plain=True).execute() == 0
+    costs = CostDatabase.load(out)
+    assert costs.failures == []
+    assert {r.op for r in costs.rows} == set(OPERATIONS)
+    assert any(r.energy_mj for r in costs.rows)

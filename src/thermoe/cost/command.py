@@ -1,14 +1,14 @@
-"""`thermoe fit` and `thermoe costs show|diff|merge|eval`."""
+"""`thermoe fit` and `thermoe costs eval`; `thermoe.cost.database_command` has the commands on databases."""
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from thermoe.cost.database import CostDatabase, describe
+from thermoe.cost.database import CostDatabase
 from thermoe.cost.evaluate import evaluate
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.errors import ConfigError, DataError
@@ -16,13 +16,18 @@ from thermoe.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from thermoe.cost.sources import Sources
+
+
+_TABLES = (".parquet", ".csv")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """Fit a cost model to cost databases of one GPU, or to one plain table of MoE layers.
+    """Fit a cost model to cost databases of one GPU and to plain tables of other operations.
 
     Attributes:
-        tables: `.costs.json` files, or one parquet or CSV table.
+        tables: `.costs.json` files, parquet or CSV tables of MoE layers or of matrix products.
         out: Where the model goes, as JSON.
     """
 
@@ -33,87 +38,15 @@ class Fit:
         """Fit and write the model."""
         model = KernelCostModel().fit(read_costs(self.tables))
         model.save(self.out)
-        for (op, impl, bits), fitted in model.operations_.items():
+        for (op, impl, dtype), fitted in model.operations_.items():
             missed = [_percent(e) for e in (fitted.latency_log_error, fitted.energy_log_error)]
             _say(
-                f"{op}/{impl} {bits} bit: {fitted.num_rows} rows; left out, 90 % miss by less than "
+                f"{op}/{impl} {dtype}: {fitted.num_rows} rows; the law alone, left out, 90 % miss by less than "
                 f"{missed[0]} (latency) and {missed[1]} (energy)"
             )
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CostsShow:
-    """Print a cost database.
-
-    Attributes:
-        database: `.costs.json` file.
-        json: Print JSON, one object per row.
-    """
-
-    database: tyro.conf.Positional[Path]
-    json: bool = False
-
-    def execute(self) -> int:
-        """Print every row, then the failures."""
-        costs = CostDatabase.load(self.database)
-        for row in costs.rows:
-            if self.json:
-                _say(json.dumps(asdict(row.device) | row.as_dict()))
-            else:
-                energy = "-" if row.energy_mj is None else f"{row.energy_mj:.2f} mJ at {row.power_w or 0:.0f} W"
-                throttled = " throttled" if row.throttled else ""
-                _say(f"{describe(row)}: {row.latency_us:.1f} us, {energy} ({row.kind}){throttled}")
-        for failure in costs.failures:
-            _say(f"{failure.case}: failed, {' '.join(failure.message.split())}")
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CostsDiff:
-    """Compare two cost databases case by case; ends with 1 if a median latency rose by more than the tolerance.
-
-    Attributes:
-        old, new: `.costs.json` files.
-        tolerance_pct: Rise that counts as noise [%].
-        json: Print JSON.
-    """
-
-    old: tyro.conf.Positional[Path]
-    new: tyro.conf.Positional[Path]
-    tolerance_pct: float = 5.0
-    json: bool = False
-
-    def execute(self) -> int:
-        """Print the changes of the cases both hold."""
-        changes = CostDatabase.load(self.old).diff(CostDatabase.load(self.new))
-        if self.json:
-            _say(json.dumps(changes, indent=1))
-        else:
-            for change in changes:
-                energy = change["energy_change_pct"]
-                joules = "" if energy is None else f", energy {energy:+.1f} %"
-                _say(f"{change['case']}: latency {change['latency_change_pct']:+.1f} %{joules}")
-        return int(any(c["latency_change_pct"] > self.tolerance_pct for c in changes))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CostsMerge:
-    """Join cost databases; two that disagree about one case are refused.
-
-    Attributes:
-        databases: `.costs.json` files.
-        out: The joined file.
-    """
-
-    databases: tyro.conf.Positional[tuple[Path, ...]]
-    out: Path
-
-    def execute(self) -> int:
-        """Join and write."""
-        merged = CostDatabase.merged(CostDatabase.load(p) for p in self.databases)
-        merged.save(self.out)
-        _say(f"{self.out}: {len(merged)} rows")
+        for op, correction in model.corrections_.items():
+            learner = "networks and trees" if correction.networks else "measured neighbours"
+            _say(f"{op}: the law is corrected by {learner}")
         return 0
 
 
@@ -142,16 +75,13 @@ class CostsEval:
         return 0
 
 
-def read_costs(paths: tuple[Path, ...]) -> "CostDatabase | pd.DataFrame":
-    """One or more cost databases joined, or one plain table."""
+def read_costs(paths: tuple[Path, ...]) -> "Sources":
+    """Cost databases, joined, and plain tables."""
     if not paths:
         raise ConfigError("no table was named: give a .costs.json, .parquet or .csv file")
-    tables = [p for p in paths if p.suffix in (".parquet", ".csv")]
-    if not tables:
-        return CostDatabase.merged(CostDatabase.load(p) for p in paths)
-    if len(paths) > 1:
-        raise ConfigError("a plain table is fitted alone: name one table, or cost databases only")
-    return _read_table(tables[0])
+    tables: list[CostDatabase | pd.DataFrame] = [_read_table(p) for p in paths if p.suffix in _TABLES]
+    databases = [CostDatabase.load(p) for p in paths if p.suffix not in _TABLES]
+    return [*tables, *([CostDatabase.merged(databases)] if databases else [])]
 
 
 def _read_table(path: Path) -> "pd.DataFrame":
@@ -167,7 +97,8 @@ def _line(part: dict[str, Any]) -> str:
     if part["mape_pct"] is None:
         return "not measured"
     covered = "unknown" if part["coverage_pct"] is None else f"{part['coverage_pct']:.0f} %"
-    return f"mean error {part['mape_pct']:.1f} %, p90 {part['p90_pct']:.1f} %, inside the interval {covered}"
+    width = "" if part["width_pct"] is None else f" (half width {part['width_pct']:.1f} %)"
+    return f"mean error {part['mape_pct']:.1f} %, p90 {part['p90_pct']:.1f} %, inside the interval {covered}{width}"
 
 
 def _percent(log_error: float | None) -> str:

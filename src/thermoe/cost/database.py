@@ -2,6 +2,8 @@
 
 import json
 import os
+import reprlib
+import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -58,35 +60,37 @@ class CostDatabase:
             raise DataError(f"cost rows have no {', '.join(unknown)}: choose from {', '.join(sorted(_FIELDS))}")
         return CostDatabase([r for r in self.rows if all(_field(r, k) == v for k, v in wanted.items())])
 
-    def merge(self, other: "CostDatabase") -> "CostDatabase":
-        """Both databases' rows; where both hold a key with different figures, it is a `DataError`."""
-        merged = CostDatabase(list(self.rows), [*self.failures, *(f for f in other.failures if f not in self.failures)])
-        here = {r.key: r for r in self.rows}
+    def merge(self, other: "CostDatabase", *, prefer: str = "neither") -> "CostDatabase":
+        """Both databases' rows; rows of one case from different occasions stand side by side.
+
+        Args:
+            other: The database whose rows come behind.
+            prefer: Whose figures stay where both hold a key with different ones: "first", "last" or "neither".
+
+        Raises:
+            DataError: They differ about a key, and neither is to be preferred.
+        """
+        merged = {row.key: row for row in self.rows}
         for row in other.rows:
-            twin = here.get(row.key)
-            if twin is None:
-                merged.rows.append(row)
-            elif twin != row:
+            twin = merged.setdefault(row.key, row)
+            if twin != row and prefer == "neither":
                 raise DataError(
-                    f"both databases hold {describe(row)} with different figures "
-                    f"({twin.latency_us:g} and {row.latency_us:g} us): remove it from one of them"
+                    f"both databases hold {describe(row)} of one occasion with different figures "
+                    f"({twin.latency_us:g} and {row.latency_us:g} us): say which one to prefer"
                 )
-        return merged
+            if prefer == "last":
+                merged[row.key] = row
+        measured = {describe(row) for row in merged.values()}
+        failures = dict.fromkeys([*self.failures, *other.failures])
+        return CostDatabase(list(merged.values()), [f for f in failures if f.case not in measured])
 
     def diff(self, other: "CostDatabase") -> list[dict[str, Any]]:
-        """Change from this database to `other` for the cases both hold, whatever the device [%]."""
-        theirs = {r.case_key: r for r in other.rows}
-        pairs = ((r, theirs[r.case_key]) for r in self.rows if r.case_key in theirs)
-        return [
-            {
-                "case": describe(old),
-                "latency_us": old.latency_us,
-                "latency_change_pct": _change_pct(old.latency_us, new.latency_us),
-                "energy_mj": old.energy_mj,
-                "energy_change_pct": _change_pct(old.energy_mj, new.energy_mj),
-            }
-            for old, new in pairs
-        ]
+        """Change from this database to `other` for the cases both hold, whatever the device [%].
+
+        A case with several rows, of several devices or occasions, counts with its medians.
+        """
+        ours, theirs = _by_case(self.rows), _by_case(other.rows)
+        return [_change(ours[case], theirs[case]) for case in ours if case in theirs]
 
     def to_frame(self) -> "pd.DataFrame":
         """One line per row, the device's fields as columns of their own."""
@@ -124,11 +128,11 @@ class CostDatabase:
         return cls(rows, [_read_failure(f, path) for f in _list(content, "failures", path)])
 
     @classmethod
-    def merged(cls, databases: Iterable["CostDatabase"]) -> "CostDatabase":
-        """All databases as one."""
+    def merged(cls, databases: Iterable["CostDatabase"], *, prefer: str = "neither") -> "CostDatabase":
+        """All databases as one; see `merge`."""
         result: CostDatabase = cls()
         for database in databases:
-            result = result.merge(database)
+            result = result.merge(database, prefer=prefer)
         return result
 
 
@@ -171,7 +175,7 @@ def read_json_object(path: Path, expected_format: str, schema: int) -> dict[str,
     if not isinstance(content, dict) or content.get("format") != expected_format:
         raise DataError(f'{path}: is no {expected_format} file (it lacks "format": "{expected_format}")')
     if content.get("schema") != schema:
-        raise DataError(f"{path}: has schema {content.get('schema')!r}, this version reads {schema}")
+        raise DataError(f"{path}: has schema {reprlib.repr(content.get('schema'))}, this version reads {schema}")
     return content
 
 
@@ -180,6 +184,32 @@ _FIELDS = (set(CostRow.__dataclass_fields__) - {"device"}) | set(DeviceKey.__dat
 
 def _field(row: CostRow, name: str) -> Any:
     return getattr(row.device, name) if name in DeviceKey.__dataclass_fields__ else getattr(row, name)
+
+
+def _by_case(rows: Iterable[CostRow]) -> dict[Any, list[CostRow]]:
+    cases: dict[Any, list[CostRow]] = {}
+    for row in rows:
+        cases.setdefault(row.case_key, []).append(row)
+    return cases
+
+
+def _change(old: Sequence[CostRow], new: Sequence[CostRow]) -> dict[str, Any]:
+    """One entry of `diff`, of the rows of one case in both databases."""
+    old_us, new_us = (statistics.median(r.latency_us for r in rows) for rows in (old, new))
+    old_mj, new_mj = (_median([r.energy_mj for r in rows]) for rows in (old, new))
+    return {
+        "case": describe(old[0]),
+        "op": old[0].op,
+        "latency_us": old_us,
+        "latency_change_pct": _change_pct(old_us, new_us),
+        "energy_mj": old_mj,
+        "energy_change_pct": _change_pct(old_mj, new_mj),
+    }
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return statistics.median(known) if known else None
 
 
 def _change_pct(old: float | None, new: float | None) -> float | None:
@@ -196,7 +226,7 @@ def _list(content: dict[str, Any], name: str, path: Path) -> Sequence[Any]:
 def _read_row(values: Any, index: int, devices: Sequence[DeviceKey], path: Path) -> CostRow:
     number = values.get("device") if isinstance(values, dict) else None
     if not isinstance(number, int) or not 0 <= number < len(devices):
-        raise DataError(f"{path}: row {index} names device {number!r}, the file has {len(devices)}")
+        raise DataError(f"{path}: row {index} names device {reprlib.repr(number)}, the file has {len(devices)}")
     try:
         return CostRow.from_dict(values, devices[number])
     except DataError as err:

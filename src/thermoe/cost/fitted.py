@@ -1,27 +1,31 @@
-"""One fitted operation: its law, how far it misses on what it has not seen, and where it was measured."""
+"""One operation of one implementation and format: its law, how far it misses unseen shapes, where it was measured."""
 
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
+from thermoe.cost.cases import DTYPE_BITS
+from thermoe.cost.correction import quantile
 from thermoe.cost.device_state import conditions, energy_at_full_clock_j
 from thermoe.cost.law import Law, fit_law
 from thermoe.cost.observations import Observations
 from thermoe.cost.roofline import DeviceLimits, is_positive
-from thermoe.cost.work import Work, work_of
+from thermoe.cost.work import Work, work_of_cases
 from thermoe.errors import DataError
-from thermoe.types import FloatArray
+from thermoe.types import BoolArray, FloatArray, IntArray
 
-COVERAGE = 0.9
 # A case counts as measured within this factor of the range of the data.
 RANGE_SLACK = 1.05
+# Rows that a law is fitted to, drawn where there are more: it has thirteen coefficients.
+MOST_ROWS = 1500
 _FOLDS = 5
+_MOST_FOLDS = 12
 NUM_WORK = len(Work.__slots__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FittedOperation:
+class FittedLaw:
     """A law and what is known about it.
 
     Attributes:
@@ -29,7 +33,7 @@ class FittedOperation:
         latency_log_error, energy_log_error: 90 % quantile of |log(predicted / measured)| on rows left
             out of the fit, whole shapes at a time where there are several; None if there was nothing to tell.
         work_low, work_high: Range of the work that was measured, (6,).
-        num_rows: Rows fitted.
+        num_rows: Rows measured.
     """
 
     law: Law
@@ -39,10 +43,10 @@ class FittedOperation:
     work_high: FloatArray
     num_rows: int
 
-    def covers(self, work: Work) -> bool:
-        """Whether all of the work lies within what was measured."""
-        table = work.table()
-        return bool(((table >= self.work_low / RANGE_SLACK) & (table <= self.work_high * RANGE_SLACK)).all())
+    def covered(self, work: FloatArray) -> BoolArray:
+        """Whether the work of each case (B, 6) lies within what was measured, (B,)."""
+        inside = (work >= self.work_low / RANGE_SLACK) & (work <= self.work_high * RANGE_SLACK)
+        return np.asarray(inside.all(axis=1), dtype=np.bool_)
 
     def as_dict(self) -> dict[str, Any]:
         """All parts as JSON has them."""
@@ -81,13 +85,15 @@ class FittedOperation:
         )
 
 
-def fit_operation(op: str, bits: int, data: Observations, limits: DeviceLimits) -> FittedOperation:
-    """Fit one operation, and once more for every fold to learn how far it misses."""
-    work = observed_work(op, bits, data)
-    law = _fit(work, data, limits, bits)
-    table = work.table()
-    latency_error, energy_error = _errors_left_out(op, bits, data, limits, law.smoothness)
-    return FittedOperation(
+def fit_operation(data: Observations, limits: DeviceLimits) -> FittedLaw:
+    """Fit one implementation in one format, and once more for every fold to learn how far it misses."""
+    table = work_of_cases(data.cases).table()
+    chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ROWS]
+    few = data if len(data) <= MOST_ROWS else data.take(np.sort(chosen))
+    work = work_of_cases(few.cases)
+    law = _fit(work, few, limits)
+    latency_error, energy_error = _errors_left_out(few, limits, law.smoothness)
+    return FittedLaw(
         law=law,
         latency_log_error=latency_error,
         energy_log_error=energy_error,
@@ -95,15 +101,6 @@ def fit_operation(op: str, bits: int, data: Observations, limits: DeviceLimits) 
         work_high=table.max(axis=0),
         num_rows=len(data),
     )
-
-
-def observed_work(op: str, bits: int, data: Observations) -> Work:
-    """Work of every observation (B,)."""
-    each = [
-        work_of(op, data.shape(i), data.routed_rows[i], data.distinct_experts[i], bits).table()[0]
-        for i in range(len(data))
-    ]
-    return work_from_table(np.array(each))
 
 
 def work_from_table(table: FloatArray) -> Work:
@@ -117,14 +114,13 @@ def dynamic_energy_j(data: Observations, limits: DeviceLimits) -> FloatArray:
     return energy_at_full_clock_j(above_idle, np.where(data.throttled, data.window_s / data.latency_s, 1.0))
 
 
-def _fit(work: Work, data: Observations, limits: DeviceLimits, bits: int, smoothness: float | None = None) -> Law:
+def _fit(work: Work, data: Observations, limits: DeviceLimits, smoothness: float | None = None) -> Law:
     choice = {} if smoothness is None else {"smoothness": (smoothness,)}
+    bits = DTYPE_BITS[data.cases.dtype[0]]
     return fit_law(work, data.latency_s, dynamic_energy_j(data, limits), limits, bits, **choice)
 
 
-def _errors_left_out(
-    op: str, bits: int, data: Observations, limits: DeviceLimits, smoothness: float
-) -> tuple[float | None, float | None]:
+def _errors_left_out(data: Observations, limits: DeviceLimits, smoothness: float) -> tuple[float | None, float | None]:
     folds, as_measured = _folds(data), conditions(limits, 0.0, None)
     latency_errors: list[FloatArray] = []
     energy_errors: list[FloatArray] = []
@@ -132,24 +128,19 @@ def _errors_left_out(
         seen, unseen = data.take(folds != fold), data.take(folds == fold)
         if not len(seen):
             return None, None
-        law = _fit(observed_work(op, bits, seen), seen, limits, bits, smoothness)
-        work = observed_work(op, bits, unseen)
+        law = _fit(work_of_cases(seen.cases), seen, limits, smoothness)
+        work = work_of_cases(unseen.cases)
         latency_errors.append(np.abs(np.log(law.latency_s(work) / unseen.latency_s)))
         predicted = as_measured.apply(law.latency_s(work), law.dynamic_energy_j(work))
         energy_errors.append(np.abs(np.log(predicted.energy_j / unseen.energy_j)))
-    return _quantile(np.concatenate(latency_errors)), _quantile(np.concatenate(energy_errors))
+    return _known(np.concatenate(latency_errors)), _known(np.concatenate(energy_errors))
 
 
-def _folds(data: Observations) -> FloatArray:
+def _folds(data: Observations) -> IntArray:
     """Fold of each row (B,): its shape if there are several, else every fifth row."""
     shapes = data.groups()
-    return np.asarray(shapes if shapes.max() > 0 else np.arange(len(data)) % _FOLDS, dtype=np.float64)
+    return shapes % _MOST_FOLDS if shapes.max() > 0 else np.arange(len(data)) % _FOLDS
 
 
-def _quantile(errors: FloatArray) -> float | None:
-    """Conformal quantile: with n left-out errors the ceil((n + 1) 0.9)-th smallest, or the largest."""
-    known = np.sort(errors[np.isfinite(errors)])
-    if not known.size:
-        return None
-    rank = int(np.ceil((known.size + 1) * COVERAGE))
-    return float(known[min(rank, known.size) - 1])
+def _known(errors: FloatArray) -> float | None:
+    return quantile(errors) if np.isfinite(errors).any() else None

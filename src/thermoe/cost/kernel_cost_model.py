@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -9,48 +10,57 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from thermoe.cost.cases import DTYPE_BITS, Cases
+from thermoe.cost.correction import Correction, fit_correction
 from thermoe.cost.database import CostDatabase, read_json_object, write_atomically
 from thermoe.cost.device_state import THERMAL_RESISTANCE_C_PER_W, conditions
-from thermoe.cost.fitted import FittedOperation, fit_operation
-from thermoe.cost.law import Law, physical_law
-from thermoe.cost.observations import LawKey, group_database, group_table
-from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost
+from thermoe.cost.fitted import FittedLaw, fit_operation
+from thermoe.cost.law import physical_law
+from thermoe.cost.layer_costs import LayerCosts
+from thermoe.cost.model_file import FORMAT, SCHEMA_VERSION, as_content, fill
+from thermoe.cost.observations import LawKey, Observations
+from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost, estimate
+from thermoe.cost.pricing import Pricing, correction_inputs, correction_targets, price, rows_by_key
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.routing_view import routing_view
-from thermoe.cost.step_constants import REST_ENERGY_J_PER_LAYER, REST_LATENCY_S_PER_LAYER
-from thermoe.cost.work import OPERATIONS, expected_distinct_experts, work_of
-from thermoe.errors import CostError, DataError
+from thermoe.cost.sources import A_TABLE, observations_of
+from thermoe.cost.steps import price_step
+from thermoe.cost.tables import group_arrays
+from thermoe.cost.work import cases_of, expected_distinct_experts
+from thermoe.errors import CostError
 from thermoe.types import Estimate, Kind, MoEShape, StepOutcome, StepWork, SysState
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
 
-FORMAT = "thermoe.cost_model"
-SCHEMA_VERSION = 2
+    from thermoe.cost.sources import Sources
+
 SHIPPED = "h200.costs.json"
-MOE_OPERATIONS = ("router_topk", "dispatch_combine", "expert_mlp")
 _DEFAULT_REFERENCE_TEMP_C = 45.0
 
 
 class KernelCostModel:
-    """Predicts latency, energy and power of the operations of an MoE layer.
+    """Predicts latency, energy and power of the operations of an MoE model.
 
     Follows scikit-learn: settings here, `fit` returns the model, what was learned ends in `_`. A model that
     was never fitted answers from the roofline of `limits` and says so.
 
     Args:
         limits: Limits of the device that costs are predicted for.
+        seed: Of everything random in a fit.
 
     Attributes:
-        operations_: Fitted operations by (operation, implementation, bits).
+        operations_: Fitted laws by (operation, implementation, format of the weights).
+        corrections_: What was learned beyond the laws, by operation.
         fitted_on_: GPU that the fit belongs to, empty before a fit.
         reference_temp_c_: Mean core temperature of the measurements [deg C].
     """
 
-    def __init__(self, limits: DeviceLimits = H200) -> None:
-        self.limits = limits
-        self.operations_: dict[LawKey, FittedOperation] = {}
+    def __init__(self, limits: DeviceLimits = H200, seed: int = 0) -> None:
+        self.limits, self.seed = limits, seed
+        self.operations_: dict[LawKey, FittedLaw] = {}
+        self.corrections_: dict[str, Correction] = {}
         self.fitted_on_ = ""
         self.reference_temp_c_ = _DEFAULT_REFERENCE_TEMP_C
 
@@ -59,22 +69,33 @@ class KernelCostModel:
         """The model of the database that comes with the package, fitted on first use; roofline only if it has none."""
         return copy.copy(_shipped())
 
-    def fit(self, data: "CostDatabase | pd.DataFrame") -> Self:
-        """Learn from a cost database of one GPU, or from a plain table of MoE layers.
+    def fit(
+        self,
+        data: "Sources | None",
+        X_shape: "pd.DataFrame | None" = None,
+        y_latency: "ArrayLike | None" = None,
+        y_energy: "ArrayLike | None" = None,
+    ) -> Self:
+        """Learn from a cost database of one GPU, from a plain table, or from telemetry, shapes and targets apart.
+
+        Args:
+            data: Database, plain table, or several of different operations; with `X_shape`, the telemetry of each row
+                instead: a table that may hold `temp_c`, or None.
+            X_shape: Shapes of each row, columns as in a plain table.
+            y_latency: Latency of each row (B,) [s].
+            y_energy: Energy of each row (B,) [J], NaN where not measured; None for no row.
 
         Raises:
             DataError: Nothing in it can be fitted, or it holds more than one GPU.
+            CostError: A large table, and scikit-learn is not installed.
         """
-        groups = group_database(data, tuple(OPERATIONS)) if isinstance(data, CostDatabase) else group_table(data)
-        gpus = sorted({r.device.gpu for r in data.rows}) if isinstance(data, CostDatabase) else ["a table"]
-        if len(gpus) > 1:
-            raise DataError(f"the database holds {', '.join(gpus)}: select one GPU and fit again")
-        if not groups:
-            raise DataError(f"no measured row of {', '.join(OPERATIONS)} to fit: profile some first")
-        temps_c = np.concatenate([g.temp_c[np.isfinite(g.temp_c)] for g in groups.values()])
-        self.reference_temp_c_ = float(temps_c.mean()) if temps_c.size else _DEFAULT_REFERENCE_TEMP_C
-        self.operations_ = {key: fit_operation(key[0], key[2], g, self.limits) for key, g in groups.items()}
-        self.fitted_on_ = gpus[0]
+        if X_shape is not None:
+            telemetry = None if isinstance(data, CostDatabase | Sequence) else data
+            groups, gpu = group_arrays(telemetry, X_shape, y_latency, y_energy), A_TABLE
+        else:
+            groups, gpu = observations_of(data)
+        self._learn(groups)
+        self.fitted_on_ = gpu
         return self
 
     def predict(
@@ -87,38 +108,39 @@ class KernelCostModel:
         bits: int = 16,
         state: SysState | None = None,
         impl: str | None = None,
+        dtype: str | None = None,
+        context: int = 1,
     ) -> CostPrediction:
         """Cost of one layer's operation, with 90 % intervals.
 
         Args:
-            op: "expert_mlp", "dispatch_combine" or "router_topk".
-            shape: Sizes of the layer.
+            op: Operation of `thermoe.cost.work.OPERATIONS`.
+            shape: Sizes of the layer; what they mean for other operations stands there too.
             routed_rows: Token-expert pairs, tokens times top_k.
             distinct_experts: Experts touched.
             bits: Precision of the weights [bit].
             state: Temperature and power limit to predict for; as measured where None.
             impl: Implementation; the one with most measurements where None.
+            dtype: Format of the weights; any measured one of these bits where None.
+            context: Positions in the cache of keys and values.
 
         Raises:
             CostError: An unknown operation or implementation, or counts that cannot be.
         """
-        fitted = self._find(op, bits, impl)
-        costs = self.predict_many(op, shape, routed_rows, distinct_experts, bits=bits, state=state, impl=impl)
-        latency_s, energy_j = float(costs.latency_s[0]), float(costs.energy_j[0])
-        latency_error = fitted.latency_log_error if fitted else None
-        energy_error = fitted.energy_log_error if fitted else None
-        both = None if latency_error is None or energy_error is None else float(np.hypot(latency_error, energy_error))
-        power_w = energy_j / latency_s
+        key = self._key(op, bits, impl, dtype)
+        cases = cases_of(op, shape, routed_rows, distinct_experts, impl=key[1], dtype=key[2], context=context)
+        pricing = self._price(cases, key, state)
+        power_w = float(pricing.energy_j[0] / pricing.latency_s[0])
         limit_w = max(conditions(self.limits, self.reference_temp_c_, state).power_limit_w, power_w)
-        power = _estimate(power_w, both, highest=limit_w)
+        misses = pricing.log_error[0] if key in self.operations_ else np.full(2, np.nan)
         rise_c = (power_w - self.limits.idle_power_w) * THERMAL_RESISTANCE_C_PER_W
         return CostPrediction(
-            latency_s=_estimate(latency_s, latency_error),
-            energy_j=_estimate(energy_j, energy_error),
-            power_w=power,
+            latency_s=estimate(float(pricing.latency_s[0]), misses[0]),
+            energy_j=estimate(float(pricing.energy_j[0]), misses[1]),
+            power_w=estimate(power_w, float(np.hypot(*misses)), highest=limit_w),
             temp_rise_c=Estimate(max(rise_c, 0.0), None, None, Kind.PREDICTED),
-            source=self._source(fitted),
-            extrapolated=fitted is None or not fitted.covers(work_of(op, shape, routed_rows, distinct_experts, bits)),
+            source=self._source(key),
+            extrapolated=not bool(pricing.is_covered[0]),
         )
 
     def predict_many(
@@ -131,13 +153,25 @@ class KernelCostModel:
         bits: float = 16,
         state: SysState | None = None,
         impl: str | None = None,
+        dtype: str | None = None,
     ) -> CostArrays:
         """As `predict` without intervals, over arrays that broadcast to (B,)."""
-        work = work_of(op, shape, routed_rows, distinct_experts, bits)
-        law = self._law(op, bits, impl)
-        return conditions(self.limits, self.reference_temp_c_, state).apply(
-            law.latency_s(work), law.dynamic_energy_j(work)
-        )
+        key = self._key(op, bits, impl, dtype)
+        cases = cases_of(op, shape, routed_rows, distinct_experts, impl=key[1], dtype=key[2])
+        pricing = self._price(cases, key, state, bits=bits)
+        return CostArrays(pricing.latency_s, pricing.energy_j)
+
+    def predict_cases(self, cases: Cases, state: SysState | None = None) -> Pricing:
+        """Costs of any cases of one operation, with the logarithmic half width of their 90 % intervals.
+
+        An implementation that was not measured in a format takes the one with most measurements of the same bits.
+        """
+        result = Pricing.blank(len(cases))
+        for (_, impl, dtype), rows in rows_by_key(cases).items():
+            known = impl if (cases.op, impl, dtype) in self.operations_ else None
+            key = self._key(cases.op, DTYPE_BITS[dtype], known, dtype if known else None)
+            result.put(rows, self._price(cases.take(rows), key, state))
+        return result
 
     def predict_step(
         self, work: StepWork, priced_as: MoEShape | None = None, state: SysState | None = None
@@ -149,21 +183,9 @@ class KernelCostModel:
             priced_as: Price it as this model's layers instead of its own.
             state: Conditions, as in `predict`.
         """
+        measured = {op for op, _, _ in self.operations_}
         work = work if priced_as is None else work.priced_as(priced_as)
-        parts = {
-            op: self.predict_many(op, work.shape, work.routed_rows, work.distinct_experts, bits=work.bits, state=state)
-            for op in MOE_OPERATIONS
-        }
-        moe_s = sum(float(p.latency_s.sum()) for p in parts.values())
-        moe_j = sum(float(p.energy_j.sum()) for p in parts.values())
-        rest_s = REST_LATENCY_S_PER_LAYER * work.shape.num_layers
-        rest_j = REST_ENERGY_J_PER_LAYER * work.shape.num_layers
-        return StepOutcome(
-            latency_s=moe_s + rest_s,
-            energy_j=moe_j + rest_j,
-            kind=Kind.PREDICTED,
-            extra={"moe_latency_s": moe_s, "moe_energy_j": moe_j, "rest_latency_s": rest_s, "rest_energy_j": rest_j},
-        )
+        return price_step(self.predict_many, measured, work, state)
 
     def get_cost(
         self,
@@ -188,9 +210,15 @@ class KernelCostModel:
         """The convex view that routing uses; its distance to `predict` is part of it."""
         if num_tokens < 1:
             raise CostError(f"num_tokens = {num_tokens}: needs at least 1")
+        key = self._key("expert_mlp", bits, None, None)
         at = conditions(self.limits, self.reference_temp_c_, state)
-        source = self._source(self._find("expert_mlp", bits, None))
-        return routing_view(self._law("expert_mlp", bits, None), at, shape, num_tokens, bits, source)
+
+        def accurate(rows: "ArrayLike", distinct: "ArrayLike") -> CostArrays:
+            return self.predict_many("expert_mlp", shape, rows, distinct, bits=bits, state=state)
+
+        fitted = self.operations_.get(key)
+        law = fitted.law if fitted else physical_law(self.limits, bits)
+        return routing_view(law, at, shape, num_tokens, bits, self._source(key), accurate)
 
     def cost_per_expert(
         self, shape: MoEShape, loads: "ArrayLike", state: SysState | None = None, bits: float = 16
@@ -202,54 +230,63 @@ class KernelCostModel:
         tokens = n.sum(axis=-1).mean() / shape.top_k
         return self.routing_cost(shape, max(1, round(float(tokens))), state, bits).per_expert(n)
 
+    def layer(self, shape: MoEShape, bits: "ArrayLike" = 16, impl: str | None = None) -> "LayerCosts":
+        """Costs by expert of a layer whose experts hold weights of these bits, one for all or one each (E,) [bit]."""
+        return LayerCosts(self, shape, bits, impl)
+
     def save(self, path: Path) -> None:
         """Write the fitted model as JSON."""
-        operations = [
-            {"op": op, "impl": impl, "bits": bits} | fitted.as_dict()
-            for (op, impl, bits), fitted in self.operations_.items()
-        ]
-        content = {
-            "format": FORMAT,
-            "schema": SCHEMA_VERSION,
-            "limits": self.limits.as_dict(),
-            "fitted_on": self.fitted_on_,
-            "reference_temp_c": self.reference_temp_c_,
-            "operations": operations,
-        }
-        write_atomically(path, json.dumps(content, indent=1) + "\n")
+        write_atomically(path, json.dumps(as_content(self), separators=(",", ":")) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a saved model; a file that is missing, truncated or of another kind is a one-line `DataError`."""
         content = read_json_object(path, FORMAT, SCHEMA_VERSION)
         model = cls(DeviceLimits.from_dict(content.get("limits"), str(path)))
-        temp_c, operations = content.get("reference_temp_c"), content.get("operations")
-        if not isinstance(temp_c, int | float) or not np.isfinite(temp_c) or not isinstance(operations, list):
-            raise DataError(f"{path}: needs a reference_temp_c and a list of operations")
-        model.fitted_on_, model.reference_temp_c_ = str(content.get("fitted_on", "")), float(temp_c)
-        for values in operations:
-            fitted = FittedOperation.from_dict(values, str(path))
-            op, impl, bits = values.get("op"), values.get("impl"), values.get("bits")
-            if op not in OPERATIONS or not isinstance(impl, str) or not isinstance(bits, int):
-                raise DataError(f"{path}: an operation is named {op!r}, {impl!r}, {bits!r}; needs op, impl and bits")
-            model.operations_[op, impl, bits] = fitted
+        fill(model, content, str(path))
         return model
 
-    def _find(self, op: str, bits: float, impl: str | None) -> FittedOperation | None:
-        found = {k: f for k, f in self.operations_.items() if k[0] == op and k[2] == bits}
+    def _learn(self, groups: dict[str, Observations]) -> None:
+        temps_c = np.concatenate([g.temp_c[np.isfinite(g.temp_c)] for g in groups.values()])
+        self.reference_temp_c_ = float(temps_c.mean()) if temps_c.size else _DEFAULT_REFERENCE_TEMP_C
+        self.operations_, self.corrections_ = {}, {}
+        for op, observed in groups.items():
+            by_key = observed.by_key()
+            for key, rows in by_key.items():
+                self.operations_[key] = fit_operation(observed.take(rows), self.limits)
+            laws = {key: fitted.law for key, fitted in self.operations_.items() if key[0] == op}
+            inputs = correction_inputs(observed.cases, laws, self.limits)
+            targets = correction_targets(observed, laws, self.limits)
+            correction = fit_correction(inputs, targets, observed.groups(), self.seed)
+            if correction is not None:
+                self.corrections_[op] = correction
+
+    def _key(self, op: str, bits: float, impl: str | None, dtype: str | None) -> LawKey:
+        """The fitted key that answers, or one that no fit has: then it is physics."""
+        found = {
+            k: f
+            for k, f in self.operations_.items()
+            if k[0] == op and (k[2] == dtype if dtype else DTYPE_BITS[k[2]] == bits)
+        }
         if impl is not None:
-            if (op, impl, bits) not in found:
-                known = ", ".join(k[1] for k in found) or "none"
-                raise CostError(f"{op} at {bits:g} bit has no measured implementation {impl}: known are {known}")
-            return found[op, impl, int(bits)]
-        return max(found.values(), key=lambda f: f.num_rows, default=None)
+            found = {k: f for k, f in found.items() if k[1] == impl}
+            if not found:
+                known = sorted({k[1] for k in self.operations_ if k[0] == op and DTYPE_BITS[k[2]] == bits}) or ["none"]
+                raise CostError(
+                    f"{op} at {bits:g} bit has no measured implementation {impl}: known are {', '.join(known)}"
+                )
+        if found:
+            return max(found, key=lambda k: found[k].num_rows)
+        return op, "", dtype or next((d for d, b in DTYPE_BITS.items() if b == bits), "bfloat16")
 
-    def _law(self, op: str, bits: float, impl: str | None) -> Law:
-        fitted = self._find(op, bits, impl)
-        return fitted.law if fitted else physical_law(self.limits, bits)
+    def _price(self, cases: Cases, key: LawKey, state: SysState | None, bits: float | None = None) -> Pricing:
+        at = conditions(self.limits, self.reference_temp_c_, state)
+        fitted = self.operations_.get(key)
+        correction = self.corrections_.get(key[0]) if fitted else None
+        return price(cases, fitted, correction, self.limits, at, bits)
 
-    def _source(self, fitted: FittedOperation | None) -> str:
-        return f"fitted: {self.fitted_on_}" if fitted else f"roofline: {self.limits.name}"
+    def _source(self, key: LawKey) -> str:
+        return f"fitted: {self.fitted_on_}" if key in self.operations_ else f"roofline: {self.limits.name}"
 
 
 @lru_cache(maxsize=1)
@@ -259,12 +296,3 @@ def _shipped() -> KernelCostModel:
         return KernelCostModel()
     with resources.as_file(file) as path:
         return KernelCostModel().fit(CostDatabase.load(path))
-
-
-def _estimate(value: float, log_error: float | None, highest: float | None = None) -> Estimate:
-    if log_error is None:
-        return Estimate(value, None, None, Kind.PREDICTED)
-    high = value * np.exp(log_error)
-    return Estimate(
-        value, float(value * np.exp(-log_error)), float(high if highest is None else min(high, highest)), Kind.PREDICTED
-    )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thermoe.types import Estimate, FloatArray, MoEShape
+from thermoe.types import Estimate, FloatArray, Kind, MoEShape
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -55,6 +55,10 @@ class Hinges:
     def __post_init__(self) -> None:
         assert (self.slopes >= 0).all()
         assert (self.offsets >= 0).all()
+
+    def scaled(self, factor: float) -> "Hinges":
+        """The same times a positive factor."""
+        return Hinges(self.slopes * factor, self.offsets * factor)
 
     def __call__(self, loads: "ArrayLike") -> FloatArray:
         """phi of each load, same shape."""
@@ -109,3 +113,11 @@ class RoutingCost:
         return CostArrays(
             self.fixed_latency_s + each.latency_s.sum(axis=-1), self.fixed_energy_j + each.energy_j.sum(axis=-1)
         )
+
+
+def estimate(value: float, log_error: float, highest: float | None = None) -> Estimate:
+    """A predicted value with an interval of this logarithmic half width, NaN for none, and of this highest end."""
+    if not np.isfinite(log_error):
+        return Estimate(value, None, None, Kind.PREDICTED)
+    low, high = float(value * np.exp(-log_error)), float(value * np.exp(log_error))
+    return Estimate(value, low, high if highest is None else min(high, highest), Kind.PREDICTED)

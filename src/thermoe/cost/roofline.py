@@ -22,6 +22,7 @@ class DeviceLimits:
         joules_per_byte: Energy above idle of moving a byte [J/byte].
         joules_per_flop: Energy above idle of an operation in 16 bit [J].
         power_limit_w: Enforced limit by default [W].
+        processors: Streaming multiprocessors, or what else takes one tile at a time.
     """
 
     name: str
@@ -34,6 +35,7 @@ class DeviceLimits:
     joules_per_byte: float
     joules_per_flop: float
     power_limit_w: float
+    processors: float
 
     def flops_per_s(self, bits: float) -> float:
         """Rate of matrix products whose inputs have this precision; below 8 bit they are computed in 16."""
@@ -71,6 +73,7 @@ H200 = DeviceLimits(
     joules_per_byte=128e-12,
     joules_per_flop=0.864e-12,
     power_limit_w=700.0,
+    processors=132.0,
 )
 
 

@@ -1,6 +1,7 @@
 """Makes the convex view that routing uses out of the accurate prediction, and reports how far apart the two are."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,33 +11,46 @@ from thermoe.cost.prediction import CostArrays, Hinges, RoutingCost
 from thermoe.cost.work import expected_distinct_experts, work_of
 from thermoe.types import FloatArray, MoEShape
 
-Predict = Callable[[FloatArray, FloatArray], CostArrays]
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+Predict = Callable[["ArrayLike", "ArrayLike"], CostArrays]
 
 
-def routing_view(law: Law, at: Conditions, shape: MoEShape, num_tokens: int, bits: float, source: str) -> RoutingCost:
+def routing_view(
+    law: Law, at: Conditions, shape: MoEShape, num_tokens: int, bits: float, source: str, accurate: Predict
+) -> RoutingCost:
     """The convex view of an expert MLP around `num_tokens`.
 
     c is the secant of the prediction between the fewest and the most experts that the tokens can touch. phi is
     the larger of two lines: activations read and written beside the weights, and arithmetic once it takes longer
-    than touching the expert. The fixed part makes the view agree with the prediction in the middle of the range.
+    than touching the expert; both come from the law, times what the prediction says beyond it for a
+    typical load. The fixed part makes the view agree with the prediction in the middle of the range.
+
+    Args:
+        law: Physics of the experts.
+        at: Conditions.
+        shape: Sizes of the layer.
+        num_tokens: Tokens that are routed.
+        bits: Precision of the weights [bit].
+        source: What answers.
+        accurate: Predicts a layer from rows and distinct experts; need not be convex.
     """
-
-    def predict(rows: FloatArray, distinct: FloatArray) -> CostArrays:
-        work = work_of("expert_mlp", shape, rows, distinct, bits)
-        return at.apply(law.latency_s(work), law.dynamic_energy_j(work))
-
     rows = float(num_tokens * shape.top_k)
     fewest, most = float(shape.top_k), float(min(shape.num_experts, rows))
     most = max(most, fewest + 1.0)  # one token, or as many choices as experts: look one expert further
-    ends = predict(np.array([rows, rows]), np.array([fewest, most]))
+    typical = float(np.clip(expected_distinct_experts(shape.num_experts, shape.top_k, num_tokens), fewest, most))
+    ends = accurate(np.full(2, rows), np.array([fewest, most]))
     touch_s, touch_j = (float(max(0.0, e[1] - e[0]) / (most - fewest)) for e in (ends.latency_s, ends.energy_j))
     phi_s, phi_j = _load_parts(law, at, shape, bits, touch_s, touch_j)
+    by_law, by_all = _by_law(law, at, shape, rows, typical, bits), accurate(rows, typical)
+    phi_s = phi_s.scaled(float(by_all.latency_s[0] / by_law.latency_s[0]))
+    phi_j = phi_j.scaled(float(by_all.energy_j[0] / by_law.energy_j[0]))
     grid = np.unique(np.round(np.linspace(fewest, most, 9)))
-    accurate = predict(np.full_like(grid, rows), grid)
+    exact = accurate(np.full_like(grid, rows), grid)
     additive = CostArrays(grid * (touch_s + phi_s(rows / grid)), grid * (touch_j + phi_j(rows / grid)))
-    typical = float(expected_distinct_experts(shape.num_experts, shape.top_k, num_tokens))
-    fixed_s = max(0.0, float(np.interp(typical, grid, accurate.latency_s - additive.latency_s)))
-    fixed_j = max(0.0, float(np.interp(typical, grid, accurate.energy_j - additive.energy_j)))
+    fixed_s = max(0.0, float(np.interp(typical, grid, exact.latency_s - additive.latency_s)))
+    fixed_j = max(0.0, float(np.interp(typical, grid, exact.energy_j - additive.energy_j)))
     return RoutingCost(
         shape=shape,
         num_tokens=num_tokens,
@@ -46,10 +60,15 @@ def routing_view(law: Law, at: Conditions, shape: MoEShape, num_tokens: int, bit
         energy_j=touch_j,
         load_latency_s=phi_s,
         load_energy_j=phi_j,
-        latency_distance=_distance(fixed_s + additive.latency_s, accurate.latency_s),
-        energy_distance=_distance(fixed_j + additive.energy_j, accurate.energy_j),
+        latency_distance=_distance(fixed_s + additive.latency_s, exact.latency_s),
+        energy_distance=_distance(fixed_j + additive.energy_j, exact.energy_j),
         source=source,
     )
+
+
+def _by_law(law: Law, at: Conditions, shape: MoEShape, rows: float, distinct: float, bits: float) -> CostArrays:
+    work = work_of("expert_mlp", shape, rows, distinct, bits)
+    return at.apply(law.latency_s(work), law.dynamic_energy_j(work))
 
 
 def _load_parts(

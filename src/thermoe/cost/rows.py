@@ -1,6 +1,7 @@
 """One row of a cost database: what one operation cost on one device, and how that was found."""
 
 import math
+import reprlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -120,7 +121,7 @@ class CostRow:
         for name in _COUNTS:
             _check_count(name, getattr(self, name))
         for name in _FIGURES:
-            _check_positive(name, getattr(self, name))
+            _check_positive(name, getattr(self, name), zero_is_fine=name in _MAY_BE_ZERO)
         for name in _OPTIONAL_FIGURES:
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name), zero_is_fine=name in _MAY_BE_ZERO)
@@ -186,8 +187,9 @@ _SHAPE = {"D": "hidden_size", "I": "inter_size", "E": "num_experts", "k": "top_k
 _TEXTS = ("op", "impl", "dtype", "input_distribution", "load")
 _COUNTS = (*_SHAPE.values(), "tokens", "routed_rows", "active_experts", "repeats", "context")
 _OPTIONAL_COUNTS = ("group_size", "windows")
-_FIGURES = ("skew", "latency_us", "latency_low_us", "latency_high_us")
-_MAY_BE_ZERO = ("rel_error", "temp_c", "flops", "energy_spread_pct")
+_FIGURES = ("skew", "latency_us", "latency_low_us", "latency_high_us", "spread_pct")
+_LARGEST_COUNT, _LARGEST_FIGURE = 2**62, 1e300  # beyond, arrays and products of figures overflow
+_MAY_BE_ZERO = ("spread_pct", "rel_error", "temp_c", "flops", "energy_spread_pct")
 _OPTIONAL_FIGURES = (
     "latency_sustained_us",
     "energy_mj",
@@ -203,20 +205,20 @@ _OPTIONAL_FIGURES = (
     "rel_error",
     "energy_spread_pct",
 )
-_REQUIRED = {*_TEXTS, *_COUNTS, *_FIGURES, "spread_pct", "kind"} - {"load", "context"}
+_REQUIRED = {*_TEXTS, *_COUNTS, *_FIGURES, "kind"} - {"load", "context"}
 
 
 def _check_text(name: str, value: Any) -> None:
     if not isinstance(value, str) or not value:
-        raise DataError(f"{name} = {value!r}: needs a word")
+        raise DataError(f"{name} = {reprlib.repr(value)}: needs a word")
 
 
 def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DataError(f"{name} = {value!r}: needs a whole number of at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_COUNT:
+        raise DataError(f"{name} = {reprlib.repr(value)}: needs a whole number of at least 1")
 
 
 def _check_positive(name: str, value: Any, *, zero_is_fine: bool = False) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_FIGURE
     if not is_number or not math.isfinite(value) or value < 0 or (value == 0 and not zero_is_fine):
-        raise DataError(f"{name} = {value!r}: needs a positive finite number")
+        raise DataError(f"{name} = {reprlib.repr(value)}: needs a positive finite number")

@@ -1,4 +1,17 @@
-"""What an operation asks of the hardware: bytes, operations, experts touched. Arrays broadcast, B entries."""
+"""What an operation asks of the hardware: bytes, operations, experts touched. B cases.
+
+What the sizes (D, I, E, k) and rows R of a case mean:
+
+| operation | D | I | E, k | R |
+|---|---|---|---|---|
+| expert_mlp, linear_fc1, activation, linear_fc2, dequant_unpack_op, dispatch, combine, dispatch_combine, router_topk |
+| | model width | expert width | experts, experts per token | tokens x k |
+| router_gate, ttt_step | model width | 1 | experts, 1 | tokens |
+| gemm (m, n, k) | k | n | 1, 1 | m |
+| copy, elementwise, norm | columns | 1 | 1, 1 | rows |
+| attention_decode | query heads x head size | key heads x head size | 1, 1 | sequences, `context` positions each |
+| ttha_adapter_forward, ttha_update | features | hidden units | experts, 1 | layers x experts |
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thermoe.cost.cases import Cases
+from thermoe.cost.loads import even_loads
 from thermoe.errors import CostError
 from thermoe.types import FloatArray, MoEShape
 
@@ -19,7 +34,7 @@ class Work:
 
     Attributes:
         distinct_experts: Experts whose weights are read; 0 for operations without weights.
-        weight_bytes: Bytes of those weights [byte].
+        weight_bytes: Bytes of those weights, or of the cache of keys and values [byte].
         row_bytes: Bytes of activations read and written [byte].
         rows: Routed rows.
         flops: Floating-point operations.
@@ -45,70 +60,178 @@ def expected_distinct_experts(num_experts: int, top_k: int, num_tokens: "ArrayLi
     return np.asarray(num_experts * (1.0 - missed), dtype=np.float64)
 
 
-def work_of(op: str, shape: MoEShape, routed_rows: "ArrayLike", distinct: "ArrayLike", bits: float) -> Work:
-    """Work of one layer's operation.
+def cases_of(
+    op: str,
+    shape: MoEShape,
+    routed_rows: "ArrayLike",
+    distinct: "ArrayLike",
+    *,
+    impl: str = "",
+    dtype: str = "bfloat16",
+    skew: "ArrayLike" = 1.0,
+    context: "ArrayLike" = 1.0,
+) -> Cases:
+    """Cases of one layer under loads that broadcast to (B,).
 
     Args:
         op: One of `OPERATIONS`.
         shape: Sizes of the layer.
-        routed_rows: Token-expert pairs (B,).
-        distinct: Distinct experts touched (B,).
-        bits: Precision of weights [bit]; activations have 16 at least.
+        routed_rows: Token-expert pairs.
+        distinct: Distinct experts touched.
+        impl, dtype: Implementation and format of the weights.
+        skew: Load of the fullest expert over the mean.
+        context: Positions in the cache of keys and values.
 
     Raises:
         CostError: An unknown operation, or counts that are negative or not finite.
     """
-    counts = OPERATIONS.get(op)
-    if counts is None:
+    if op not in OPERATIONS:
         raise CostError(f"no physics is known for operation {op}: choose from {', '.join(OPERATIONS)}")
-    rows, touched = np.broadcast_arrays(np.asarray(routed_rows, np.float64), np.asarray(distinct, np.float64))
+    columns = np.broadcast_arrays(
+        *(np.atleast_1d(np.asarray(v, np.float64)) for v in (routed_rows, distinct, skew, context))
+    )
+    rows, touched, fullest, positions = columns
     if not (np.isfinite(rows).all() and np.isfinite(touched).all() and (rows >= 0).all() and (touched >= 0).all()):
         raise CostError("routed rows and distinct experts must be finite and not negative")
-    return counts(shape, rows, touched, bits)
+    ones = np.ones_like(rows)
+    return Cases(
+        op=op,
+        impl=[impl] * len(rows),
+        dtype=[dtype] * len(rows),
+        hidden_size=shape.hidden_size * ones,
+        inter_size=shape.inter_size * ones,
+        num_experts=shape.num_experts * ones,
+        top_k=shape.top_k * ones,
+        tokens=np.maximum(rows / shape.top_k, 1e-2),
+        loads=even_loads(rows, touched, fullest),
+        context=positions,
+        ranks=ones,
+        splits=ones,
+        skew=np.zeros_like(rows),
+    )
 
 
-def _expert_mlp(shape: MoEShape, rows: FloatArray, touched: FloatArray, bits: float) -> Work:
-    width = 2.0 * shape.hidden_size + 4.0 * shape.inter_size  # in, out; gate, up and the product, written and read
+def work_of(op: str, shape: MoEShape, routed_rows: "ArrayLike", distinct: "ArrayLike", bits: float) -> Work:
+    """Work of one layer's operation, loads that broadcast to (B,); errors as those of `cases_of`."""
+    cases = cases_of(op, shape, routed_rows, distinct)
+    rows, touched = np.broadcast_arrays(np.asarray(routed_rows, np.float64), np.asarray(distinct, np.float64))
+    return OPERATIONS[op](cases, np.atleast_1d(rows), np.atleast_1d(touched), np.full(len(cases), float(bits)))
+
+
+def work_of_cases(cases: Cases) -> Work:
+    """Work of cases of one operation."""
+    return OPERATIONS[cases.op](cases, cases.loads.rows, cases.loads.distinct, cases.bits)
+
+
+def _experts(matrices: float, widths: Callable[[Cases], FloatArray], depth: Callable[[Cases], FloatArray]) -> "Counts":
+    """A product over expert weights: how many D x I matrices, numbers of a row in and out, length of the sums."""
+
+    def count(c: Cases, rows: FloatArray, touched: FloatArray, bits: FloatArray) -> Work:
+        size = matrices * c.hidden_size * c.inter_size
+        return Work(
+            distinct_experts=touched,
+            weight_bytes=touched * size * bits / 8.0,
+            row_bytes=rows * widths(c) * _element_bytes(bits),
+            rows=rows,
+            flops=2.0 * rows * size,
+            depth=depth(c) * np.ones_like(rows),
+        )
+
+    return count
+
+
+def _rowwise(widths: Callable[[Cases], FloatArray], flops: Callable[[Cases], FloatArray]) -> "Counts":
+    """No weights: numbers that a row moves, and operations on it."""
+
+    def count(c: Cases, rows: FloatArray, touched: FloatArray, bits: FloatArray) -> Work:
+        zero = np.zeros_like(rows)
+        return Work(
+            distinct_experts=zero,
+            weight_bytes=zero,
+            row_bytes=rows * widths(c) * _element_bytes(bits),
+            rows=rows,
+            flops=rows * flops(c),
+            depth=zero,
+        )
+
+    return count
+
+
+def _dense(columns: Callable[[Cases], FloatArray], passes: float = 1.0) -> "Counts":
+    """A product with one D x columns matrix, as often as there are passes over it."""
+
+    def count(c: Cases, rows: FloatArray, touched: FloatArray, bits: FloatArray) -> Work:
+        size = c.hidden_size * columns(c)
+        return Work(
+            distinct_experts=np.ones_like(rows),
+            weight_bytes=passes * size * bits / 8.0,
+            row_bytes=passes * rows * (c.hidden_size + columns(c)) * _element_bytes(bits),
+            rows=rows,
+            flops=2.0 * passes * rows * size,
+            depth=c.hidden_size * np.ones_like(rows),
+        )
+
+    return count
+
+
+def _router_topk(c: Cases, rows: FloatArray, touched: FloatArray, bits: FloatArray) -> Work:
+    zero, scores = np.zeros_like(rows), rows / c.top_k * c.num_experts
+    row_bytes = scores * _element_bytes(bits) + 12.0 * rows
+    return Work(
+        distinct_experts=zero, weight_bytes=zero, row_bytes=row_bytes, rows=rows, flops=5.0 * scores, depth=zero
+    )
+
+
+def _dequantise(c: Cases, rows: FloatArray, touched: FloatArray, bits: FloatArray) -> Work:
+    numbers = touched * 3.0 * c.hidden_size * c.inter_size
     return Work(
         distinct_experts=touched,
-        weight_bytes=touched * shape.expert_bytes(bits),
-        row_bytes=rows * width * _activation_bytes(bits),
+        weight_bytes=numbers * bits / 8.0,
+        row_bytes=2.0 * numbers,
         rows=rows,
-        flops=rows * shape.expert_flops_per_row(),
-        depth=np.full_like(rows, shape.hidden_size + shape.inter_size),
+        flops=2.0 * numbers,
+        depth=np.zeros_like(rows),
     )
 
 
-def _dispatch_combine(shape: MoEShape, rows: FloatArray, touched: FloatArray, bits: float) -> Work:
-    zero, row_bytes = np.zeros_like(rows), rows * shape.hidden_size * _activation_bytes(bits)
+def _attention(c: Cases, rows: FloatArray, touched: FloatArray, bits: FloatArray) -> Work:
+    element = _element_bytes(bits)
     return Work(
-        distinct_experts=zero,
-        weight_bytes=zero,
-        row_bytes=2.0 * row_bytes * (1.0 + 1.0 / shape.top_k),
+        distinct_experts=np.zeros_like(rows),
+        weight_bytes=rows * c.context * 2.0 * c.inter_size * element,
+        row_bytes=2.0 * rows * c.hidden_size * element,
         rows=rows,
-        flops=2.0 * rows * shape.hidden_size,
-        depth=zero,
+        flops=4.0 * rows * c.hidden_size * c.context,
+        depth=c.context * np.ones_like(rows),
     )
 
 
-def _router_topk(shape: MoEShape, rows: FloatArray, touched: FloatArray, bits: float) -> Work:
-    zero, scores = np.zeros_like(rows), rows / shape.top_k * shape.num_experts
-    return Work(
-        distinct_experts=zero,
-        weight_bytes=zero,
-        row_bytes=scores * _activation_bytes(bits) + 12.0 * rows,
-        rows=rows,
-        flops=5.0 * scores,
-        depth=zero,
-    )
+def _element_bytes(bits: FloatArray) -> FloatArray:
+    """Activations have 16 bits at least."""
+    return np.maximum(bits, 16.0) / 8.0
 
 
-def _activation_bytes(bits: float) -> float:
-    return max(bits, 16.0) / 8.0
+Counts = Callable[[Cases, FloatArray, FloatArray, FloatArray], Work]
 
-
-OPERATIONS: Mapping[str, Callable[[MoEShape, FloatArray, FloatArray, float], Work]] = {
-    "expert_mlp": _expert_mlp,
-    "dispatch_combine": _dispatch_combine,
+OPERATIONS: Mapping[str, Counts] = {
+    "expert_mlp": _experts(
+        3.0, lambda c: 2.0 * c.hidden_size + 4.0 * c.inter_size, lambda c: c.hidden_size + c.inter_size
+    ),
+    "linear_fc1": _experts(2.0, lambda c: c.hidden_size + 2.0 * c.inter_size, lambda c: c.hidden_size),
+    "activation": _rowwise(lambda c: 3.0 * c.inter_size, lambda c: 5.0 * c.inter_size),
+    "linear_fc2": _experts(1.0, lambda c: c.hidden_size + c.inter_size, lambda c: c.inter_size),
+    "dequant_unpack_op": _dequantise,
+    "dispatch": _rowwise(lambda c: c.hidden_size * (1.0 + 1.0 / c.top_k), lambda c: 0.0 * c.hidden_size),
+    "combine": _rowwise(lambda c: c.hidden_size * (1.0 + 1.0 / c.top_k), lambda c: 2.0 * c.hidden_size),
+    "dispatch_combine": _rowwise(lambda c: 2.0 * c.hidden_size * (1.0 + 1.0 / c.top_k), lambda c: 2.0 * c.hidden_size),
+    "router_gate": _dense(lambda c: c.num_experts),
     "router_topk": _router_topk,
+    "gemm": _dense(lambda c: c.inter_size),
+    "copy": _rowwise(lambda c: 2.0 * c.hidden_size, lambda c: 0.0 * c.hidden_size),
+    "elementwise": _rowwise(lambda c: 3.0 * c.hidden_size, lambda c: c.hidden_size),
+    "norm": _rowwise(lambda c: 2.0 * c.hidden_size, lambda c: 4.0 * c.hidden_size),
+    "attention_decode": _attention,
+    "ttha_adapter_forward": _dense(lambda c: c.inter_size),
+    "ttha_update": _dense(lambda c: c.inter_size, passes=3.0),
+    "ttt_step": _dense(lambda c: c.num_experts, passes=2.0),
 }

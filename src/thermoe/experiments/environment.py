@@ -41,10 +41,10 @@ def _gpu(config: RunConfig) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(0)
     found: dict[str, Any] = {"name": properties.name, "memory_bytes": properties.total_memory}
     found["cuda"] = torch.version.cuda
-    return found | _driver()
+    return found | driver_and_limit()
 
 
-def _driver() -> dict[str, Any]:
+def driver_and_limit() -> dict[str, Any]:
     """Driver and power limit as nvidia-smi tells them, without opening the sensors a second time."""
     command = ["nvidia-smi", "--query-gpu=driver_version,power.limit", "--format=csv,noheader,nounits", "--id=0"]
     said = _output(command)

@@ -127,8 +127,8 @@ class LayerFusion:
     def in_place(self) -> Iterator[None]:
         """Put the fused forwards in, and take them out again."""
         before = [module.__dict__.get("forward") for module in self._modules()]
-        for index, (layer, attention) in enumerate(self.layers):
-            layer.__dict__["forward"] = partial(self._layer, index, layer, attention, layer.forward)
+        for index, (layer, *_) in enumerate(self.layers):
+            layer.__dict__["forward"] = partial(self._layer, index, layer.forward)
         self.final.__dict__["forward"] = partial(self._norm, self.final.forward)
         try:
             yield
@@ -140,18 +140,10 @@ class LayerFusion:
                     module.__dict__["forward"] = forward
 
     def _modules(self) -> list[Any]:
-        return [*(layer for layer, _ in self.layers), self.final]
+        return [*(layer for layer, *_ in self.layers), self.final]
 
-    def _layer(
-        self,
-        index: int,
-        layer: Any,
-        attention: AttentionParts,
-        own: Any,
-        hidden_states: Tensor,
-        *args: Any,
-        **named: Any,
-    ) -> Any:
+    def _layer(self, index: int, own: Any, hidden_states: Tensor, *args: Any, **named: Any) -> Any:
+        layer, attention = self.layers[index]
         step = self._step
         cache = _cache_layer(named, attention)
         if index == 0:

@@ -80,8 +80,8 @@ class RouterFusion:
         router = _Router(module=module, family=family, output=tuple(output), fields=fields)
         logits_TE = linear(x_TD, weight, bias)
         fused = self._chosen(router, logits_TE)
-        own = [output[field].float().sort(dim=-1).values for field in fields[:2]]
-        same = agree(own[0], logits_TE.float().sort(dim=-1).values) and agree(own[1], fused[1].sort(dim=-1).values)
+        own_logits_TE, own_weights_TK = output[fields[0]], output[fields[1]].sort(dim=-1).values
+        same = agree(own_logits_TE, logits_TE) and agree(own_weights_TK, fused[1].sort(dim=-1).values)
         return router if same else None
 
     def _chosen(self, router: _Router, logits_TE: Tensor) -> tuple[Tensor, Tensor]:

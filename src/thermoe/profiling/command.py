@@ -40,7 +40,7 @@ class Profile:
     Attributes:
         out: Cost database to write, `*.costs.json`; cases it already holds are skipped. With nsys, ncu and torch, a
             parquet file that gets a row for each kernel.
-        ops: Only these operations; all of the plan if empty.
+        ops: Only these operations, listed with commas or spaces; all of the plan if empty.
         minutes: Time to spend; on a GPU the plan is made for it, 10 minutes if it is not given.
         device: Where to run: "auto", "cpu" or "cuda".
         latency_only, energy_only: No energy windows, or nothing without them.
@@ -88,6 +88,10 @@ class Profile:
         if self.runner not in RUNNERS:
             raise ConfigError(f"runner {self.runner}: choose from {', '.join(RUNNERS)}")
 
+    @property
+    def _ops(self) -> tuple[str, ...]:
+        return tuple(name.strip() for word in self.ops for name in word.split(",") if name.strip())
+
     def execute(self) -> int:
         """Run the sweep; 1 if every case that was tried failed, else 0.
 
@@ -131,7 +135,7 @@ class Profile:
 
     def _arguments(self) -> list[str]:
         """What a process that measures the rest is told; it skips what failed here."""
-        words = ["--out", str(self.out), "--device", self.device, "--ops", ",".join(self.ops), "--runner", self.runner]
+        words = ["--out", str(self.out), "--device", self.device, "--ops", ",".join(self._ops), "--runner", self.runner]
         words += ["--window-s", str(self.window_s), "--windows", str(self.windows), "--skip-failed", "--plain"]
         words += ["--known", ",".join(map(str, self.known))]
         words += ["--model", str(self.model)] if self.model else []
@@ -144,10 +148,10 @@ class Profile:
         else:
             plan = smoke_plan(device_type) if self.smoke else cpu_plan()
         known = sorted({c.op for c in plan})
-        unknown = sorted(set(self.ops) - set(known))
+        unknown = sorted(set(self._ops) - set(known))
         if unknown:
             raise ConfigError(f"the plan has no operation {', '.join(unknown)}: choose from {', '.join(known)}")
-        plan = [c for c in plan if not self.ops or c.op in self.ops]
+        plan = [c for c in plan if not self._ops or c.op in self._ops]
         if self.latency_only or device_type == "cpu":
             return [replace(c, energy=False) for c in plan]
         return plan
@@ -155,7 +159,7 @@ class Profile:
     def _gpu_plan(self) -> list[Case]:
         from thermoe.profiling.operations import OPERATIONS
 
-        unknown = sorted(set(self.ops) - set(OPERATIONS))
+        unknown = sorted(set(self._ops) - set(OPERATIONS))
         if unknown:
             raise ConfigError(f"no operation {', '.join(unknown)}: choose from {', '.join(OPERATIONS)}")
         known: list[CostRow] = []
@@ -168,7 +172,7 @@ class Profile:
             energy_share=share,
             known=known,
             uncertainty=_interval_widths(self.model) if self.model else None,
-            ops=self.ops,
+            ops=self._ops,
             compiled=self.compiled,
         )
 

@@ -192,7 +192,9 @@ class InProcess:
 
 def smoke_protocol(protocol: Protocol) -> Protocol:
     """The same with the shortest of everything: it shows that a case runs, not what it costs."""
-    return replace(protocol, windows=1, warm_up_s=0.05, rounds=5, rounds_s=0.005, max_steps=8, max_cool_s=0.0)
+    return replace(
+        protocol, windows=1, warm_up_s=0.05, rounds=5, rounds_s=0.005, cache_bytes=1e6, min_steps=2, max_cool_s=0.0
+    )
 
 
 def _case_fields(case: Case) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def device_key(device: "torch.device") -> DeviceKey:
 
     on_gpu = device.type == "cuda"
     return DeviceKey(
-        gpu=torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
+        gpu=torch.cuda.get_device_name(device) if on_gpu else f"cpu {_processor_name()}",
         driver=_driver_version() if on_gpu else "",
         torch=torch.__version__,
         triton=_version("triton"),
@@ -57,6 +57,14 @@ def open_sensors(device: "torch.device") -> Callable[[], SysState] | None:
     except TelemetryError as err:
         sys.stderr.write(f"no energy will be measured: {err}\n")
         return None
+
+
+def _processor_name() -> str:
+    """Product name where the system tells it, else the architecture."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _driver_version() -> str:

@@ -9,7 +9,7 @@ from thermoe.cost.database import CostDatabase, Failure
 from thermoe.cost.rows import CostRow, DeviceKey
 from thermoe.profiling.case import Case
 
-SAVE_EVERY_S = 3.0
+SAVE_EVERY_S = 10.0
 """The file is written this often and at the end: writing a thousand rows after every case takes longer than a case."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from thermoe.profiling.parsing.torch_trace import DEVICES_MEMBER
+from thermoe.profiling.trace_devices import DEVICES_MEMBER, device_identities
 
 
 def main() -> int:
@@ -38,19 +38,6 @@ def main() -> int:
         sys.stderr.write(f"{code}\n")
         return 1
     return code or 0
-
-
-def device_identities() -> list[dict[str, Any]]:
-    """CUDA ordinal, UUID and bus of each device that this process sees."""
-    devices = []
-    for ordinal in range(torch.cuda.device_count()):
-        properties: Any = torch.cuda.get_device_properties(ordinal)
-        uuid = getattr(properties, "uuid", None)
-        place = [getattr(properties, name, None) for name in ("pci_domain_id", "pci_bus_id", "pci_device_id")]
-        numbers = [f"{part:02x}" for part in place if isinstance(part, int)]
-        bus = f"{':'.join(numbers)}.0" if len(numbers) == len(place) else None
-        devices.append({"id": ordinal, "uuid": None if uuid is None else str(uuid), "bus": bus})
-    return devices
 
 
 if __name__ == "__main__":

@@ -4,26 +4,35 @@ import pytest
 import torch
 from attention_cases import CASES, drawn, in_float64
 
-from thermoe.kernels.decode_attention.triton import decode_attention_triton
+from thermoe.kernels.decode_attention.triton import Tiling, decode_attention_triton, tiling_for
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16  # the interpreter does not round to bf16
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
-@pytest.mark.parametrize("positions", [16, 64])
+TILINGS = [(Tiling(16, 3, 4, 2), torch.float32), (Tiling(32, 1, 2, 1), HALF), (None, torch.float32)]
+
+
+@pytest.mark.parametrize(("tiling", "dtype"), TILINGS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_attention_with_nothing_left_unwritten(case, positions, dtype):
+def test_attention_with_nothing_left_unwritten(case, tiling, dtype):
     *given, norms = drawn(case, dtype, DEVICE)
     wanted, key, value = in_float64(case, *given, norms, 0.3, dtype)
     counts = torch.zeros(case.batch * case.groups, dtype=torch.int32, device=DEVICE)
     for _ in range(2):  # the second launch finds the counts as the first did
         out = torch.full((case.batch, case.heads * case.width), float("nan"), dtype=dtype, device=DEVICE)
         got = decode_attention_triton(
-            *given, num_heads=case.heads, scale=0.3, norms=norms, counts=counts, positions=positions, out=out
+            *given, num_heads=case.heads, scale=0.3, norms=norms, counts=counts, tiling=tiling, out=out
         )
         rtol, atol = (1e-5, 3e-6) if dtype is torch.float32 else (2**-7, 1e-2)
         torch.testing.assert_close(got.double().cpu(), wanted, atol=atol, rtol=rtol)
         torch.testing.assert_close(given[3][:, :, case.place].double().cpu(), key, atol=atol, rtol=rtol)
         assert torch.equal(given[4][:, :, case.place].double().cpu(), value)
         assert not counts.any()
+
+
+def test_parts_fill_the_processors_of_a_large_gpu():
+    assert tiling_for(64, 704).parts == 4
+    assert tiling_for(4, 704).parts == 8
+    assert tiling_for(4, 100_000).parts == 32
+    assert tiling_for(1000, 704).parts == 2

@@ -122,6 +122,14 @@ def test_a_label_that_means_two_things_is_taken_by_its_unit(tmp_path):
     assert parse(tmp_path, text)["dram_throughput_pct"].tolist() == [61.84]
 
 
+def test_of_two_names_for_one_figure_the_better_wins_in_any_order(tmp_path):
+    names = ["dram__bytes_read.sum", "dram__bytes_op_read.sum"]
+    for order in (names, names[::-1]):
+        values = ",".join("1" if name == names[0] else "2" for name in order)
+        text = f"ID,Kernel Name,{','.join(order)}\n,,byte,byte\n0,gemm,{values}\n"
+        assert parse(tmp_path, text)["dram_read_bytes"].tolist() == [1.0]
+
+
 @pytest.mark.parametrize(
     ("text", "error", "said"),
     [
@@ -164,6 +172,7 @@ def test_units_are_scaled_to_their_base(unit, want):
         (["1,234", "CachePreferNone", "n/a", "(1, 1, 1)"], Locale(".", ",")),
         (["4,963,609,951.19"], Locale(".", ",")),
         (["0,125"], Locale(",", ".")),
+        (["1e5", "-12", "65,77"], Locale(",", ".")),
     ],
 )
 def test_the_locale_is_told_by_the_cells_that_can_be_read_one_way_only(cells, want):

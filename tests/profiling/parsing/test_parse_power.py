@@ -152,6 +152,15 @@ def test_a_log_of_another_day_is_refused(tmp_path):
         parse_profiler_output(trace(tmp_path), path)
 
 
+def test_a_table_of_ncu_beside_a_log_is_read_without_energy(tmp_path):
+    path, log = tmp_path / "n.csv", tmp_path / "log.csv"
+    path.write_text('"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n"0","gemm","Duration","us","12"\n')
+    log.write_text("timestamp,power_w\n1689000000,1\n1689000001,2\n")
+    table = parse_profiler_output(path, log)
+    assert table["energy_j"].isna().all()
+    assert table.attrs["notes"] == ["n.csv: its kernels have no place in time, so no energy"]
+
+
 def test_the_offset_brings_local_stamps_to_utc(tmp_path):
     path = tmp_path / "log.csv"
     rows = [f"2023/07/14 12:12:{second:02d}.000, 200" for second in range(45, 55)]
@@ -177,3 +186,12 @@ def test_names_of_devices_are_compared_in_one_form():
     assert not a.contradicts(Device(index=3))
     assert a.is_surely(Device(uuid="a" * 32, bus="0:1:0"))
     assert not Device().is_surely(Device())
+
+
+def test_a_counter_that_moves_in_steps_is_read_between_its_steps(tmp_path):
+    path = tmp_path / "log.csv"
+    rows = [f"{1689329567 + i * 0.05:.2f},100,{1000 + 100 * (i // 10) * 0.5}" for i in range(100)]
+    path.write_text("\n".join(["wall_time_s,power_w,energy_j", *rows]))
+    (series,) = read_power_series(path)
+    assert series.counter_j(START_NS + 750_000_000, START_NS + 3_000_000_000) == pytest.approx(225.0, rel=1e-4)
+    assert series.counter_j(START_NS, START_NS + 3_000_000_000) is None

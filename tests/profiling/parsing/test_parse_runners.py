@@ -12,6 +12,7 @@ from thermoe.errors import DataError
 from thermoe.profiling.external import ProfilerError, run_program
 from thermoe.profiling.ncu_runner import run_ncu
 from thermoe.profiling.nsys_runner import run_nsys
+from thermoe.profiling.parsing import NothingToParseError, parse_profiler_output
 from thermoe.profiling.power_recorder import PowerRecorder
 from thermoe.profiling.torch_trace_runner import record
 from thermoe.types import Kind, SysState
@@ -208,20 +209,15 @@ def test_without_sensors_there_is_no_log(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_torch_profiler_records_a_script_with_its_arguments_and_failures(tmp_path, script):
+def test_torch_profiler_writes_its_trace_and_hands_on_how_the_script_ended(tmp_path, script):
     script.write_text(
         "import sys, helper_beside, torch\n"
         "with torch.profiler.record_function('op:expert_mlp'):\n"
         "    torch.ones(4, 4) @ torch.ones(4, 4)\n"
-        "if sys.argv[1:] == ['fail']:\n"
-        "    sys.exit('no luck')\n"
+        "sys.exit(' '.join(sys.argv[1:]))\n"
     )
     (tmp_path / "helper_beside.py").write_text("")
-    from thermoe.profiling.parsing import NothingToParseError, parse_profiler_output
-
-    trace, log = record(script, [], tmp_path, open_sources=list)
-    assert log is None
-    with pytest.raises(NothingToParseError, match=r"ProfilerActivity\.CUDA"):
-        parse_profiler_output(trace)
     with pytest.raises(ProfilerError, match="no luck"):
-        record(script, ["fail"], tmp_path, open_sources=list)
+        record(script, ["no", "luck"], tmp_path, open_sources=list)
+    with pytest.raises(NothingToParseError, match=r"ranges of the CPU.*ProfilerActivity\.CUDA"):
+        parse_profiler_output(tmp_path / "trace.json.gz")

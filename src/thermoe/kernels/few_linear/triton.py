@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from thermoe.kernels.overlap import launches_overlap
+
 
 class Tiles(NamedTuple):
     """Outputs and columns of a step of a program, its warps and how many steps are on their way."""
@@ -27,6 +29,7 @@ def _few_linear_kernel(
     x_ptr, w0_ptr, w1_ptr, w2_ptr, b0_ptr, b1_ptr, b2_ptr, y_ptr, T, N0, N1, N2,
     has0, has1, has2, C: tl.constexpr, BIASED: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     tiles0, tiles1 = tl.cdiv(N0, BLOCK_N), tl.cdiv(N1, BLOCK_N)
@@ -43,8 +46,14 @@ def _few_linear_kernel(
     x_at = x_ptr + t[:, None] * C + c[None, :]
     w_at = w_ptr + n[None, :].to(tl.int64) * C + c[:, None]
     some, rows = (n < num)[None, :], (t < T)[:, None]
-    acc = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
-    for begin in tl.range(0, C, BLOCK_C, num_stages=STAGES):
+    # The first weights are asked for before the launch that makes the rows has ended.
+    w = tl.load(w_at, mask=some & (c < C)[:, None], other=0.0)
+    if OVERLAPS:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    x = tl.load(x_at, mask=rows & (c < C)[None, :], other=0.0)
+    acc = tl.dot(x, w, input_precision="ieee")
+    for begin in tl.range(BLOCK_C, C, BLOCK_C, num_stages=STAGES):
         if C % BLOCK_C == 0:
             x = tl.load(x_at + begin, mask=rows, other=0.0)
             w = tl.load(w_at + begin, mask=some, other=0.0)
@@ -71,14 +80,20 @@ def few_linear_triton(
     biases: Sequence[Tensor | None] = (),
     out: Tensor | None = None,
     tiles: Tiles | None = None,
+    overlaps: bool | None = None,
 ) -> Tensor:
-    """Same contract as `few_linear_reference`; `out`: a contiguous tensor to write to, a new one if None."""
+    """Same contract as `few_linear_reference`.
+
+    `out`: a contiguous tensor to write to, a new one if None; `overlaps`: whether it begins before the launch before it
+    has ended, None where the GPU can. Weights must be older than that launch.
+    """
     num_rows, num_columns = x_TC.shape
     nums = [w.shape[0] for w in weights] + [0] * (3 - len(weights))
     if out is None:
         out = x_TC.new_empty(num_rows, sum(nums))
     if out.numel() == 0:
         return out
+    overlaps = launches_overlap(x_TC) if overlaps is None else overlaps
     tiles = tiles or tiles_for(sum(nums), num_columns, num_rows)
     block_t = min(max(triton.next_power_of_2(num_rows), 16), 64)
     matrices = [*weights, *[weights[0]] * (3 - len(weights))]
@@ -87,6 +102,7 @@ def few_linear_triton(
     _few_linear_kernel[grid](
         x_TC, *matrices, *(x_TC if b is None else b for b in offsets), out, num_rows, *nums,
         *(int(b is not None) for b in offsets), C=num_columns, BIASED=any(b is not None for b in offsets),
-        BLOCK_T=block_t, BLOCK_N=tiles.outputs, BLOCK_C=tiles.columns, STAGES=tiles.stages, num_warps=tiles.warps,
+        BLOCK_T=block_t, BLOCK_N=tiles.outputs, BLOCK_C=tiles.columns, STAGES=tiles.stages, OVERLAPS=overlaps,
+        num_warps=tiles.warps, launch_pdl=overlaps,
     )  # fmt: skip
     return out

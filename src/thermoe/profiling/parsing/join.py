@@ -44,7 +44,9 @@ def join_power(trace: Trace, logs: Sequence[PowerSeries], notes: list[str]) -> l
         What each device's window held, ready for JSON.
     """
     kernels, offset_ns = trace.kernels, trace.wall_offset_ns
-    if "start_ns" not in kernels or not len(kernels):
+    if "start_ns" not in kernels:
+        if logs:
+            notes.append(f"{trace.path.name}: its kernels have no place in time, so no energy")
         return []
     if offset_ns is not None:
         kernels["start_wall_ns"] = kernels["start_ns"] + offset_ns

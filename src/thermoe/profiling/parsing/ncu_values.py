@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _SPACES = dict.fromkeys(map(ord, " \u00a0\u202f\u2009'\u2019"))
-_PLAIN = re.compile(r"^[-+]?\d+$", re.ASCII)
 _NUMBER = re.compile(r"^[-+]?\d[\d.,]*(?:[eE][-+]?\d+)?$", re.ASCII)
 _PREFIX = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BASES = {
@@ -60,11 +59,13 @@ def find_locale(cells: Iterable[str]) -> Locale:
 
 def _decimal_sign(text: str) -> str | None:
     """The sign that must be the decimal one in this cell; `None` where both readings are possible."""
-    if not _NUMBER.match(text) or _PLAIN.match(text):
+    if not _NUMBER.match(text):
         return None
     dots, commas = text.count("."), text.count(",")
     if dots and commas:
         return "." if text.rfind(".") > text.rfind(",") else ","
+    if not dots and not commas:
+        return None
     sign, other, count = (".", ",", dots) if dots else (",", ".", commas)
     if count > 1:
         return other

@@ -15,10 +15,9 @@ from thermoe.profiling.parsing.op_types import operation_of_range, type_of_kerne
 from thermoe.profiling.parsing.ranges import innermost_by_thread
 from thermoe.profiling.parsing.sqlite_file import MAX_TEXT, MISSING
 from thermoe.profiling.parsing.table import NothingToParseError, Trace, whole_numbers
+from thermoe.profiling.trace_devices import DEVICES_MEMBER
 from thermoe.types import IntArray
 
-#: Member of the trace that `torch_trace_child` adds: UUID and bus of each CUDA ordinal.
-DEVICES_MEMBER = "thermoe_devices"
 _LAUNCH = ("cuda_runtime", "cuda_driver", "hip_runtime")
 _RANGES = ("user_annotation", "cpu_op")
 _ABSOLUTE_US = 1e15  # stamps above count from the Unix epoch (older releases); the others from the base in the file

@@ -1,0 +1,245 @@
+"""`thermoe costs show|diff|merge|predict|import`: cost databases from a shell."""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from thermoe.cost.database import CostDatabase, describe
+from thermoe.cost.published import carry_over
+from thermoe.cost.rows import CostRow
+from thermoe.cost.simulator_table import read_simulator_table
+from thermoe.errors import ConfigError
+
+MOST_ROWS = 50
+"""A longer database is summed up unless its rows are asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostsShow:
+    """Print a cost database: its devices, a line for each operation, and its rows if they are few or asked for.
+
+    Attributes:
+        database: `.costs.json` file.
+        ops: Only these operations, listed with commas or spaces.
+        dtypes: Only these formats.
+        energy: Only rows with energy.
+        rows: Print the rows, however many.
+        json: Print JSON, one object per row.
+    """
+
+    database: tyro.conf.Positional[Path]
+    ops: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    energy: bool = False
+    rows: bool = False
+    json: bool = False
+
+    def execute(self) -> int:
+        """Print."""
+        costs = CostDatabase.load(self.database)
+        _refuse_unknown("operation", listed(self.ops), {r.op for r in costs.rows})
+        _refuse_unknown("dtype", listed(self.dtypes), {r.dtype for r in costs.rows})
+        chosen = [r for r in costs.rows if self._wants(r)]
+        if self.json:
+            for row in chosen:
+                _say(json.dumps(asdict(row.device) | row.as_dict()))
+            return 0
+        _say_summary(chosen)
+        if self.rows or len(chosen) <= MOST_ROWS:
+            for row in chosen:
+                _say(_line(row))
+        else:
+            _say(f"{len(chosen)} rows: --rows prints them")
+        for failure in costs.failures:
+            _say(f"{failure.case}: failed, {' '.join(failure.message.split())}")
+        return 0
+
+    def _wants(self, row: CostRow) -> bool:
+        ops, dtypes = listed(self.ops), listed(self.dtypes)
+        by_name = (not ops or row.op in ops) and (not dtypes or row.dtype in dtypes)
+        return by_name and (not self.energy or row.energy_mj is not None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostsDiff:
+    """Compare two cost databases case by case; ends with 1 if a median latency rose by more than the tolerance.
+
+    Attributes:
+        old, new: `.costs.json` files.
+        tolerance_pct: Rise that counts as noise [%].
+        changed: Print only cases whose latency or energy changed by more than the tolerance.
+        json: Print JSON.
+    """
+
+    old: tyro.conf.Positional[Path]
+    new: tyro.conf.Positional[Path]
+    tolerance_pct: float = 5.0
+    changed: bool = False
+    json: bool = False
+
+    def execute(self) -> int:
+        """Print the changes of the cases both hold, the largest rise first, and their median by operation."""
+        old, new = CostDatabase.load(self.old), CostDatabase.load(self.new)
+        changes = sorted(old.diff(new), key=lambda c: -c["latency_change_pct"])
+        shown = [c for c in changes if not self.changed or self._is_changed(c)]
+        if self.json:
+            _say(json.dumps(shown, indent=1))
+        else:
+            for change in shown:
+                _say(f"{change['case']}: latency {change['latency_change_pct']:+.1f} %{_energy_change(change)}")
+            _say_medians(changes)
+        return int(any(c["latency_change_pct"] > self.tolerance_pct for c in changes))
+
+    def _is_changed(self, change: dict[str, Any]) -> bool:
+        parts = (change["latency_change_pct"], change["energy_change_pct"])
+        return any(part is not None and abs(part) > self.tolerance_pct for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostsMerge:
+    """Join cost databases, of several occasions or devices; two that disagree about one measurement are refused.
+
+    Attributes:
+        databases: `.costs.json` files.
+        out: The joined file.
+        prefer: Whose figures stay where two disagree: "first", "last", or "neither" to refuse.
+    """
+
+    databases: tyro.conf.Positional[tuple[Path, ...]]
+    out: Path
+    prefer: Literal["neither", "first", "last"] = "neither"
+
+    def execute(self) -> int:
+        """Join and write."""
+        if not self.databases:
+            raise ConfigError("no database was named: give two .costs.json files or more")
+        merged = CostDatabase.merged((CostDatabase.load(p) for p in self.databases), prefer=self.prefer)
+        merged.save(self.out)
+        _say(f"{self.out}: {len(merged)} rows")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostsPredict:
+    """Carry measured costs over to a GPU that is not at hand, by published limits; the rows are marked predicted.
+
+    Attributes:
+        database: `.costs.json` measured on an H200.
+        gpu: "a100", "h100", "h200" or "b200".
+        out: The predicted database.
+    """
+
+    database: tyro.conf.Positional[Path]
+    gpu: str
+    out: Path
+
+    def execute(self) -> int:
+        """Predict and write."""
+        rows = CostDatabase.load(self.database).rows
+        elsewhere = sorted({r.device.gpu for r in rows if "H200" not in r.device.gpu})
+        if elsewhere:
+            raise ConfigError(f"{self.database} holds rows of {', '.join(elsewhere)}: give one measured on an H200")
+        carried = carry_over(rows, self.gpu)
+        carried.save(self.out)
+        _say(f"{self.out}: {len(carried)} rows predicted for {carried.rows[0].device.gpu}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostsImport:
+    """Take a table that a simulator wrote (LLMCompass, AccelWattch) as predicted costs.
+
+    Attributes:
+        table: CSV or parquet; its columns are named as `thermoe fit` takes them.
+        gpu: Which GPU was simulated.
+        simulator: By what.
+        out: The predicted database.
+    """
+
+    table: tyro.conf.Positional[Path]
+    gpu: str
+    simulator: str
+    out: Path
+
+    def execute(self) -> int:
+        """Read, check and write."""
+        database = read_simulator_table(self.table, gpu=self.gpu, simulator=self.simulator)
+        database.save(self.out)
+        _say(f"{self.out}: {len(database)} rows predicted by {self.simulator} for {self.gpu}")
+        return 0
+
+
+def listed(words: Sequence[str]) -> tuple[str, ...]:
+    """Names out of words that each hold one or several with commas between them."""
+    return tuple(name.strip() for word in words for name in word.split(",") if name.strip())
+
+
+def _say_summary(rows: Sequence[CostRow]) -> None:
+    for device in dict.fromkeys(r.device for r in rows):
+        mine = [r for r in rows if r.device == device]
+        software = ", ".join(
+            f"{name} {value}"
+            for name, value in (
+                ("driver", device.driver),
+                ("torch", device.torch),
+                ("triton", device.triton),
+                ("kernel revision", device.kernel_revision),
+            )
+            if value
+        )
+        occasions = sorted({r.occasion for r in mine} - {""})
+        when = f", measured {occasions[0]}" if occasions else ""
+        when += f" and on {len(occasions) - 1} more occasions" if len(occasions) > 1 else ""
+        _say(f"{device.gpu} ({software}): {len(mine)} rows, {_count_energy(mine)} with energy{when}")
+    groups: dict[tuple[str, str, str], list[CostRow]] = {}
+    for row in rows:
+        groups.setdefault((row.op, row.impl, str(row.kind)), []).append(row)
+    for (op, impl, kind), mine in groups.items():
+        latencies = sorted(r.latency_us for r in mine)
+        shapes = len({(r.hidden_size, r.inter_size, r.num_experts, r.top_k) for r in mine})
+        formats = " ".join(dict.fromkeys(r.dtype for r in mine))
+        _say(
+            f"  {op}/{impl} ({kind}): {len(mine)} rows, {_count_energy(mine)} with energy, {shapes} shapes, "
+            f"{latencies[0]:.1f} to {latencies[-1]:.1f} us; {formats}"
+        )
+
+
+def _say_medians(changes: Sequence[dict[str, Any]]) -> None:
+    by_op: dict[str, list[float]] = {}
+    for change in changes:
+        by_op.setdefault(change["op"], []).append(change["latency_change_pct"])
+    for op, parts in by_op.items():
+        _say(f"{op}: {len(parts)} cases, median latency {statistics.median(parts):+.1f} %")
+    if not changes:
+        _say("the databases have no case in common")
+
+
+def _line(row: CostRow) -> str:
+    energy = "-" if row.energy_mj is None else f"{row.energy_mj:.2f} mJ at {row.power_w or 0:.0f} W"
+    throttled = " throttled" if row.throttled else ""
+    return f"{describe(row)}: {row.latency_us:.1f} us, {energy} ({row.kind}){throttled}"
+
+
+def _energy_change(change: dict[str, Any]) -> str:
+    energy = change["energy_change_pct"]
+    return "" if energy is None else f", energy {energy:+.1f} %"
+
+
+def _count_energy(rows: Sequence[CostRow]) -> int:
+    return sum(r.energy_mj is not None for r in rows)
+
+
+def _refuse_unknown(what: str, names: Sequence[str], known: set[str]) -> None:
+    unknown = sorted(set(names) - known)
+    if unknown:
+        raise ConfigError(f"no row of {what} {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")

@@ -1,0 +1,154 @@
+"""Interpolation between measured neighbours (a Gaussian process): for tables too small for a network.
+
+Shapes: B rows, N rows kept, F features.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from thermoe.errors import DataError
+from thermoe.types import BoolArray, FloatArray, IntArray
+
+# Reaches of a neighbour, over that of the most likely one, and noises as shares of the variance, to choose from.
+_REACHES = (0.7, 1.0, 1.5, 2.5)
+_NOISES = (0.003, 0.03, 0.2)
+MOST_ROWS = 1500
+# Rows that tell how much each feature matters, and how far from equal that may go (a factor of e to this power).
+_ROWS_FOR_RELEVANCE = 400
+_RELEVANCE_SPREAD = 2.0
+_START_NOISE = 0.05
+_MOST_LOG_CHANGE = 7.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kriging:
+    """Sum over kept rows of weight x exp(-distance^2 / 2), around zero.
+
+    Attributes:
+        mean, spread: Of each feature; a spread holds the reach already (F,).
+        points: Kept rows, scaled (N, F).
+        weights: (N,).
+    """
+
+    mean: FloatArray
+    spread: FloatArray
+    points: FloatArray
+    weights: FloatArray
+
+    def __call__(self, features: FloatArray) -> FloatArray:
+        """Value of each row (B,); far from all kept rows it is zero."""
+        x = (features - self.mean) / self.spread
+        return np.asarray(_kernel(x, self.points) @ self.weights, dtype=np.float64)
+
+    def distance(self, features: FloatArray) -> FloatArray:
+        """How far each row is from its nearest kept row (B,): 0 on it, 1 beyond all reach."""
+        x = (features - self.mean) / self.spread
+        return np.asarray(1.0 - _kernel(x, self.points).max(axis=1), dtype=np.float64)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists."""
+        return {name: getattr(self, name).tolist() for name in self.__slots__}
+
+    @classmethod
+    def from_dict(cls, values: Any, num_features: int, where: str) -> Self:
+        """Inverse of `as_dict`; sizes that do not fit and numbers that are not finite are a `DataError`."""
+        try:
+            arrays = [np.array(values[name], np.float64) for name in ("mean", "spread", "points", "weights")]
+        except (KeyError, TypeError, ValueError) as err:
+            raise DataError(f"{where}: neighbours lack {' '.join(str(err).split())[:100]}") from err
+        mean, spread, points, weights = arrays
+        fits = mean.shape == spread.shape == (num_features,) and points.shape == (*weights.shape, num_features)
+        if not fits or weights.ndim != 1 or not all(np.isfinite(a).all() for a in arrays) or (spread <= 0).any():
+            raise DataError(f"{where}: neighbours of {num_features} features hold sizes or numbers that do not fit")
+        return cls(*arrays)
+
+
+def silent(num_features: int) -> Kriging:
+    """One that says zero everywhere."""
+    none = np.zeros(num_features)
+    return Kriging(none, none + 1.0, none[None], np.zeros(1))
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a fit says of rows when their fold is left out (B,), and how far they then are from all kept rows (B,)."""
+
+    value: FloatArray
+    distance: FloatArray
+
+
+def krige(features: FloatArray, target: FloatArray, folds: IntArray, seed: int = 0) -> tuple[Kriging, LeftOut]:
+    """Fit to all rows, with the reach and the noise that guess left-out folds best.
+
+    What matters is learned anew without each fold, so that the guesses owe nothing to the rows they are of.
+
+    Args:
+        features: (B, F).
+        target: (B,), finite.
+        folds: Fold of each row (B,): rows of one shape share one.
+        seed: Of the rows that are kept if there are more than `MOST_ROWS`.
+    """
+    if len(target) > MOST_ROWS:
+        kept = np.random.default_rng(seed).permutation(len(target))[:MOST_ROWS]
+        fit, few = krige(features[kept], target[kept], folds[kept])
+        value, distance = fit(features), fit.distance(features)
+        value[kept], distance[kept] = few.value, few.distance
+        return fit, LeftOut(value, distance)
+    mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
+    scaled = (features - mean) / spread
+    rng = np.random.default_rng(seed)
+    parts = [(folds == f, _relevance(scaled[folds != f], target[folds != f], rng)) for f in np.unique(folds)]
+    guesses = {(r, n): _left_out(scaled, target, parts, r, n) for r in _REACHES for n in _NOISES}
+    reach, noise = min(guesses, key=lambda choice: float(np.abs(guesses[choice].value - target).mean()))
+    width = reach / _relevance(scaled, target, rng)
+    points = scaled / width
+    weights = np.linalg.solve(_kernel(points, points) + noise * np.eye(len(target)), target)
+    return Kriging(mean, spread * width, points, weights.astype(np.float64)), guesses[reach, noise]
+
+
+def _relevance(scaled: FloatArray, target: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """How much each feature tells rows apart (F,): the most likely, starting from all alike."""
+    from scipy.optimize import minimize  # only here: predicting needs no scipy
+
+    rows = rng.permutation(len(target))[:_ROWS_FOR_RELEVANCE]
+    x, y = scaled[rows], target[rows] / max(float(np.sqrt(np.mean(target[rows] ** 2))), 1e-6)
+    count = scaled.shape[1]
+    start = np.log(np.append(np.full(count, 1.0 / count), _START_NOISE))
+
+    def unlikeliness(logs: FloatArray) -> tuple[float, FloatArray]:
+        weights, noise = np.exp(logs[:-1]), float(np.exp(logs[-1]))
+        kernel = _kernel(x * np.sqrt(weights), x * np.sqrt(weights))
+        inverse = np.linalg.inv(kernel + noise * np.eye(len(y)))
+        solved = inverse @ y
+        fit = float(y @ solved) / len(y)  # variance of the process, at its most likely value
+        _, log_det = np.linalg.slogdet(kernel + noise * np.eye(len(y)))
+        away = (logs - start) / _RELEVANCE_SPREAD
+        value = 0.5 * (len(y) * np.log(fit) + log_det + away @ away)
+        pull = inverse - np.outer(solved, solved) / fit
+        mixed = pull * kernel
+        squares = 2.0 * ((x * x).T @ mixed.sum(axis=1) - np.einsum("if,ij,jf->f", x, mixed, x, optimize=True))
+        slope = np.append(-0.25 * weights * squares, 0.5 * noise * np.trace(pull)) + away / _RELEVANCE_SPREAD
+        return value, slope
+
+    bounds = [(s - _MOST_LOG_CHANGE, s + _MOST_LOG_CHANGE) for s in start]
+    found = minimize(unlikeliness, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+    return np.asarray(np.exp(0.5 * found.x[:-1]), dtype=np.float64)
+
+
+def _left_out(
+    scaled: FloatArray, target: FloatArray, parts: list[tuple[BoolArray, FloatArray]], reach: float, noise: float
+) -> LeftOut:
+    value, distance = np.empty_like(target), np.empty_like(target)
+    for unseen, relevance in parts:
+        points, asked = scaled[~unseen] * (relevance / reach), scaled[unseen] * (relevance / reach)
+        weights = np.linalg.solve(_kernel(points, points) + noise * np.eye(len(points)), target[~unseen])
+        near = _kernel(asked, points)
+        value[unseen], distance[unseen] = near @ weights, 1.0 - near.max(axis=1)
+    return LeftOut(value, distance)
+
+
+def _kernel(a: FloatArray, b: FloatArray) -> FloatArray:
+    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * (a @ b.T)
+    return np.asarray(np.exp(-0.5 * np.maximum(squares, 0.0)), dtype=np.float64)

@@ -1,0 +1,152 @@
+"""Law, correction and conditions put together: what cases cost. B cases."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from thermoe.cost.cases import Cases
+from thermoe.cost.correction import Correction
+from thermoe.cost.device_state import Conditions, conditions
+from thermoe.cost.encoding import Inputs
+from thermoe.cost.features import features_of
+from thermoe.cost.fitted import FittedLaw
+from thermoe.cost.law import Law, physical_law
+from thermoe.cost.observations import LawKey, Observations
+from thermoe.cost.prediction import CostArrays
+from thermoe.cost.roofline import H200, DeviceLimits
+from thermoe.cost.work import OPERATIONS, cases_of, work_of_cases
+from thermoe.types import BoolArray, FloatArray, IntArray, MoEShape
+
+# Power above idle that a correction leaves, as a share of all power.
+_LEAST_ABOVE_IDLE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """Costs of cases; predicted.
+
+    Attributes:
+        latency_s, energy_j: (B,) [s], [J].
+        log_error: Logarithmic half width of the 90 % intervals of both (B, 2); NaN where unknown.
+        is_covered: Whether a case lies in the measured range (B,).
+    """
+
+    latency_s: FloatArray
+    energy_j: FloatArray
+    log_error: FloatArray
+    is_covered: BoolArray
+
+    @classmethod
+    def blank(cls, count: int) -> Self:
+        """Room for so many cases."""
+        return cls(np.empty(count), np.empty(count), np.empty((count, 2)), np.empty(count, dtype=np.bool_))
+
+    def put(self, rows: IntArray, part: "Pricing") -> None:
+        """Set some rows."""
+        for name in self.__slots__:
+            getattr(self, name)[rows] = getattr(part, name)
+
+
+def price(
+    cases: Cases,
+    fitted: FittedLaw | None,
+    correction: Correction | None,
+    limits: DeviceLimits,
+    at: Conditions,
+    bits: float | None = None,
+) -> Pricing:
+    """Costs of cases of one operation, implementation and format.
+
+    The law says what work takes at full clock; conditions stretch it until its power fits the limit. A correction
+    was learned at the conditions of the measurements, so it is put on what the law says there, and a
+    lower limit stretches the result further.
+
+    Args:
+        cases: What is asked.
+        fitted: Law and errors; the roofline where None.
+        correction: Learned factors, if any.
+        limits: The device.
+        at: Conditions to predict for.
+        bits: Precision of the weights if it is not that of the format, such as a mean [bit].
+    """
+    counted = np.full(len(cases), bits) if bits is not None else cases.bits
+    work = OPERATIONS[cases.op](cases, cases.loads.rows, cases.loads.distinct, counted)
+    law = fitted.law if fitted else physical_law(limits, float(counted[0]))
+    free_s, dynamic_j = law.latency_s(work), law.dynamic_energy_j(work)
+    if fitted is None or correction is None:
+        costs = at.apply(free_s, dynamic_j)
+        errors = [np.nan if e is None else e for e in _errors(fitted)]
+        covered = fitted.covered(work.table()) if fitted else np.zeros(len(cases), dtype=np.bool_)
+        return Pricing(costs.latency_s, costs.energy_j, np.tile(errors, (len(cases), 1)), covered)
+    inputs = _inputs(cases, work.table(), free_s, limits)
+    measured = conditions(limits, 0.0, None)
+    costs = corrected(measured.apply(free_s, dynamic_j), correction(inputs), measured)
+    above_idle_j = np.maximum(costs.energy_j - measured.static_power_w * costs.latency_s, 0.0)
+    costs = at.apply(costs.latency_s, above_idle_j)
+    return Pricing(costs.latency_s, costs.energy_j, correction.miss(inputs), correction.covers(inputs))
+
+
+def corrected(costs: CostArrays, factors: FloatArray, measured: Conditions) -> CostArrays:
+    """Costs times learned factors (B, 2); power stays between idle and the limit."""
+    latency_s = costs.latency_s * np.exp(factors[:, 0])
+    power_w = costs.energy_j / costs.latency_s * np.exp(factors[:, 1])
+    power_w = np.clip(power_w, measured.static_power_w / (1.0 - _LEAST_ABOVE_IDLE), measured.power_limit_w)
+    return CostArrays(latency_s, power_w * latency_s)
+
+
+def rows_by_key(cases: Cases) -> dict[LawKey, IntArray]:
+    """Rows of each implementation and format."""
+    names = np.char.add(np.char.add(np.array(cases.impl, dtype=np.str_), "/"), np.array(cases.dtype, dtype=np.str_))
+    found: dict[LawKey, IntArray] = {}
+    for name in np.unique(names):
+        rows = np.flatnonzero(names == name)
+        found[cases.op, cases.impl[rows[0]], cases.dtype[rows[0]]] = rows
+    return found
+
+
+def correction_inputs(cases: Cases, laws: Mapping[LawKey, Law], limits: DeviceLimits) -> Inputs:
+    """What a correction sees of cases of one operation."""
+    work, free_s = work_of_cases(cases), np.empty(len(cases))
+    for key, rows in rows_by_key(cases).items():
+        free_s[rows] = laws[key].latency_s(work_of_cases(cases.take(rows)))
+    return _inputs(cases, work.table(), free_s, limits)
+
+
+def correction_targets(observed: Observations, laws: Mapping[LawKey, Law], limits: DeviceLimits) -> FloatArray:
+    """Logarithms of measured over law, latency and power (B, 2); NaN where not measured.
+
+    Where energy was measured, both are those of its window, under the power limit; a latency alone was timed in
+    short rounds and stands against the law at full clock. Where no energy was measured at all, nothing says what
+    the power limit does, and latencies count as they are.
+    """
+    measured, targets = conditions(limits, 0.0, None), np.empty((len(observed), 2))
+    for key, rows in observed.by_key().items():
+        part = observed.take(rows)
+        work = work_of_cases(part.cases)
+        free_s = laws[key].latency_s(work)
+        costs = measured.apply(free_s, laws[key].dynamic_energy_j(work))
+        has_energy = np.isfinite(part.energy_j)
+        as_timed = has_energy | ~has_energy.any()
+        targets[rows, 0] = np.log(np.where(as_timed, part.window_s / costs.latency_s, part.latency_s / free_s))
+        targets[rows, 1] = np.log(part.power_w / (costs.energy_j / costs.latency_s))
+    return targets
+
+
+def correction_sizes(op: str) -> tuple[int, int]:
+    """Features and extents that a correction of this operation has."""
+    cases = cases_of(op, MoEShape(num_layers=1, hidden_size=64, inter_size=64, num_experts=2, top_k=1), 1.0, 1.0)
+    inputs = _inputs(cases, work_of_cases(cases).table(), np.ones(1), H200)
+    return inputs.features.shape[1], inputs.extent.shape[1]
+
+
+def _inputs(cases: Cases, work: FloatArray, free_s: FloatArray, limits: DeviceLimits) -> Inputs:
+    extent = np.concatenate([work[:, 1:5], cases.hidden_size[:, None], cases.inter_size[:, None]], axis=1)
+    names = np.char.add(np.char.add(np.array(cases.impl, dtype=np.str_), "/"), np.array(cases.dtype, dtype=np.str_))
+    features = features_of(cases, work, free_s, limits)
+    return Inputs(features, np.log(np.maximum(extent, 1.0)), cases.tokens, names, cases.models())
+
+
+def _errors(fitted: FittedLaw | None) -> tuple[float | None, float | None]:
+    return (None, None) if fitted is None else (fitted.latency_log_error, fitted.energy_log_error)

@@ -71,7 +71,7 @@ def describe(matrix: Tensor, tensor_map: ctypes.Array) -> None:
 
 
 def in_code_order(x_TC: Tensor) -> Tensor:
-    """Restated from codes.cuh: positions are slot & 1, slot / 2, word, odd, q, second; columns slot, q, word, second, odd."""
+    """Of codes.cuh: positions are slot & 1, slot / 2, word, odd, q, second; columns slot, q, word, second, odd."""
     position = torch.arange(128)
     bit = [position >> i & 1 for i in range(7)]
     second, q, odd, word, slot_high, slot_low = bit[0], position >> 1 & 3, bit[3], bit[4], bit[5], bit[6]
@@ -211,7 +211,9 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("int2", "bank8") else pytest.mark.slow) for name in FORMATS]
+)
 def test_codes_of_every_precision(kernel_of, name):
     layer = Layer(kernel_of, case(format=name, group_size=128, inter_size=136, biases=True), FORMATS[name])
 

@@ -85,7 +85,12 @@ DEV void bring_weights(const Problem& p) {  // one thread
 DEV void gather_rows(const Problem& p, const Tile& tile, int at, Turn<STAGES>& turn, int thread) {
   const int row = thread / 8, piece = thread % 8;  // of 8 rows by 128 bytes
   const int row_bytes = source_columns(p, 0) * ELEMENT_BYTES, stages = stages_of(p, 0);
-  const uint32_t rows = ROWS + ROWS_BYTES * at + 4 * row;  // where they start, in pieces
+  const uint32_t rows = ROWS + ROWS_BYTES * at + 4 * row;
+  uint32_t from[PLANES ? 1 : OCTETS];  // where they start, in pieces; beside codes there are no registers for it
+#pragma unroll
+  for (int i = 0; i < (PLANES ? 0 : OCTETS); ++i)
+    if (16 * (i / 2) < tile.count) from[i] = lds32(rows + 32 * i);
+  const auto start_of = [&](int i) { return PLANES ? lds32(rows + 32 * i) : from[i]; };
   const char* source = p.tokens + 16 * piece;
   const uint32_t swizzled = WEIGHT_BYTES + row * STEP_BYTES + ((piece ^ row) << 4);
   for (int stage = 0; stage < stages; ++stage, turn.next()) {
@@ -97,8 +102,8 @@ DEV void gather_rows(const Problem& p, const Tile& tile, int at, Turn<STAGES>& t
 #pragma unroll
       for (int i = 0; i < OCTETS; i += 2)
         if (8 * i < tile.count) {
-          copy_piece(to + 8 * STEP_BYTES * i, source, lds32(rows + 32 * i), inside);
-          copy_piece(to + 8 * STEP_BYTES * (i + 1), source, lds32(rows + 32 * i + 32), inside);
+          copy_piece(to + 8 * STEP_BYTES * i, source, start_of(i), inside);
+          copy_piece(to + 8 * STEP_BYTES * (i + 1), source, start_of(i + 1), inside);
         }
     }
     copy_piece_arrive(BAR_FULL + 8 * turn.at);

@@ -22,7 +22,7 @@ class Build:
         planes: planes of integer codes instead of bf16, 0: none.
         nested: each expert has a precision of its own.
         ahead: stages by which weights are asked into the L2 cache before they are copied, 0: they are not.
-        keep: what the L2 cache is told: 1: weights go first, 2: tokens go last, 4: outputs go first; a sum of these.
+        keep: what the L2 cache is told: 1: weights go first, 2: outputs go first, 3: both.
     """
 
     activation: int = 0

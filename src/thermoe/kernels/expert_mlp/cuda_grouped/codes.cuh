@@ -49,9 +49,11 @@ DEV uint32_t widened(const uint32_t (&part)[PARTS_READ<BITS>][2], int word) {
     return odd_pair<BIT, true>(HALF == 0 ? part[0][word] : part[0][word] >> 2);
   } else {
     const uint32_t upper = odd_pair<BIT, false>(of_two_planes<HALF>(part[0][word], part[1][word]));
-    if constexpr (BITS == 4) return upper;
-    else  // 16 (2 a - 15) + 2 b - 15 = 2 c - 255
-      return add_product_bf16(upper, 0x41804180u, odd_pair<BIT, false>(of_last_plane<HALF>(part[2][word], part[3][word])));
+    if constexpr (BITS == 8) {  // 16 (2 a - 15) + 2 b - 15 = 2 c - 255
+      const uint32_t lower = of_last_plane<HALF>(part[2][word], part[3][word]);
+      return add_product_bf16(upper, 0x41804180u, odd_pair<BIT, false>(lower));
+    }
+    return upper;
   }
 }
 

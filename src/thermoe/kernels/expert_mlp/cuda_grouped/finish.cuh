@@ -1,7 +1,7 @@
 // What becomes of a warpgroup's sums: scales, biases, the activation, and rows of 16 bytes and more in device memory.
 //
-// A thread holds, of each product, rows r and r + 8 of its warp's 16 (r = lane / 4) for places 8 i + 2 (lane % 4) and the
-// next. Groups of 8 places pass through shared memory, so that a lane stores 8 neighbouring rows of one place.
+// A thread holds, of each product, rows r and r + 8 of its warp's 16 (r = lane / 4) for places 8 i + 2 (lane % 4) and
+// the next. Groups of 8 places pass through shared memory, so that a lane stores 8 neighbouring rows of one place.
 #pragma once
 
 #include "schedule.cuh"
@@ -147,7 +147,8 @@ struct Finisher {
 #pragma unroll
       for (int g = 0; g < 2; ++g) {
         const int64_t target = shuffle_from(slot[i / 4], 8 * (i % 4 + g) + place);
-        if (inside && 8 * (i + g) + place < tile.count) store_output(p.out + target * width + column + 8 * piece, row[g]);
+        uint16_t* to = p.out + target * width + column + 8 * piece;
+        if (inside && 8 * (i + g) + place < tile.count) store_output(to, row[g]);
       }
     }
   }

@@ -54,8 +54,8 @@ class Tuning:
     lag: int | None = None
 
 
-_CODES = Tuning(tokens=144, lead=1)
-_BY_PLANES = {0: Tuning(), 1: _CODES, 2: _CODES, 3: Tuning(tokens=128, stages=3, lead=1)}
+_CODES = Tuning(tokens=144, lead=1, pair=False)
+_BY_PLANES = {0: Tuning(), 1: _CODES, 2: _CODES, 3: Tuning(tokens=128, stages=3, lead=1, pair=False)}
 
 
 def supports(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dtype) -> bool:

@@ -51,7 +51,8 @@ constexpr int WEIGHT_WARP = 0, LIST_WARP = 3, GATHER_WARPS = 2, GATHER_THREADS =
 constexpr int MULTIPLY_WARPS = 8, MULTIPLY_START = 32 * 4, THREADS = MULTIPLY_START + 32 * MULTIPLY_WARPS;
 static_assert(!(PLANES && EIGHT), "codes meet bf16 tokens");
 // Registers of a thread: as launched, where it brings operands, where it multiplies.
-constexpr int REGISTERS = 168, BRING_REGISTERS = PLANES ? 40 : 56, MULTIPLY_REGISTERS = (3 * REGISTERS - BRING_REGISTERS) / 16 * 8;
+constexpr int REGISTERS = 168, BRING_REGISTERS = PLANES ? 40 : 56;
+constexpr int MULTIPLY_REGISTERS = (3 * REGISTERS - BRING_REGISTERS) / 16 * 8;
 static_assert(4 * BRING_REGISTERS + MULTIPLY_WARPS * MULTIPLY_REGISTERS <= THREADS / 32 * REGISTERS);
 
 enum ActivationKind : int { SWIGLU = 0, GEGLU = 1, SWIGLU_CLAMPED = 2 };

@@ -146,10 +146,23 @@ DEV void barrier_wait_cluster(uint32_t bar, uint32_t parity) {  // for what anot
       "}" ::"r"(address_of(bar)), "r"(parity) : "memory");
 }
 
-// ---- what the L2 cache is told of a piece: the codes that createpolicy gives for all of it
-constexpr uint64_t AS_USUAL = 0x1000000000000000ull, GO_FIRST = 0x12f0000000000000ull, GO_LAST = 0x14f0000000000000ull;
-constexpr uint64_t OF_WEIGHTS = THERMOE_KEEP & 1 ? GO_FIRST : AS_USUAL, OF_TOKENS = THERMOE_KEEP & 2 ? GO_LAST : AS_USUAL;
-constexpr uint64_t OF_OUTPUTS = THERMOE_KEEP & 4 ? GO_FIRST : AS_USUAL;
+// ---- what the L2 cache is told of a piece: the code that createpolicy gives for all of it. Copies of tokens tell it
+// nothing: with a hint, ptxas 13.0 adds uniform registers that nobody has written to their place in a cluster's memory.
+constexpr uint64_t GO_FIRST = 0x12f0000000000000ull;
+#if THERMOE_KEEP & 1
+#define WEIGHTS_HINTED ".L2::cache_hint"
+#define WEIGHTS_HINT ", %0"
+#else
+#define WEIGHTS_HINTED
+#define WEIGHTS_HINT
+#endif
+#if THERMOE_KEEP & 2
+#define OUTPUTS_HINTED ".L2::cache_hint"
+#define OUTPUTS_HINT ", %0"
+#else
+#define OUTPUTS_HINTED
+#define OUTPUTS_HINT
+#endif
 
 // ---- copies into shared memory that run by themselves
 DEV void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -167,26 +180,26 @@ constexpr uint16_t WHOLE_TEAM = (1 << TEAM) - 1;
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
   if constexpr (TEAM == 1)
     asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-        " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(row), "r"(address_of(bar)),
-        "l"(OF_WEIGHTS) : "memory");
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes" WEIGHTS_HINTED
+        " [%1], [%2, {%3, %4}], [%5]" WEIGHTS_HINT ";" ::"l"(GO_FIRST), "r"(address_of(to)), "l"(map), "r"(byte),
+        "r"(row), "r"(address_of(bar)) : "memory");
   else
     asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint"
-        " [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(row),
-        "r"(address_of(bar)), "h"(WHOLE_TEAM), "l"(OF_WEIGHTS) : "memory");
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster" WEIGHTS_HINTED
+        " [%1], [%2, {%3, %4}], [%5], %6" WEIGHTS_HINT ";" ::"l"(GO_FIRST), "r"(address_of(to)), "l"(map), "r"(byte),
+        "r"(row), "r"(address_of(bar)), "h"(WHOLE_TEAM) : "memory");
 }
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int group, uint32_t bar) {
   if constexpr (TEAM == 1)
     asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-        " [%0], [%1, {%2, 0, %3, %4}], [%5], %6;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(half), "r"(group),
-        "r"(address_of(bar)), "l"(OF_WEIGHTS) : "memory");
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes" WEIGHTS_HINTED
+        " [%1], [%2, {%3, 0, %4, %5}], [%6]" WEIGHTS_HINT ";" ::"l"(GO_FIRST), "r"(address_of(to)), "l"(map), "r"(byte),
+        "r"(half), "r"(group), "r"(address_of(bar)) : "memory");
   else
     asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint"
-        " [%0], [%1, {%2, 0, %3, %4}], [%5], %6, %7;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(half),
-        "r"(group), "r"(address_of(bar)), "h"(WHOLE_TEAM), "l"(OF_WEIGHTS) : "memory");
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster" WEIGHTS_HINTED
+        " [%1], [%2, {%3, 0, %4, %5}], [%6], %7" WEIGHTS_HINT ";" ::"l"(GO_FIRST), "r"(address_of(to)), "l"(map),
+        "r"(byte), "r"(half), "r"(group), "r"(address_of(bar)), "h"(WHOLE_TEAM) : "memory");
 }
 DEV void prefetch_box(const TensorMap* map, int byte, int row) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(byte), "r"(row)
@@ -208,8 +221,8 @@ DEV void copy_piece(uint32_t to, const char* start, uint32_t pieces, bool inside
       "{\n"
       ".reg .u64 from;\n"
       "mad.wide.u32 from, %2, 16, %1;\n"
-      "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [from], 16, %3, %4;\n"
-      "}" ::"r"(address_of(to)), "l"(start), "r"(pieces), "r"(inside ? 16 : 0), "l"(OF_TOKENS) : "memory");
+      "cp.async.cg.shared.global.L2::128B [%0], [from], 16, %3;\n"
+      "}" ::"r"(address_of(to)), "l"(start), "r"(pieces), "r"(inside ? 16 : 0) : "memory");
 }
 DEV void copy_piece_arrive(uint32_t bar) {  // the barrier counts this thread once its pieces have landed
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(address_of(bar)) : "memory");
@@ -252,8 +265,8 @@ DEV void store_piece(void* to, const uint32_t (&r)[4]) {
                : "memory");
 }
 DEV void store_output(void* to, const uint32_t (&r)[4]) {
-  asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]),
-               "r"(r[3]), "l"(OF_OUTPUTS) : "memory");
+  asm volatile("st.global" OUTPUTS_HINTED ".v4.u32 [%1], {%2, %3, %4, %5}" OUTPUTS_HINT ";" ::"l"(GO_FIRST), "l"(to),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
 }
 DEV uint32_t load_half(const uint16_t* from) {
   uint16_t v;

@@ -1,5 +1,5 @@
-// The two warpgroups that multiply. Each has 128 rows of a tile's weights as two products of 64 rows, whose sums stay in
-// registers; both share the tile's tokens. One is LEAD steps ahead: while it stores, the other has the matrix units.
+// The two warpgroups that multiply. Each has 128 rows of a tile's weights as two products of 64 rows, whose sums stay
+// in registers; both share the tile's tokens. One is LEAD steps ahead: while it stores, the other has the matrix units.
 #pragma once
 
 #include "codes.cuh"

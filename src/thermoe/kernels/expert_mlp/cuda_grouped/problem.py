@@ -100,7 +100,8 @@ def _kind(matrices: Matrices) -> str:
     if isinstance(matrices, Fp8Matrices):
         return "blocks of e4m3" if matrices.blocks else "e4m3"
     name = f"{'bank' if matrices.nested else 'int'}{matrices.max_bits}"
-    return name if matrices.zero_PENG is None and matrices.group_size == CHUNK else f"{name} in other groups or with zeros"
+    taken = matrices.zero_PENG is None and matrices.group_size == CHUNK
+    return name if taken else f"{name} in other groups or with zeros"
 
 
 def _memory(experts: ExpertWeights) -> str | None:

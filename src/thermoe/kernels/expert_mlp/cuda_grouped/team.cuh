@@ -6,7 +6,7 @@
 #endif
 
 #ifndef THERMOE_KEEP
-#define THERMOE_KEEP 0  // what the L2 cache is told: 1: weights go first, 2: tokens go last, 4: outputs go first
+#define THERMOE_KEEP 0  // what the L2 cache is told: 1: weights go first, 2: outputs go first
 #endif
 
 constexpr int TEAM = THERMOE_PAIR ? 2 : 1;  // blocks of a cluster, which reach each other's shared memory

@@ -59,6 +59,7 @@ def test_a_tree_by_hand():
         {"children": [1, 2, 1, 1, 3, 6, 3, 3, 4, 4, 5, 5]},
         {"children": [1, 2]},
         {"value": [0, 10, 0, float("inf"), 30, 1]},
+        {"value": [0, 10, 0, 10**400, 30, 1]},
         {"depth": 10**9},
         {"roots": [-1]},
         {"roots": None},

@@ -28,6 +28,7 @@ _TREE_SHARES = (0.0, 0.5, 1.0)
 _FADE = 1.5
 _SPREAD_TREES = Boosting(trees=20, leaves=16, depth=5, learning_rate=0.2, least_rows=40)
 _LEAST_MISS = 0.003
+_MOST = 1e9  # larger ones are no fit, and would overflow
 _LEAST_SPREAD, _MOST_GROWTH = 0.02, 4.0
 _SMALL_BATCH, _MANY_ROWS = 256, 30000
 
@@ -130,7 +131,7 @@ class Correction:
             models = np.array(values["models"], np.float64).reshape(-1, 4)
             quantiles = tuple(np.nan if v is None else float(v) for v in values["quantiles"])
             parts = {n: list(values[n]) for n in ("networks", "trees", "neighbours", "spreads")}
-        except (KeyError, TypeError, ValueError) as err:
+        except (KeyError, TypeError, ValueError, OverflowError) as err:
             raise DataError(f"{where}: a correction lacks {' '.join(str(err).split())[:100]}") from err
         counts = [len(parts[n]) for n in ("trees", "neighbours", "spreads")]
         fits = (
@@ -139,8 +140,8 @@ class Correction:
             and all(c in (0, 2) for c in counts)
             and bool(parts["networks"]) != bool(parts["neighbours"])
             and (counts[0] == 2 or not any(shares))
-            and all(np.isfinite(v).all() for v in (low, high, shares, growth, strangeness, models, grid))
-            and not any(np.isinf(q) or q < 0 for q in quantiles)
+            and all((np.abs(v) < _MOST).all() for v in (low, high, shares, growth, strangeness, models, grid))
+            and not any(q > _MOST or q < 0 for q in quantiles)
         )
         if not fits:
             raise DataError(f"{where}: a correction holds parts that do not fit each other")

@@ -14,6 +14,7 @@ from thermoe.types import FloatArray
 
 # Rows walked through all trees at once: their nodes stay in the cache.
 _CHUNK = 256
+_MOST = 1e4  # no logarithm of a ratio is larger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,11 +94,13 @@ class Forest:
         """Inverse of `as_dict`; nodes that point nowhere and numbers that are not finite are a `DataError`."""
         try:
             threshold = [np.inf if t is None else float(t) for t in values["threshold"]]
+            with np.errstate(over="ignore"):  # what overflows is refused below, or is above all features
+                limits, value = np.array(threshold, np.float32), np.array(values["value"], np.float32)
             forest = cls(
                 np.array(values["feature"], np.intp),
-                np.array(threshold, np.float32),
+                limits,
                 np.array(values["children"], np.intp),
-                np.array(values["value"], np.float32),
+                value,
                 np.array(values["roots"], np.intp),
                 int(values["depth"]),
                 float(values["offset"]),
@@ -112,7 +115,7 @@ class Forest:
             and forest.roots.ndim == 1
             and all(not a.size or (a.min() >= 0 and a.max() < end) for a, end in pointers)
             and 0 <= forest.depth <= count
-            and bool(np.isfinite(forest.value).all() and np.isfinite(forest.offset))
+            and bool((np.abs(forest.value) < _MOST).all() and abs(forest.offset) < _MOST)
             and not np.isnan(forest.threshold).any()
         )
         if not fits:

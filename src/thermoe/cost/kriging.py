@@ -19,6 +19,7 @@ MOST_ROWS = 1500
 _ROWS_FOR_RELEVANCE = 400
 _RELEVANCE_SPREAD = 2.0
 _START_NOISE = 0.05
+_MOST_NUMBER = 1e9  # larger ones are no fit, and would overflow
 _MOST_LOG_CHANGE = 7.0
 
 
@@ -56,11 +57,16 @@ class Kriging:
         """Inverse of `as_dict`; sizes that do not fit and numbers that are not finite are a `DataError`."""
         try:
             arrays = [np.array(values[name], np.float64) for name in ("mean", "spread", "points", "weights")]
-        except (KeyError, TypeError, ValueError) as err:
+        except (KeyError, TypeError, ValueError, OverflowError) as err:
             raise DataError(f"{where}: neighbours lack {' '.join(str(err).split())[:100]}") from err
         mean, spread, points, weights = arrays
         fits = mean.shape == spread.shape == (num_features,) and points.shape == (*weights.shape, num_features)
-        if not fits or weights.ndim != 1 or not all(np.isfinite(a).all() for a in arrays) or (spread <= 0).any():
+        if (
+            not fits
+            or weights.ndim != 1
+            or not all((np.abs(a) < _MOST_NUMBER).all() for a in arrays)
+            or (spread <= 0).any()
+        ):
             raise DataError(f"{where}: neighbours of {num_features} features hold sizes or numbers that do not fit")
         return cls(*arrays)
 

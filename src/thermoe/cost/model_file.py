@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from thermoe.cost.cases import DTYPE_BITS
 from thermoe.cost.correction import Correction
 from thermoe.cost.fitted import FittedLaw
 from thermoe.cost.pricing import correction_sizes
+from thermoe.cost.roofline import MOST
 from thermoe.cost.work import OPERATIONS
 from thermoe.errors import DataError
 
@@ -38,7 +37,7 @@ def as_content(model: "KernelCostModel") -> dict[str, Any]:
 def fill(model: "KernelCostModel", content: dict[str, Any], where: str) -> None:
     """Inverse of `as_content` but for the limits; anything missing or wrong is a one-line `DataError`."""
     temp_c, operations, corrections = (content.get(n) for n in ("reference_temp_c", "operations", "corrections"))
-    if not isinstance(temp_c, int | float) or not np.isfinite(temp_c) or not isinstance(operations, list):
+    if not isinstance(temp_c, int | float) or not abs(temp_c) < MOST or not isinstance(operations, list):
         raise DataError(f"{where}: needs a reference_temp_c and a list of operations")
     if not isinstance(corrections, dict) or not set(corrections) <= set(OPERATIONS):
         raise DataError(f"{where}: needs corrections by operation")

@@ -26,6 +26,8 @@ _WARM_UP = 0.1
 _MOST_LOG_ERROR = 1.0
 # Below this relative error the loss is quadratic, so that the last steps settle.
 _ROUND_OFF = 0.01
+# Larger ones are no weights of a fit, and would overflow.
+MOST_WEIGHT = 1e6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,17 +90,19 @@ class Network:
     def from_dict(cls, values: Any, num_features: int, num_codes: int, num_targets: int, where: str) -> Self:
         """Inverse of `as_dict`; sizes that do not fit each other and numbers that are not finite are a `DataError`."""
         try:
-            network = cls(
-                mean=np.array(values["mean"], np.float32),
-                spread=np.array(values["spread"], np.float32),
-                table=np.array(values["table"], np.float32),
-                target_mean=np.array(values["target_mean"], np.float32),
-                target_spread=np.array(values["target_spread"], np.float32),
-                layers=[
-                    (np.array(v["weights"], np.float32), np.array(v["offsets"], np.float32)) for v in values["layers"]
-                ],
-            )
-        except (KeyError, TypeError, ValueError) as err:
+            with np.errstate(over="ignore"):  # what overflows is refused below
+                network = cls(
+                    mean=np.array(values["mean"], np.float32),
+                    spread=np.array(values["spread"], np.float32),
+                    table=np.array(values["table"], np.float32),
+                    target_mean=np.array(values["target_mean"], np.float32),
+                    target_spread=np.array(values["target_spread"], np.float32),
+                    layers=[
+                        (np.array(v["weights"], np.float32), np.array(v["offsets"], np.float32))
+                        for v in values["layers"]
+                    ],
+                )
+        except (KeyError, TypeError, ValueError, OverflowError) as err:
             raise DataError(f"{where}: a network lacks {' '.join(str(err).split())[:100]}") from err
         widths = [num_features, *(b.shape[0] if b.ndim == 1 else -1 for _, b in network.layers)]
         shapes = [w.shape for w, _ in network.layers]
@@ -112,7 +116,7 @@ class Network:
         )
         arrays = [network.mean, network.spread, network.table, network.target_mean, network.target_spread]
         arrays += [a for layer in network.layers for a in layer]
-        if not fits or not all(np.isfinite(a).all() for a in arrays) or (network.spread <= 0).any():
+        if not fits or not all((np.abs(a) < MOST_WEIGHT).all() for a in arrays) or (network.spread <= 0).any():
             raise DataError(f"{where}: a network of {num_features} features holds sizes or numbers that do not fit")
         return network
 

@@ -3,8 +3,6 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-import numpy as np
-
 from thermoe.errors import DataError
 
 
@@ -77,7 +75,11 @@ H200 = DeviceLimits(
 )
 
 
+# No figure of a model is larger; what is could overflow on its way.
+MOST = 1e30
+
+
 def is_positive(value: Any, *, or_zero: bool = False) -> bool:
     """Whether a value read from a file is a positive finite number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and bool(np.isfinite(value)) and (value > 0 or (or_zero and value == 0))
+    return is_number and (0 < value < MOST or (or_zero and value == 0))

@@ -4,54 +4,41 @@ Legend: J time constants, N points of a forecast, P = J + 1 unknowns (ambient fi
 """
 
 import math
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
-from scipy.optimize import nnls
 
-from thermoe.errors import ConfigError, CostError
-from thermoe.types import Estimate, FloatArray, Kind, SysState
+from thermoe.cost.forecast_errors import ForecastOf
+from thermoe.cost.prediction import CostPrediction
+from thermoe.cost.thermal_fit import ThermalFit
+from thermoe.cost.thermal_forecast import Course, Forecast, PlannedLoad, follow
+from thermoe.cost.thermal_tracker import ThermalTracker
+from thermoe.errors import ConfigError, CostError, DataError
+from thermoe.types import NUMBER, Estimate, FloatArray, Kind, SysState
 
 #: Time constants whose mixture stands for the network; a real two-pole board lies between them [s].
 TIME_CONSTANTS_S = (0.25, 0.5, 1.0, 3.0, 10.0, 30.0)
 _Z90 = 1.645  # half width of a 90 % interval in standard deviations
-_AMBIENT_C, _AMBIENT_SPREAD_C = 30.0, 20.0  # what is believed before the first sample
-_RESISTANCE_SPREAD_C_PER_W = 0.05
 _MIN_UPDATES = 10
-# Successive readings err together, so they count as fewer: a reading a second is taken to be independent.
-_INDEPENDENT_S = 1.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Forecast:
-    """A temperature to come, with its 90 % interval.
-
-    Attributes:
-        time_s: (N,) times, by the clock of the states [s]; the first is that of the last state.
-        temp_c: (N,) core temperature [deg C].
-        low_c, high_c: (N,) bounds [deg C].
-        kind: Always predicted.
-    """
-
-    time_s: FloatArray
-    temp_c: FloatArray
-    low_c: FloatArray
-    high_c: FloatArray
-    kind: Kind = Kind.PREDICTED
+_FORMAT = "thermoe-thermal-predictor"
 
 
 class ThermalPredictor:
-    """Recursive least squares of a thermal RC network with fixed time constants.
+    """A thermal RC network learned by recursive least squares, with intervals from its own past errors.
 
-    The temperature is modelled as ambient + sum over j of R_j times the power smoothed with time
-    constant j. That is linear in the unknown ambient and resistances, so learning one more state
-    costs a few dozen operations and no history is kept; resistances are held at 0 or above.
+    The temperature is ambient + sum over j of R_j times the power smoothed with time constant j (see
+    `ThermalFit`). A forecast starts from the last readings. Every state is compared with what would have been
+    forecast for it half a second to 8 s before, with the power that was then drawn and with the power that was
+    expected; intervals span 90 % of these errors, and before there are enough come from the fit alone.
+
+    Readings that are silent, not finite or beyond all reason teach nothing. Where the clock goes back, or forward
+    by more than 5 s and five usual intervals, smoothed powers start anew and what was learned stays.
 
     Args:
         time_constants_s: Time constants of the network [s].
         memory_s: Time after which a reading counts 1/e [s]; lets the ambient drift.
-        sensor_sd_c: Least standard deviation of a reading [deg C]; many boards report whole degrees.
+        sensor_sd_c: Least standard deviation of a reading [deg C].
 
     Attributes:
         ambient_c_: Temperature at zero power [deg C].
@@ -67,79 +54,94 @@ class ThermalPredictor:
         memory_s: float = 300.0,
         sensor_sd_c: float = 0.1,
     ) -> None:
-        if not time_constants_s or min(time_constants_s) <= 0.0 or memory_s <= 0.0 or sensor_sd_c <= 0.0:
+        if not time_constants_s or not min(*time_constants_s, memory_s, sensor_sd_c) > 0.0:
             raise ConfigError(
                 f"thermal predictor with time constants {time_constants_s} s, memory {memory_s} s, sensor deviation "
                 f"{sensor_sd_c} deg C: each needs to be positive"
             )
-        self.time_constants_s = time_constants_s
-        self.memory_s = memory_s
-        self.sensor_sd_c = sensor_sd_c
-        self.num_updates_ = 0
-        size = len(time_constants_s) + 1
+        self.time_constants_s, self.memory_s, self.sensor_sd_c = time_constants_s, memory_s, sensor_sd_c
         self._tau = np.array(time_constants_s)
-        self._prior = 1.0 / np.array([_AMBIENT_SPREAD_C] + [_RESISTANCE_SPREAD_C_PER_W] * (size - 1)) ** 2
-        self._gram = np.zeros((size, size))
-        self._moment = np.zeros(size)
-        self._square = self._weight = 0.0
-        self._smoothed_w: FloatArray | None = None
-        self._last: tuple[float, float] | None = None  # time [s], temperature [deg C]
-        self._interval_s = self._power_mean_w = self._power_var_w2 = 0.0
-        self._stale = True
+        self._fit = ThermalFit(len(time_constants_s), memory_s=memory_s, sensor_sd_c=sensor_sd_c)
+        self._now = ThermalTracker(self._tau, self._fit)
 
-    def update(self, state: SysState) -> Self:
-        """Learn from one more state; one without temperature or power teaches nothing.
+    @property
+    def num_updates_(self) -> int:
+        """States learned from."""
+        return self._fit.num_updates_
 
-        The power of a state is taken to have acted since the state before. Where the clock goes
-        back (a new run) the smoothed powers start anew and what was learned stays.
-        """
-        power_w = state.power_w if state.power_w is not None else state.power_avg_w
-        if state.temp_c is None or power_w is None:
-            return self
-        gap_s = state.time_s - self._last[0] if self._last is not None else -1.0
-        if gap_s == 0.0:
-            return self
-        if self._smoothed_w is None or gap_s < 0.0:
-            self._smoothed_w = np.full(len(self._tau), power_w)
-            self._power_mean_w, self._power_var_w2 = power_w, 0.0
-        else:
-            self._smoothed_w = power_w + (self._smoothed_w - power_w) * np.exp(-gap_s / self._tau)
-            self._track_power(power_w, gap_s)
-            self._learn(self._smoothed_w, state.temp_c, gap_s)
-        self._last = (state.time_s, state.temp_c)
+    @property
+    def ambient_c_(self) -> float:
+        """Temperature at zero power [deg C]."""
+        self._fit.solve()
+        return float(self._fit.coefficients_[0])
+
+    @property
+    def resistance_c_per_w_(self) -> FloatArray:
+        """(J,) R_j [deg C/W]."""
+        self._fit.solve()
+        return self._fit.coefficients_[1:]
+
+    @property
+    def residual_sd_c_(self) -> float:
+        """Standard deviation of the fit [deg C]."""
+        self._fit.solve()
+        return self._fit.residual_sd_c_
+
+    def fit(self, states: Iterable[SysState]) -> Self:
+        """Learn from recorded states, in their order; what was learned before stays."""
+        for state in states:
+            self.update(state)
         return self
 
-    def predict(self, horizon_s: float, power_w: float | None = None, *, num_points: int = 21) -> Forecast:
-        """The temperature over the next `horizon_s`.
+    def update(self, state: SysState, *, learn: bool = True) -> Self:
+        """Take in one more state; its power is taken to have acted since the state before.
+
+        Args:
+            state: What the sensors say. Without a temperature it moves the smoothed powers only, without a
+                power the last one goes on for a while.
+            learn: Whether the network may learn from it; errors of past forecasts count either way.
+        """
+        self._now.update(state, learn=learn)
+        return self
+
+    def predict(
+        self, horizon_s: float, power_w: float | Sequence[PlannedLoad] | None = None, *, num_points: int = 21
+    ) -> Forecast:
+        """The temperature and power over the next `horizon_s`.
 
         Args:
             horizon_s: How far to look [s].
-            power_w: Power from now on [W]; by default the mean of the last seconds, whose spread
-                then widens the interval.
+            power_w: Power from now on [W], or a plan of loads one after another; by default the power that
+                recent readings let expect, whose errors then widen the interval.
             num_points: Points of the forecast, evenly spaced from now on.
 
         Raises:
-            ConfigError: For a horizon that is not positive.
+            ConfigError: For a horizon that is not positive or a power that is not a number.
             CostError: Before enough states were learned.
         """
         if not (math.isfinite(horizon_s) and horizon_s > 0.0) or num_points < 2:
             raise ConfigError(
                 f"forecast over {horizon_s} s in {num_points} points: needs a positive horizon, 2 points or more"
             )
-        (last_s, last_c), smoothed_w = self._fitted()
-        assumed_w = self._power_mean_w if power_w is None else power_w
-        power_var_w2 = self._power_var_w2 if power_w is None else 0.0
+        smoothed_w = self._fitted()
+        plan = self._plan(power_w)
         ahead_s = np.linspace(0.0, horizon_s, num_points)
-        kept = np.exp(-ahead_s[:, None] / self._tau)
-        features = np.column_stack([np.ones(num_points), assumed_w + (smoothed_w - assumed_w) * kept])
-        response = ((1.0 - kept) * self.resistance_c_per_w_).sum(axis=1)
-        # The last reading is known: start from it, and forget its distance from the fit as memory of it fades.
-        surprise_c = last_c - float(features[0] @ self._coefficients)
-        temp_c = features @ self._coefficients + surprise_c * np.exp(-ahead_s / self._tau.max())
-        change = features - features[0] * np.exp(-ahead_s / self._tau.max())[:, None]
-        variance = self._variance(change) + self.residual_sd_c_**2 + response**2 * power_var_w2
-        half_c = _Z90 * np.sqrt(variance)
-        return Forecast(time_s=last_s + ahead_s, temp_c=temp_c, low_c=temp_c - half_c, high_c=temp_c + half_c)
+        course = follow(plan, ahead_s, smoothed_w, self._tau)
+        features = np.column_stack([np.ones(num_points), course.smoothed_w])
+        faded = np.exp(-ahead_s / self._tau.max())  # how long the distance of the last reading from the fit counts
+        temp_c = features @ self._fit.coefficients_ + self._now.offset_c * faded
+        variance = self._fit.variance(features - features[0] * faded[:, None])
+        low_c, high_c = self._bounds(temp_c, ahead_s, variance, course, planned=power_w is not None)
+        power_low_w, power_high_w = self._power_bounds(ahead_s, course, planned=power_w is not None)
+        return Forecast(
+            time_s=self._now.time_s + ahead_s,
+            temp_c=temp_c,
+            low_c=low_c,
+            high_c=high_c,
+            power_w=course.power_w,
+            power_low_w=power_low_w,
+            power_high_w=power_high_w,
+        )
 
     def predict_thermal_impact(self, energy_j: float, duration_s: float) -> Estimate:
         """How much warmer the core is at the end of some work than it would be without it.
@@ -161,56 +163,115 @@ class ThermalPredictor:
             )
         self._fitted()
         feature = np.concatenate([[0.0], (1.0 - np.exp(-duration_s / self._tau)) * energy_j / duration_s])
-        value_c = float(feature @ self._coefficients)
-        half_c = _Z90 * math.sqrt(float(self._variance(feature[None, :])[0]))
+        value_c = float(feature @ self._fit.coefficients_)
+        half_c = _Z90 * math.sqrt(float(self._fit.variance(feature[None, :])[0]))
         return Estimate(value_c, value_c - half_c, value_c + half_c, Kind.PREDICTED)
 
-    def _track_power(self, power_w: float, gap_s: float) -> None:
-        share = 1.0 - math.exp(-gap_s / 3.0)  # the power to expect is that of the last few seconds
-        deviation_w = power_w - self._power_mean_w
-        self._power_mean_w += share * deviation_w
-        self._power_var_w2 = (1.0 - share) * (self._power_var_w2 + share * deviation_w**2)
+    def predict_cost_impact(self, cost: CostPrediction, *, repeats: int = 1, base_power_w: float = 0.0) -> Estimate:
+        """How much warmer the core is after `repeats` executions of what a cost model predicted, back to back.
 
-    def _learn(self, smoothed_w: FloatArray, temp_c: float, gap_s: float) -> None:
-        kept = math.exp(-gap_s / self.memory_s)
-        feature = np.concatenate([[1.0], smoothed_w])
-        target = temp_c - _AMBIENT_C  # the prior of the ambient is centred there
-        self._gram = kept * self._gram + np.outer(feature, feature)
-        self._moment = kept * self._moment + feature * target
-        self._square = kept * self._square + target**2
-        self._weight = kept * self._weight + 1.0
-        self._interval_s = gap_s if self.num_updates_ == 0 else 0.95 * self._interval_s + 0.05 * gap_s
-        self.num_updates_ += 1
-        self._stale = True
+        Args:
+            cost: Prediction for one execution; its energy holds what the board draws anyway.
+            repeats: Executions, at least 1.
+            base_power_w: Power that would be drawn without the work, as the board's idle power [W].
 
-    def _fitted(self) -> tuple[tuple[float, float], FloatArray]:
-        """Solve if anything was learned since; the last (time, temperature) and the smoothed powers (J,)."""
-        if self.num_updates_ < _MIN_UPDATES or self._last is None or self._smoothed_w is None:
+        Returns:
+            Temperature difference [deg C]; its interval spans those of the energy and of the thermal model.
+
+        Raises:
+            ConfigError: For fewer than 1 repeats or a base power that is not finite.
+            CostError: Before enough states were learned.
+        """
+        if repeats < 1 or not math.isfinite(base_power_w):
+            raise ConfigError(f"{repeats} repeats over {base_power_w} W: needs 1 or more, and a finite power")
+        duration_s = repeats * cost.latency_s.value
+        energies_j = [cost.energy_j.low, cost.energy_j.value, cost.energy_j.high]
+        low, middle, high = (
+            self.predict_thermal_impact(
+                repeats * (cost.energy_j.value if e is None else e) - base_power_w * duration_s, duration_s
+            )
+            for e in energies_j
+        )
+        return Estimate(middle.value, low.low, high.high, Kind.PREDICTED)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was learned, as JSON-able values; where the board is now is not part of it."""
+        return {
+            "format": _FORMAT,
+            "time_constants_s": list(self.time_constants_s),
+            "memory_s": self.memory_s,
+            "sensor_sd_c": self.sensor_sd_c,
+            "whole_degrees": self._now.whole_degrees,
+            "fit": self._fit.as_dict(),
+            "errors": self._now.errors.as_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `as_dict`.
+
+        Raises:
+            DataError: If the values are incomplete or damaged.
+        """
+        try:
+            made = cls(
+                tuple(float(t) for t in values["time_constants_s"]),
+                memory_s=float(values["memory_s"]),
+                sensor_sd_c=float(values["sensor_sd_c"]),
+            )
+            made._fit.load(values["fit"])
+            made._now.errors.load(values["errors"])
+            made._now.whole_degrees = bool(values["whole_degrees"])
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise DataError(
+                f"not a saved thermal predictor ({type(error).__name__}: {error}): take it from as_dict()"
+            ) from None
+        return made
+
+    def _fitted(self) -> FloatArray:
+        """Solve if anything was learned since; the smoothed powers (J,)."""
+        if self.num_updates_ < _MIN_UPDATES:
             raise CostError(
                 f"thermal predictor has learned from {self.num_updates_} states, needs {_MIN_UPDATES} "
                 "with both temperature and power: sample for longer"
             )
-        if self._stale:
-            self._solve()
-        return self._last, self._smoothed_w
+        self._now.solve()
+        if self._now.smoothed_w is None:
+            raise CostError("thermal predictor was loaded but has seen no state since: give it one with update()")
+        return self._now.smoothed_w
 
-    def _solve(self) -> None:
-        """Non-negative resistances of least squares; the ambient enters as a difference of two non-negatives."""
-        noise2 = self.sensor_sd_c**2
-        precision = self._gram / noise2 + np.diag(self._prior)
-        factor = np.linalg.cholesky(precision)
-        target = np.linalg.solve(factor, self._moment / noise2)
-        split, _ = nnls(np.column_stack([factor.T, -factor.T[:, 0]]), target)
-        solution = np.concatenate([[split[0] - split[-1]], split[1:-1]])
-        misfit = self._square - 2.0 * solution @ self._moment + solution @ self._gram @ solution
-        self.residual_sd_c_ = max(math.sqrt(max(float(misfit), 0.0) / self._weight), self.sensor_sd_c)
-        self._coefficients = solution + np.concatenate([[_AMBIENT_C], np.zeros(len(self._tau))])
-        self.ambient_c_, self.resistance_c_per_w_ = float(self._coefficients[0]), solution[1:]
-        repeats = max(_INDEPENDENT_S / self._interval_s, 1.0) if self._interval_s > 0.0 else 1.0
-        self._covariance = np.linalg.inv(self._gram / (repeats * self.residual_sd_c_**2) + np.diag(self._prior))
-        self._stale = False
+    def _plan(self, power_w: float | Sequence[PlannedLoad] | None) -> Sequence[PlannedLoad]:
+        if power_w is None:
+            return [PlannedLoad(duration_s=math.inf, power_w=self._now.outlook.expected_w)]
+        if isinstance(power_w, NUMBER):
+            return [PlannedLoad(duration_s=math.inf, power_w=float(power_w))]
+        if not power_w:
+            raise ConfigError("a plan without loads: needs at least one, or None where nothing is planned")
+        return power_w
 
-    def _variance(self, features: FloatArray) -> FloatArray:
-        """Variance of (N, P) features' products with the unknowns (N,) [deg C squared]."""
-        variance: FloatArray = np.einsum("np,pq,nq->n", features, self._covariance, features)
-        return np.maximum(variance, 0.0)
+    def _bounds(
+        self, temp_c: FloatArray, ahead_s: FloatArray, variance: FloatArray, course: Course, *, planned: bool
+    ) -> tuple[FloatArray, FloatArray]:
+        """Past errors where there are enough, else the spread of fit and power; widened by what is unknown anyway."""
+        kept = np.exp(-ahead_s[:, None] / self._tau)
+        response = (1.0 - kept) @ self._fit.coefficients_[1:]
+        fit_c, plan_c = _Z90 * np.sqrt(variance), _Z90 * response * course.power_sd_w
+        past = self._now.errors.bounds(
+            ForecastOf.TEMP_GIVEN_POWER if planned else ForecastOf.TEMP, ahead_s, self._now.reading_error_c
+        )
+        if past is None:
+            power_var_w2 = 0.0 if planned else self._now.power_var_w2
+            spread_c = _Z90 * np.sqrt(self._fit.residual_sd_c_**2 + response**2 * power_var_w2)
+            half_c = np.sqrt(fit_c**2 + plan_c**2 + spread_c**2)
+            return temp_c - half_c, temp_c + half_c
+        # Past errors hold what the fit was unsure of then: the larger of the two counts, not both.
+        below_c, above_c = np.maximum(-past[0], fit_c), np.maximum(past[1], fit_c)
+        return temp_c - np.hypot(below_c, plan_c), temp_c + np.hypot(above_c, plan_c)
+
+    def _power_bounds(self, ahead_s: FloatArray, course: Course, *, planned: bool) -> tuple[FloatArray, FloatArray]:
+        past = None if planned else self._now.errors.bounds(ForecastOf.POWER, ahead_s, 0.0)
+        if past is None:
+            half_w = _Z90 * (course.power_sd_w if planned else np.full(len(ahead_s), math.sqrt(self._now.power_var_w2)))
+            return np.maximum(course.power_w - half_w, 0.0), course.power_w + half_w
+        low_w, high_w = np.minimum(past[0], 0.0), np.maximum(past[1], 0.0)
+        return np.maximum(course.power_w + low_w, 0.0), course.power_w + high_w

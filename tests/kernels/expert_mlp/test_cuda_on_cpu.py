@@ -101,6 +101,7 @@ def case(**changes) -> Case:
 
 CASES = {
     "one token": (case(tokens=1, top_k=4), 3),
+    "one token, one expert four times": (case(tokens=1, top_k=4, routing="one"), 2),
     "widths that fill no job": (case(tokens=4, d_model=288, inter_size=80, biases=True), 2),
     "clamped": (case(activation=Activation.SWIGLU_CLAMPED, biases=True), 2),
     "geglu": (case(activation=Activation.GEGLU), 1),
@@ -108,6 +109,18 @@ CASES = {
     "more tokens than a segment holds": (case(tokens=20, experts=3, routing="one"), 2),
     "dropped slots": (case(tokens=21, experts=6, routing="dropped"), 5),
     "split columns": (case(tokens=2, top_k=1, experts=2, d_model=64, inter_size=2304, biases=True), 3),
+    "few slots, more of an expert than a segment holds": (
+        case(tokens=12, top_k=1, experts=3, d_model=6144, inter_size=16, routing="one"),
+        2,
+    ),
+    "two waves, planned by a warp": (
+        case(format="int4", tokens=3, top_k=4, experts=20, inter_size=256, routing="random"),
+        3,
+    ),
+    "two waves, planned by a block": (
+        case(format="int4", tokens=9, top_k=4, experts=200, inter_size=256, routing="random"),
+        3,
+    ),
     "512 slots of one expert": (case(tokens=64, top_k=8, experts=9, d_model=32, inter_size=16, routing="one"), 3),
     "512 experts and a token": (case(tokens=1, top_k=8, experts=512, d_model=32, inter_size=16), 7),
     "three splits": (case(tokens=3, top_k=1, experts=2, d_model=64, inter_size=4224, format="int4"), 2),

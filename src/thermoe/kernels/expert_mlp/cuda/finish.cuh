@@ -3,7 +3,7 @@
 #pragma once
 
 #include "job.cuh"
-#include "plan.cuh"
+#include "runs.cuh"
 
 DEV float activate(int kind, float gate, float up) {
   if (kind == GEGLU) {

@@ -5,26 +5,44 @@
 #include "multiply.cuh"
 #include "stage.cuh"
 
+// By one thread of each warp: its own barriers, and those of all by the last.
 template <class Format>
-DEV uint32_t arrivals_at(int barrier) {
-  const uint32_t address = BAR_FULL + 8 * barrier;
-  if (address < BAR_PART_FULL) return Format::FULL_ARRIVALS;
-  if (address < BAR_ROWS_FULL) return 1;
-  return address < BAR_ROWS_DONE ? STAGERS : address < BAR_ROWS_EMPTY ? WARPS : 1;
+DEV void lay_barriers(int role) {
+  if (role < WARPS) {
+    for (int slot = 0; slot < MAX_RING; ++slot)
+      barrier_init(BAR_FULL + 8 * (MAX_RING * role + slot), Format::FULL_ARRIVALS);
+    for (int odd = 0; odd < 2; ++odd) barrier_init(BAR_PART_FULL + 8 * (2 * role + odd), 1);
+    barrier_init(BAR_PART_EMPTY + 8 * role, 1);
+  }
+  if (role == TELLER)
+    for (int at = 0; at < 2; ++at) {
+      barrier_init(BAR_ROWS_FULL + 8 * at, STAGERS);
+      barrier_init(BAR_ROWS_DONE + 8 * at, WARPS);
+      barrier_init(BAR_ROWS_EMPTY + 8 * at, 1);
+    }
+  barrier_init_fence();
 }
 
 template <class Format>
-DEV void prepare(const Problem& p, int thread, int role) {
-  const Slots read(p, thread);
-  if (thread == THREADS - 1) sts32(INFO_GENERATION, load_steady(p.counters + COUNTER_GENERATION));
-  if (thread == THREADS - 2) sts32(INFO_BASE, load_steady(p.counters + COUNTER_BASE));
-  if (thread == THREADS - 32)  // translations of addresses that are met later
-    prefetch(p.x), prefetch(p.hidden), prefetch(p.product), prefetch(p.out);
-  for (int barrier = role; barrier < NUM_BARRIERS; barrier += ALL_WARPS)
-    if (elected()) barrier_init(BAR_FULL + 8 * barrier, arrivals_at<Format>(barrier));
-  barrier_init_fence();
+DEV void prepare(const Problem& p, int thread, int role, bool alone, const Slots& read) {
+  if (elected()) {
+    uint32_t generation = 0, base = 0;
+    if (role == TELLER)
+      generation = load_steady(p.counters + COUNTER_GENERATION), base = load_steady(p.counters + COUNTER_BASE);
+    if (role == TELLER - 1)  // translations of addresses that are met later
+      prefetch(p.x), prefetch(p.hidden), prefetch(p.product), prefetch(p.out);
+    lay_barriers<Format>(role);
+    if (role == TELLER) sts32(INFO_GENERATION, generation), sts32(INFO_BASE, base);
+  }
   if (role < 2 * p.planes && elected()) prefetch_map(&p.map[role & 1][role / 2]);
-  make_plan<Format>(p, read, thread);  // ends with a barrier of the block
+  if (alone) {
+    if (p.bits)
+      for (int i = 0; i < 2; ++i)
+        if (2 * thread + i < p.experts) sts16(EXPERT_BITS + 2 * (2 * thread + i), static_cast<uint16_t>(read.bits[i]));
+    sync_block();
+    if (plan_alone<Format>(p, read, thread % 32)) return;
+  }
+  make_plan<Format>(p, alone ? Slots(p, thread, false) : read, thread);  // ends with a barrier of the block
 }
 
 constexpr int FIRST_SLOTS = 2;  // of a warp's ring, while the first activations are read: they keep the memory busy
@@ -32,17 +50,29 @@ constexpr int FIRST_SLOTS = 2;  // of a warp's ring, while the first activations
 template <class Format>
 DEV void decode_block(const Problem& p) {
   const int thread = thread_index(), role = same_in_warp(thread / 32);
-  prepare<Format>(p, thread, role);
+  const bool alone = p.tokens * p.top_k <= 32;
+  const Slots read(p, thread, alone);
+  OnlyToken only(p, thread);
+  prepare<Format>(p, thread, role, alone, read);
   const uint32_t generation = lds32(INFO_GENERATION);
   const Split split = split_shared<Format>(p);
   const int lane = thread % 32;
+  const bool early = only.read && lds32(INFO_MAX_ROWS) == 1;  // it may have the same expert twice
   if (role < WARPS) {
     Multiplier<Format> multiplier(p, split, role, thread);
-    stage_first<Format>(p, split, role, lane, [&multiplier] { multiplier.fill_ring(FIRST_SLOTS); });
+    if (early) {
+      multiplier.fill_ring(FIRST_SLOTS);
+      only.template stage<Format>(p, split, thread);
+    } else {
+      stage_first<Format>(p, split, role, lane, [&multiplier] { multiplier.fill_ring(FIRST_SLOTS); });
+    }
     sync_block();
     multiplier.all();
   } else {
-    stage_first<Format>(p, split, role, lane, [] {});
+    if (early)
+      only.template stage<Format>(p, split, thread);
+    else
+      stage_first<Format>(p, split, role, lane, [] {});
     sync_block();
     if (role == TELLER) {
       if (lane == 0) tell_all(p, split, generation);

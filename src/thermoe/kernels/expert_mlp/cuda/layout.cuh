@@ -75,11 +75,13 @@ constexpr uint32_t GATES = ROW_SLOT + 2 * MAX_SLOTS;        // f32 a slot, 0 whe
 constexpr uint32_t SEGMENT = GATES + 4 * MAX_SLOTS;         // u32 a segment: expert << 16 | first row
 constexpr uint32_t SEGMENT_ROWS = SEGMENT + 4 * MAX_SLOTS;  // u32 a segment: bits << 16 | rows
 constexpr uint32_t COST = SEGMENT_ROWS + 4 * MAX_SLOTS;     // u32: cost of a unit, summed over earlier segments
+constexpr uint32_t EXPERT_BITS = COST + 4 * 64;  // u16 an expert, where at most 32 segments leave room
 constexpr uint32_t DYNAMIC = (COST + 4 * (MAX_SLOTS + 1) + 1023) / 1024 * 1024;
 constexpr uint32_t SHARED_BYTES = 227 * 1024;
 constexpr uint32_t DYNAMIC_BYTES = SHARED_START + SHARED_BYTES - DYNAMIC;
 constexpr uint32_t PART_TILE = 1024;                 // a warp's share of a unit, for eight tokens
-constexpr uint32_t MIN_TWO_BLOCKS_RING = 96 * 1024;  // a second block of activations must leave this for weights
+constexpr uint32_t TWO_BLOCKS_RING = 96 * 1024;      // a second block of activations must leave this for weights,
+constexpr int TWO_BLOCKS_SLOTS = 2;                  // or so many slots of each warp
 // geometry.py gives activations what the shares and a slot for each warp leave of 215 KiB; the rest is alignment.
 static_assert(DYNAMIC_BYTES >= 215 * 1024 + 256, "a ring of one slot for each warp must fit");
 
@@ -91,9 +93,11 @@ constexpr uint32_t INFO_GENERATION = INFO + 12;  // of this launch
 constexpr uint32_t INFO_RANGE = INFO + 16;       // of each phase: segment and unit inside, of the first and past the last
 constexpr uint32_t INFO_WAVES = INFO + 80;
 constexpr uint32_t INFO_BASE = INFO + 84;  // blocks that arrived before this launch
+constexpr uint32_t INFO_KEPT = INFO + 88;  // slots that are not dropped
 
-// A wave is half of all units of a matrix, or all where units are few. A phase is a matrix and a wave, in order: what
-// a block waits for in a wave of the second matrix was made a wave ago.
+// A wave is half of all units of a matrix, or all where units are few or segments have many tokens. A phase is a matrix
+// and a wave, in order: what a block waits for in a wave of the second matrix was made a wave ago. But it stages twice
+// as many runs.
 constexpr int MAX_WAVES = 2;
 constexpr int WAVE_UNITS = 4;  // of a block in the first matrix, at least
 
@@ -130,10 +134,11 @@ DEV Split split_shared(const Problem& p) {
   s.rows_bytes = (s.sums + s.sums_stride * Format::JOB_SUMS * jobs + 127) / 128 * 128;
   s.part_bytes = PART_TILE * tiles_of(max_rows, 8);
   const uint32_t room = DYNAMIC_BYTES - WARPS * s.part_bytes - 128;
-  s.row_blocks = room >= 2 * s.rows_bytes + MIN_TWO_BLOCKS_RING ? 2 : 1;
   s.slot_bytes = Format::slot_bytes(static_cast<int>(lds32(INFO_MAX_BITS)));
-  const uint32_t slots = (room - s.row_blocks * s.rows_bytes) / (WARPS * (s.slot_bytes + Format::SCALE_BYTES));
-  s.ring = static_cast<int>(slots) < p.ring ? static_cast<int>(slots) : p.ring;
+  const uint32_t slots_bytes = WARPS * TWO_BLOCKS_SLOTS * (s.slot_bytes + Format::SCALE_BYTES);
+  s.row_blocks = room >= 2 * s.rows_bytes + (slots_bytes < TWO_BLOCKS_RING ? slots_bytes : TWO_BLOCKS_RING) ? 2 : 1;
+  s.ring = p.ring;
+  while (s.row_blocks * s.rows_bytes + WARPS * s.ring * (s.slot_bytes + Format::SCALE_BYTES) > room) --s.ring;
   s.data = DYNAMIC;
   s.scales = s.data + WARPS * s.ring * s.slot_bytes;
   s.parts = (s.scales + WARPS * s.ring * Format::SCALE_BYTES + 127) / 128 * 128;

@@ -5,7 +5,7 @@
 
 #include "finish.cuh"
 #include "job.cuh"
-#include "plan.cuh"
+#include "runs.cuh"
 
 // The jobs of one warp, in order, over all phases.
 struct Stream {
@@ -30,7 +30,7 @@ struct Stream {
       left = first_job(total, warp + 1) - first;
       if (left == 0) continue;
       const uint32_t what = lds32(SEGMENT_ROWS + 4 * run.segment), where = lds32(SEGMENT + 4 * run.segment);
-      const int unit = first / jobs;
+      const int unit = quotient(first, jobs);
       job = first - unit * jobs;
       at.expert = static_cast<int>(where >> 16), at.bits = static_cast<int>(what >> 16);
       at.row = (at.matrix == 0 ? 16 : 32) * (run.row + unit), at.first_job = run.split * jobs;
@@ -161,7 +161,7 @@ struct Multiplier {
     const int jobs = p.jobs[matrix], total = run.length * jobs, tiles = (segment.rows + 7) / 8;
     int next = first_job(total, warp);
     const int last = first_job(total, warp + 1);
-    int unit = next / jobs, job = next - unit * jobs;
+    int unit = quotient(next, jobs), job = next - unit * jobs;
     Place at{matrix, segment.expert, segment.bits, (matrix == 0 ? 16 : 32) * (run.row + unit), 0};
     for (; next < last; ++unit, job = 0, at.row += matrix == 0 ? 16 : 32) {
       const int end = jobs - job < last - next ? jobs : job + last - next;

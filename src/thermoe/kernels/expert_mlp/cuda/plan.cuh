@@ -9,25 +9,27 @@
 struct Slots {
   static constexpr int EACH = (MAX_SLOTS + THREADS - 1) / THREADS;
   uint32_t id[EACH], above[EACH];  // the lower and the upper word
-  float gate[EACH];
+  uint32_t raw_gate[EACH];
   int bits[2];  // of two neighbouring experts
 
-  DEV Slots(const Problem& p, int thread) {
+  // Where `alone`, every warp reads the first 32 slots.
+  DEV Slots(const Problem& p, int thread, bool alone) {
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-      const int slot = thread + i * THREADS;
-      id[i] = above[i] = ~0u, gate[i] = 0.f;
-      if (slot >= p.tokens * p.top_k) continue;
+      const int slot = alone ? thread % 32 : thread + i * THREADS;
+      id[i] = above[i] = ~0u, raw_gate[i] = 0;
+      if (slot >= p.tokens * p.top_k || (alone && i > 0)) continue;
       const uint32_t* ids = static_cast<const uint32_t*>(p.ids) + (p.wide_ids ? 2 * slot : slot);
       id[i] = ids[0], above[i] = p.wide_ids ? ids[1] : 0;
       const uint16_t* gates = static_cast<const uint16_t*>(p.gates) + (p.narrow_gates ? slot : 2 * slot);
-      gate[i] = as_float(p.narrow_gates ? static_cast<uint32_t>(gates[0]) << 16 : *reinterpret_cast<const uint32_t*>(gates));
+      raw_gate[i] = p.narrow_gates ? gates[0] : *reinterpret_cast<const uint32_t*>(gates);
     }
     for (int i = 0; i < 2; ++i) {
       bits[i] = p.bits_all;
       if (p.bits && 2 * thread + i < p.experts) bits[i] = p.bits[2 * thread + i];
     }
   }
+  DEV float gate(const Problem& p, int i) const { return as_float(p.narrow_gates ? raw_gate[i] << 16 : raw_gate[i]); }
   DEV bool inside(const Problem& p, int i) const { return above[i] == 0 && id[i] < static_cast<uint32_t>(p.experts); }
 };
 
@@ -88,6 +90,7 @@ struct ExpertPlan {  // of one expert, by the thread that scans it
     return e;
   }
   DEV void write(const Problem& p, int expert, uint32_t row, uint32_t segment, uint32_t before) const {
+#pragma unroll 1
     for (uint32_t i = 0; i < segments; ++i) {
       const uint32_t left = count - i * p.row_cap, rows = left < p.row_cap ? left : p.row_cap;
       sts32(SEGMENT + 4 * (segment + i), static_cast<uint32_t>(expert) << 16 | (row + i * p.row_cap));
@@ -97,39 +100,115 @@ struct ExpertPlan {  // of one expert, by the thread that scans it
   }
 };
 
+DEV uint32_t units_of(const Problem& p, int matrix) {  // of a segment
+  return matrix == 0 ? p.columns[1] / 16 : p.splits * (p.columns[0] / 32);
+}
+
 constexpr int FEW_SEGMENTS = 8;  // blocks for a segment, at least, where each block keeps to one
 
+// The whole quotient of numbers below 2^20: the division is off by less than the half that keeps it from the next.
+DEV int quotient(int of, int by) {
+  return static_cast<int>(fast_divide(static_cast<float>(of) + 0.5f, static_cast<float>(by)));
+}
+
 // Where segments are few, a block in two of them would be late, and all would wait for it.
-DEV void write_aligned_range(int boundary, int num_segments, uint32_t units) {
-  const int blocks = num_blocks() / num_segments, segment = block_index() / blocks, part = block_index() - segment * blocks;
+DEV void write_aligned_range(const Problem& p, int boundary, int num_segments) {
+  const int blocks = quotient(num_blocks(), num_segments), segment = quotient(block_index(), blocks);
+  const int part = block_index() - segment * blocks, units = units_of(p, boundary / 2);
   const bool idle = segment >= num_segments;
   sts32(INFO_RANGE + 8 * boundary, idle ? 0 : segment);
   sts32(INFO_RANGE + 8 * boundary + 4, idle ? 0 : share_of(units, part + boundary % 2, blocks));
 }
 
-// Each boundary of the block's ranges is written by the segment that holds it; a warp looks for one of the eight.
-DEV void write_ranges(const Problem& p, int thread) {
-  const int num_segments = static_cast<int>(lds32(INFO_SEGMENTS)), boundary = thread / 32;
-  const uint32_t total = lds32(COST + 4 * num_segments);
-  const bool few = num_segments * FEW_SEGMENTS <= num_blocks();
-  const int waves = few || num_segments * (p.columns[1] / 16) < MAX_WAVES * WAVE_UNITS * num_blocks() ? 1 : MAX_WAVES;
-  if (thread == 0) sts32(INFO_WAVES, waves);
-  if (boundary >= 4 * waves) return;
+DEV bool few_segments(int num_segments) { return num_segments * FEW_SEGMENTS <= num_blocks(); }
+
+template <class Format>
+DEV int waves_of(const Problem& p, int num_segments, int kept) {
+  if (few_segments(num_segments) || kept >= Format::ONE_WAVE_ROWS * num_segments) return 1;
+  return num_segments * (p.columns[1] / 16) < MAX_WAVES * WAVE_UNITS * num_blocks() ? 1 : MAX_WAVES;
+}
+
+// One of the boundaries of the block's ranges, by a warp: the segment that holds it writes it.
+DEV void write_range(const Problem& p, int boundary, int waves, int num_segments, uint32_t total, int lane) {
   const int phase = boundary / 2, matrix = phase / waves, wave = phase % waves;
-  const uint32_t num = matrix == 0 ? p.columns[1] / 16 : p.splits * (p.columns[0] / 32);  // units of a segment
-  if (few && num_segments > 0) {
-    if (thread % 32 == 0) write_aligned_range(boundary, num_segments, num);
-    return;
-  }
+  const uint32_t num = units_of(p, matrix);
   const uint32_t target = share_of(total * num, wave * num_blocks() + block_index() + boundary % 2, waves * num_blocks());
-  if (total == 0 && thread % 32 < 2) sts32(INFO_RANGE + 8 * boundary + 4 * (thread % 32), 0);
-  for (int segment = thread % 32; segment < num_segments; segment += 32) {
+  if (total == 0 && lane < 2) sts32(INFO_RANGE + 8 * boundary + 4 * lane, 0);
+#pragma unroll 1
+  for (int segment = lane; segment < num_segments; segment += 32) {
     const uint32_t from = lds32(COST + 4 * segment), to = lds32(COST + 4 * segment + 4);
     const bool last = segment == num_segments - 1 && target == total * num;
     if (target < from * num || !(target < to * num || last)) continue;
     sts32(INFO_RANGE + 8 * boundary, segment);
     sts32(INFO_RANGE + 8 * boundary + 4, unit_at(target - from * num, to - from, num));
   }
+}
+
+// A warp looks for one of the eight boundaries.
+template <class Format>
+DEV void write_ranges(const Problem& p, int thread) {
+  const int num_segments = static_cast<int>(lds32(INFO_SEGMENTS)), boundary = thread / 32;
+  const int waves = waves_of<Format>(p, num_segments, static_cast<int>(lds32(INFO_KEPT)));
+  if (thread == 0) sts32(INFO_WAVES, waves);
+  if (few_segments(num_segments) && num_segments > 0) {
+    if (thread < 4) write_aligned_range(p, thread, num_segments);
+  } else if (boundary < 4 * waves) {
+    write_range(p, boundary, waves, num_segments, lds32(COST + 4 * num_segments), thread % 32);
+  }
+}
+
+// Up to 32 slots: a warp makes the plan in its registers, a lane for each slot. Every warp does, and all write the
+// same words, so that none waits for another. False, in all, where an expert's slots fill more than one segment.
+template <class Format>
+DEV bool plan_alone(const Problem& p, const Slots& read, int lane) {
+  const int slots = p.tokens * p.top_k;
+  const float gate = read.gate(p, 0);
+  const bool kept = lane < slots && read.inside(p, 0) && gate != 0.f;
+  const uint32_t own = kept ? read.id[0] : ~0u;
+  uint32_t row = 0, rank = 0, count = 0;
+#pragma unroll 4
+  for (int other = 0; other < slots; ++other) {
+    const uint32_t id = shuffle_from(own, other);
+    row += id < own, count += id == own, rank += id == own && other < lane;
+  }
+  const uint32_t most = warp_max(kept ? count : 0);
+  if (most > static_cast<uint32_t>(p.row_cap)) return false;
+  const bool first = kept && rank == 0;
+  const int bits = p.bits ? (first ? lds16(EXPERT_BITS + 2 * own) : 0) : p.bits_all;
+  const ExpertPlan plan = ExpertPlan::of<Format>(p, first ? count : 0, bits);
+  const uint32_t leads = first ? own : ~0u;
+  uint32_t segment = 0, before = 0;
+#pragma unroll 4
+  for (int other = 0; other < slots; ++other) {
+    const bool earlier = shuffle_from(leads, other) < own;
+    segment += earlier;
+    const uint32_t cost = shuffle_from(plan.cost, other);
+    before += earlier ? cost : 0;
+  }
+  const uint32_t segments = warp_max(first ? segment + 1 : 0), total = warp_max(first ? before + plan.cost : 0);
+  const uint32_t widest = warp_max(plan.bits);
+  if (first) {
+    sts32(SEGMENT + 4 * segment, own << 16 | row), sts32(SEGMENT_ROWS + 4 * segment, plan.bits << 16 | count);
+    sts32(COST + 4 * segment, before);
+  }
+  if (kept) sts16(ROW_SLOT + 2 * (row + rank), static_cast<uint16_t>(lane));
+  if (lane < slots) sts_float(GATES + 4 * lane, kept ? gate : 0.f);
+  const uint32_t all_kept = warp_max(kept ? row + rank + 1 : 0);
+  const int waves = waves_of<Format>(p, static_cast<int>(segments), static_cast<int>(all_kept));
+  if (lane == 0) {
+    sts32(INFO_SEGMENTS, segments), sts32(INFO_MAX_ROWS, most), sts32(INFO_MAX_BITS, widest);
+    sts32(INFO_WAVES, waves), sts32(COST + 4 * segments, total);
+  }
+  sync_warp();
+  if (segments > 0 && few_segments(static_cast<int>(segments))) {
+    if (lane < 4) write_aligned_range(p, lane, static_cast<int>(segments));
+  } else {
+#pragma unroll 1
+    for (int boundary = 0; boundary < 4 * waves; ++boundary)
+      write_range(p, boundary, waves, static_cast<int>(segments), total, lane);
+  }
+  sync_warp();
+  return true;
 }
 
 // The slots of the same expert before this one.
@@ -153,9 +232,10 @@ DEV void make_plan(const Problem& p, const Slots& read, int thread) {
 #pragma unroll
   for (int i = 0; i < Slots::EACH; ++i) {
     const int slot = thread + i * THREADS;
-    const bool kept = read.inside(p, i) && read.gate[i] != 0.f;
+    const float gate = read.gate(p, i);
+    const bool kept = read.inside(p, i) && gate != 0.f;
     expert[i] = kept ? static_cast<int>(read.id[i]) : -1;
-    if (slot < slots) sts_float(GATES + 4 * slot, kept ? read.gate[i] : 0.f);
+    if (slot < slots) sts_float(GATES + 4 * slot, kept ? gate : 0.f);
     if (kept) rank[i] = shared_add(counts + 4 * expert[i], 1);
     if (slot < slots) sts16(experts + 2 * slot, static_cast<uint16_t>(expert[i]));
   }
@@ -182,7 +262,7 @@ DEV void make_plan(const Problem& p, const Slots& read, int thread) {
     mine[1].write(p, 2 * thread + 1, row + mine[0].count, segment + mine[0].segments,
                   before + mine[0].cost * mine[0].segments);
     if (thread == MAX_EXPERTS / 2 - 1) {  // the last of the scan holds the totals
-      sts32(INFO_SEGMENTS, upto.packed >> 16);
+      sts32(INFO_SEGMENTS, upto.packed >> 16), sts32(INFO_KEPT, upto.packed & 0xffff);
       sts32(COST + 4 * (upto.packed >> 16), upto.cost);
     }
   }
@@ -195,48 +275,7 @@ DEV void make_plan(const Problem& p, const Slots& read, int thread) {
     if (lds32(counts + 4 * expert[i]) > p.row_cap) rank[i] = rank_of(experts, slot, expert[i]);
     sts16(ROW_SLOT + 2 * (lds32(first_rows + 4 * expert[i]) + rank[i]), static_cast<uint16_t>(slot));
   }
-  write_ranges(p, thread);
+  write_ranges<Format>(p, thread);
   fence_async();  // the ring overwrites the scratch with copies
   sync_block();
 }
-
-struct Segment {
-  int expert, first_row, rows, bits;
-};
-
-DEV Segment segment_at(int index) {
-  uint32_t where = lds32(SEGMENT + 4 * index), what = lds32(SEGMENT_ROWS + 4 * index);
-  return {static_cast<int>(where >> 16), static_cast<int>(where & 0xffff), static_cast<int>(what & 0xffff),
-          static_cast<int>(what >> 16)};
-}
-
-// The block's runs of one phase, in order: what all its warps walk through alike.
-struct Runs {
-  int matrix;
-  int left;                 // units of the block's range, this run's included
-  int in_run, splits;       // units of a whole run, runs of a segment
-  int segment, split, row;  // of the run; its first unit in the whole
-  int length;               // units of the block in the run
-
-  DEV Runs(const Problem& p, int phase, int waves) : matrix(phase >= waves) {
-    uint32_t range[4];
-    lds128(INFO_RANGE + 16 * phase, range);
-    in_run = matrix == 0 ? p.columns[1] / 16 : p.columns[0] / 32;
-    splits = matrix == 0 ? 1 : p.splits;
-    segment = static_cast<int>(range[0]);
-    left = static_cast<int>(range[2] - range[0]) * splits * in_run + static_cast<int>(range[3] - range[1]);
-    split = splits == 1 ? 0 : static_cast<int>(range[1]) / in_run;
-    row = static_cast<int>(range[1]) - split * in_run;
-    measure();
-  }
-  DEV void measure() { length = in_run - row < left ? in_run - row : left; }
-  DEV bool more() const { return left > 0; }
-  DEV void next() {
-    left -= length, row = 0;
-    if (++split == splits) split = 0, ++segment;
-    measure();
-  }
-};
-
-// The jobs of a run that a warp takes: neighbours, as many as any other warp's give or take one.
-DEV int first_job(int jobs, int warp) { return jobs * warp / WARPS; }

@@ -71,7 +71,7 @@ struct Codes {
 template <int MAX_BITS, int GROUP, bool NESTED, bool ZEROS>
 struct Planes {
   static constexpr int JOB_COLUMNS = 256, JOB_SUMS = JOB_COLUMNS / GROUP, FULL_ARRIVALS = 33, TILE_TOKENS = 4;
-  static constexpr int COLUMN_BYTES = JOB_COLUMNS, TILE_COST = 24;
+  static constexpr int COLUMN_BYTES = JOB_COLUMNS, TILE_COST = 24, ONE_WAVE_ROWS = 2;
   static constexpr int GROUP_SLOTS = GROUP / 32;
   static constexpr int ROW_SCALE_BYTES = 2 * JOB_SUMS;                  // of one row in one job
   static constexpr int ZEROS_AT = 32 * ROW_SCALE_BYTES;

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "finish.cuh"
-#include "plan.cuh"
+#include "runs.cuh"
 
 struct RowSource {
   const uint16_t* base;
@@ -62,6 +62,34 @@ DEV void stage_first(const Problem& p, const Split& split, int role, int lane, M
   stage_rows<Format>(p, split, run, split.rows, role, ALL_WARPS, lane, meanwhile);
   if (role >= WARPS && role < TELLER && lane == 0) barrier_arrive(BAR_ROWS_FULL);  // the block meets before anybody reads
 }
+
+// A single token does not wait for the plan: it is read with the ids.
+struct OnlyToken {
+  static constexpr int EACH = 2;
+  uint32_t v[EACH][4];
+  bool read;
+
+  DEV OnlyToken(const Problem& p, int thread) : read(p.tokens == 1 && p.columns[0] <= 8 * EACH * THREADS) {
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+      const int octet = thread + i * THREADS;
+      v[i][0] = v[i][1] = v[i][2] = v[i][3] = 0;
+      if (read && octet < p.columns[0] / 8) load_fresh(p.x + 8 * octet, v[i]);
+    }
+  }
+  template <class Format>
+  DEV void stage(const Problem& p, const Split& split, int thread) {
+    if (!Runs(p, 0, static_cast<int>(lds32(INFO_WAVES))).more()) return;
+    const int octets = p.jobs[0] * Format::JOB_COLUMNS / 8;
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+      const int octet = thread + i * THREADS;  // where lanes meet, octets are a multiple of 32
+      if (octet < octets)
+        Format::stage(v[i], octet, 0, split.rows, row_pitch<Format>(p), split.sums, split.sums_stride);
+    }
+    if (thread >= 32 * WARPS && thread < 32 * TELLER && thread % 32 == 0) barrier_arrive(BAR_ROWS_FULL);
+  }
+};
 
 // The others, by the warps that stage.
 template <class Format>

@@ -1,0 +1,111 @@
+"""Least squares of a thermal RC network with fixed time constants, one reading at a time.
+
+Legend: J time constants, N points, P = J + 1 unknowns (ambient first).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+from thermoe.types import FloatArray
+
+_AMBIENT_C, _AMBIENT_SPREAD_C = 30.0, 20.0  # what is believed before the first sample
+_RESISTANCE_SPREAD_C_PER_W = 0.05
+# Successive readings err together, so they count as fewer: a reading a second is taken to be independent.
+_INDEPENDENT_S = 1.0
+
+
+class ThermalFit:
+    """Temperature as ambient + sum over j of R_j times the power smoothed with time constant j.
+
+    That is linear in the unknown ambient and resistances, so one more reading costs a few dozen
+    operations and no history is kept; resistances are held at 0 or above.
+
+    Args:
+        num_time_constants: J.
+        memory_s: Time after which a reading counts 1/e [s].
+        sensor_sd_c: Least standard deviation of a reading [deg C].
+
+    Attributes:
+        coefficients_: (P,) ambient [deg C] and resistances [deg C/W]; a new array after every `solve`.
+        residual_sd_c_: Standard deviation of the fit [deg C].
+        num_updates_: Readings learned from.
+    """
+
+    def __init__(self, num_time_constants: int, *, memory_s: float, sensor_sd_c: float) -> None:
+        size = num_time_constants + 1
+        self.memory_s, self.sensor_sd_c = memory_s, sensor_sd_c
+        self.num_updates_ = 0
+        self.coefficients_ = np.zeros(size)
+        self.residual_sd_c_ = sensor_sd_c
+        spreads = np.array([_AMBIENT_SPREAD_C] + [_RESISTANCE_SPREAD_C_PER_W] * num_time_constants)
+        self._prior = 1.0 / spreads**2
+        self._gram = np.zeros((size, size))
+        self._moment = np.zeros(size)
+        self._covariance = np.diag(spreads**2)
+        self._square = self._weight = self._interval_s = 0.0
+        self._stale = True
+
+    def learn(self, smoothed_w: FloatArray, temp_c: float, gap_s: float) -> None:
+        """Count a reading taken `gap_s` after the one before, under smoothed powers (J,)."""
+        kept = math.exp(-gap_s / self.memory_s)
+        feature = np.concatenate([[1.0], smoothed_w])
+        target = temp_c - _AMBIENT_C  # the prior of the ambient is centred there
+        self._gram = kept * self._gram + np.outer(feature, feature)
+        self._moment = kept * self._moment + feature * target
+        self._square = kept * self._square + target**2
+        self._weight = kept * self._weight + 1.0
+        self._interval_s = gap_s if self.num_updates_ == 0 else 0.95 * self._interval_s + 0.05 * gap_s
+        self.num_updates_ += 1
+        self._stale = True
+
+    def solve(self) -> None:
+        """Non-negative resistances of least squares; the ambient enters as a difference of two non-negatives."""
+        if not self._stale:
+            return
+        noise2 = self.sensor_sd_c**2
+        precision = self._gram / noise2 + np.diag(self._prior)
+        factor = np.linalg.cholesky(precision)
+        target = np.linalg.solve(factor, self._moment / noise2)
+        split, _ = nnls(np.column_stack([factor.T, -factor.T[:, 0]]), target)
+        solution = np.concatenate([[split[0] - split[-1]], split[1:-1]])
+        misfit = self._square - 2.0 * solution @ self._moment + solution @ self._gram @ solution
+        self.residual_sd_c_ = max(math.sqrt(max(float(misfit), 0.0) / self._weight), self.sensor_sd_c)
+        self.coefficients_ = solution + np.concatenate([[_AMBIENT_C], np.zeros(len(solution) - 1)])
+        repeats = max(_INDEPENDENT_S / self._interval_s, 1.0) if self._interval_s > 0.0 else 1.0
+        self._covariance = np.linalg.inv(self._gram / (repeats * self.residual_sd_c_**2) + np.diag(self._prior))
+        self._stale = False
+
+    def variance(self, features: FloatArray) -> FloatArray:
+        """Variance of (N, P) features' products with the unknowns (N,) [deg C squared]."""
+        variance: FloatArray = np.einsum("np,pq,nq->n", features, self._covariance, features)
+        return np.maximum(variance, 0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was learned, as JSON-able values."""
+        return {
+            "gram": self._gram.tolist(),
+            "moment": self._moment.tolist(),
+            "sums": [self._square, self._weight, self._interval_s],
+            "num_updates": self.num_updates_,
+        }
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Inverse of `as_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: If the values are not those of a fit of this size.
+        """
+        gram, moment = np.array(values["gram"], dtype=np.float64), np.array(values["moment"], dtype=np.float64)
+        sums = np.array(values["sums"], dtype=np.float64)
+        if gram.shape != self._gram.shape or moment.shape != self._moment.shape or sums.shape != (3,):
+            raise ValueError(f"sums of {len(moment)} unknowns, needed {len(self._moment)}")
+        if not (np.isfinite(gram).all() and np.isfinite(moment).all() and np.isfinite(sums).all()):
+            raise ValueError("sums that are not finite")
+        self._gram, self._moment = gram, moment
+        self._square, self._weight, self._interval_s = (float(v) for v in sums)
+        self.num_updates_ = int(values["num_updates"])
+        self._stale = True

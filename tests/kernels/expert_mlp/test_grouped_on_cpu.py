@@ -200,7 +200,7 @@ def test_codes_of_four_bits_are_widened(kernel_of, changes):
     got = layer.run()
 
     assert relative_error(got, layer.want_TD) < TOLERANCE
-    assert all(torch.equal(got, layer.run(teams=3, lag=1, seed=seed, uneven=True)) for seed in range(3))
+    assert all(torch.equal(got, layer.run(teams=3, lag=1, seed=seed, uneven=True)) for seed in range(2))
 
 
 FORMATS = {
@@ -212,7 +212,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in ("int2", "bank8") else pytest.mark.slow) for name in FORMATS]
+    "name", [pytest.param(name, marks=[] if name == "bank8" else pytest.mark.slow) for name in FORMATS]
 )
 def test_codes_of_every_precision(kernel_of, name):
     layer = Layer(kernel_of, case(format=name, group_size=128, inter_size=136, biases=True), FORMATS[name])
@@ -244,7 +244,7 @@ def test_warps_far_apart_and_copies_long_under_way_change_nothing(kernel_of, sha
     layer = Layer(kernel_of, shape, build)
     even = layer.run(teams=teams, lag=lag)
 
-    results = [layer.run(teams=teams, lag=lag, seed=seed, uneven=True) for seed in range(4)]
+    results = [layer.run(teams=teams, lag=lag, seed=seed, uneven=True) for seed in range(2)]
 
     assert relative_error(even, layer.want_TD) < TOLERANCE
     assert all(torch.equal(even, result) for result in results)

@@ -45,6 +45,7 @@ _TABLE: dict[str, Entry] = {
     "doctor": Entry("thermoe.doctor", "Doctor", "what works on this machine: versions, sensors, model families"),
     "report": Entry("thermoe.analysis.command", "Report", "one HTML report of one or more run folders"),
     "monitor": Entry("thermoe.telemetry.command", "Monitor", "live sensors in the terminal"),
+    "stress": Entry("thermoe.commands.stress", "Stress", "load a device for a bounded time, from a process of its own"),
     "profile": Entry("thermoe.profiling.command", "Profile", "measure operations on this GPU into a cost database"),
     "parse": Entry(
         "thermoe.profiling.parsing.command", "Parse", "kernels of nsys, ncu and torch.profiler files, with energy"

@@ -4,6 +4,8 @@ from thermoe.workloads.arrivals import ArrivalProcess, Arrivals
 from thermoe.workloads.batches import Batch, TensorBatch, TextBatch, TextMode, Workload
 from thermoe.workloads.generators import TENSOR_WORKLOADS, TensorWorkload, WorkloadGenerator
 from thermoe.workloads.manager import DataLoaderManager, WorkloadFactory
+from thermoe.workloads.stress_load import StressWork
+from thermoe.workloads.stressor import Stressor, StressPlan, StressResult
 from thermoe.workloads.text import TextBlocks, TextTokenizer, read_text
 
 __all__ = [
@@ -12,6 +14,10 @@ __all__ = [
     "Arrivals",
     "Batch",
     "DataLoaderManager",
+    "StressPlan",
+    "StressResult",
+    "StressWork",
+    "Stressor",
     "TensorBatch",
     "TensorWorkload",
     "TextBatch",

@@ -82,10 +82,12 @@ def keep_busy(
         Time spent in bursts [s].
     """
     start_s, busy_s, period = clock(), 0.0, 0
-    owed_s = 0.0  # bursts end late and periods are long against them: carry over what was too much or too little
+    owed_s, counted_s = 0.0, start_s  # bursts may be long against a period: what was too much is made up for later
     while not stopped() and clock() - start_s < seconds:
+        share = duty()
         period_end_s = min(start_s + (period + 1) * PERIOD_S, start_s + seconds)
-        owed_s = min(owed_s + duty() * max(period_end_s - clock(), 0.0), PERIOD_S)
+        owed_s = min(owed_s + share * (period_end_s - counted_s), PERIOD_S)
+        counted_s = period_end_s
         while owed_s > 0.0 and clock() < period_end_s and not stopped():
             before_s = clock()
             burst()

@@ -28,6 +28,7 @@ SUPPORTED: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
 }
 
 EXTRAS: dict[str, tuple[str, ...]] = {
+    "fit": ("sklearn",),
     "report": ("matplotlib", "jinja2", "plotly"),
     "zeus": ("zeus",),
     "train": ("tokenizers",),

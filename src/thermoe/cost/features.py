@@ -61,7 +61,7 @@ def _experts(cases: Cases, work: FloatArray, limits: DeviceLimits) -> list[Float
     loads = cases.loads
     D, I, E = cases.hidden_size, cases.inter_size, cases.num_experts  # noqa: E741
     distinct, rows = np.maximum(loads.distinct, 0.05), np.maximum(loads.rows, 0.01)
-    tiles = launch_tiles(list(cases.impl), list(cases.dtype), cases.tokens, E, I)
+    tiles = launch_tiles(list(cases.dtype), cases.tokens, E)
     row_tiles = loads.tiles[np.arange(len(cases)), np.searchsorted(BLOCKS, np.minimum(tiles.rows, BLOCKS[-1]))]
     expert_bytes = 3.0 * D * I * cases.bits / 8.0
     weights_s = distinct * expert_bytes / limits.bandwidth_bytes_per_s
@@ -80,7 +80,6 @@ def _experts(cases: Cases, work: FloatArray, limits: DeviceLimits) -> list[Float
         np.log(E * cases.ranks),
         cases.top_k,
         cases.skew,
-        tiles.tuned,
         np.log2(tiles.rows),
         np.log2(tiles.columns),
         np.log2(tiles.depth),

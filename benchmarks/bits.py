@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     batches = calibration_batches(model, tokenizer, options)
     moments = moments_of(model, batches)
     print(f"calibration {time.perf_counter() - started_s:.1f} s", flush=True)
-    judged = {"own": _judge(model, texts)}
+    judged = {"own": judge(model, texts)}
     original = copies_of(model)
     quantisers = quantisers_of(options.group)
     if options.tuning_steps:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made_s = time.perf_counter() - began_s
         for variant, weights in variants.items():
             set_weights(model, weights)
-            judged[f"{name} {variant}"] = _judge(model, texts)
+            judged[f"{name} {variant}"] = judge(model, texts)
         print(
             f"{name}: quantised in {made_s:.1f} s, judged in {time.perf_counter() - began_s - made_s:.1f} s", flush=True
         )
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @torch.no_grad()
-def _judge(model: Any, texts: dict[str, TextBlocks]) -> dict[str, np.ndarray]:
+def judge(model: Any, texts: dict[str, TextBlocks]) -> dict[str, np.ndarray]:
     """Text -> mean negative log-likelihood of each row of each block [nat]; the texts go through together."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in texts}
     for index in range(max(len(blocks) for blocks in texts.values())):
@@ -135,7 +135,8 @@ class Resampled:
         return float(np.mean([f[0] for f in found])), np.mean([f[1] for f in found], axis=0)
 
 
-def _interval(values: np.ndarray) -> list[float]:
+def interval(values: np.ndarray) -> list[float]:
+    """The 90 % interval of resamples."""
     return [float(v) for v in np.quantile(values, (0.05, 0.95))]
 
 
@@ -147,7 +148,7 @@ def _text_rows(text: str, judged: dict[str, dict[str, np.ndarray]]) -> dict[str,
         rows[variant] = {
             "perplexity": float(np.exp(nll[text].mean())),
             "perplexity_change_pct": change,
-            "perplexity_change_pct_90": _interval(values),
+            "perplexity_change_pct_90": interval(values),
         }
     return {"variants": rows, "blocks": int(judged["own"][text].size)}
 
@@ -155,7 +156,7 @@ def _text_rows(text: str, judged: dict[str, dict[str, np.ndarray]]) -> dict[str,
 def _mean_rows(judged: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     resampled = Resampled(judged)
     found = {variant: resampled.mean_percent(variant) for variant in judged if variant != "own"}
-    return {v: {"perplexity_change_pct": c, "perplexity_change_pct_90": _interval(s)} for v, (c, s) in found.items()}
+    return {v: {"perplexity_change_pct": c, "perplexity_change_pct_90": interval(s)} for v, (c, s) in found.items()}
 
 
 def _criteria(judged: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
@@ -168,14 +169,14 @@ def _criteria(judged: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
         mine, mine_values = resampled.mean_percent(f"{bank} int2")
         for rival in ("least error", "nearest 4", "compensated 4"):
             loss, values = resampled.mean_percent(f"{rival} {TRUNCATED}")
-            ratio = {"ratio": mine / loss, "ratio_90": _interval(mine_values / values)}
+            ratio = {"ratio": mine / loss, "ratio_90": interval(mine_values / values)}
             result[f"{bank} int2 over truncated ({rival})"] = ratio
     mine, mine_values = resampled.mean_percent("bank int4")
     for rival in ("least error", "nearest 4", "compensated 4"):
         loss, values = resampled.mean_percent(f"{rival} int4")
         result[f"int4 minus plain ({rival})"] = {
             "points": mine - loss,
-            "points_90": _interval(mine_values - values),
+            "points_90": interval(mine_values - values),
         }
     return result
 

@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import arms
-from benchmarks.bits import TOKENS, Resampled, _interval, _judge
+from benchmarks.bits import TOKENS, Resampled, interval, judge
 from benchmarks.bits_weights import BATCH, SEED, calibration_batches, moments_of, text_blocks
 from benchmarks.quality import environment
 from thermoe.experts import Moments
@@ -31,7 +31,6 @@ from thermoe.integrations.batch_context import UnionScope
 from thermoe.integrations.experts import register_experts
 from thermoe.integrations.experts_quantised import quantise_experts
 from thermoe.integrations.hooks import RouterHooks
-from thermoe.types import RoutingKnobs
 
 FORMATS = ("int8", "int4", "bank4", "bank2", "fp8")
 
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, found in closeness.items():
         print(name, found, flush=True)
     del exact
-    judged = {"own": _judge(model, texts)}
+    judged = {"own": judge(model, texts)}
     distinct: dict[str, float] = {}
     for arm in _arms(options):
         began_s = time.perf_counter()
@@ -112,30 +111,25 @@ def _judged(
     with _through_kernels(model, arm, moments, options.group) as hooks:
         hooks.counters.drain()
         # One text at a time: the rows that are judged together are the batch of a union.
-        nll = {name: _judge(model, {name: blocks})[name] for name, blocks in texts.items()}
+        nll = {name: judge(model, {name: blocks})[name] for name, blocks in texts.items()}
         return nll, float(hooks.counters.drain().distinct_experts.mean())
 
 
-class _through_kernels(ExitStack):  # noqa: N801 - used as a function
+@contextmanager
+def _through_kernels(model: Any, arm: Arm, moments: dict[str, Moments], group: int) -> Iterator[RouterHooks]:
     """While it is open, a model computes by Thermoe's routing and experts."""
-
-    def __init__(self, model: Any, arm: Arm, moments: dict[str, Moments], group: int) -> None:
-        super().__init__()
-        self._given = model, arm, moments, group
-
-    def __enter__(self) -> RouterHooks:  # type: ignore[override]
-        model, arm, moments, group = self._given
+    own = model.config._experts_implementation
+    with ExitStack() as undo:
         if arm.held_as is None:
             model.set_experts_implementation(register_experts())
-            self.callback(model.set_experts_implementation, "grouped_mm")
+            undo.callback(model.set_experts_implementation, own)
         else:
-            self.enter_context(quantise_experts(model, arm.held_as, group_size=group, moments=moments or None))
+            undo.enter_context(quantise_experts(model, arm.held_as, group_size=group, moments=moments or None))
         hooks = RouterHooks(model, scope=UnionScope.POSITIONS)
-        self.callback(hooks.remove)
-        shape = hooks.shape
-        neutral = RoutingKnobs.neutral(shape.num_layers, shape.num_experts, shape.top_k)
-        hooks.set_knobs(neutral if arm.union_k0 is None else arms.union_of_first(shape, arm.union_k0))
-        return hooks
+        undo.callback(hooks.remove)
+        k0 = arm.union_k0
+        hooks.set_knobs(arms.neutral(hooks.shape) if k0 is None else arms.union_of_first(hooks.shape, k0))
+        yield hooks
 
 
 @torch.no_grad()
@@ -183,7 +177,7 @@ def _changes(judged: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, An
             continue
         mean, values = resampled.mean_percent(name)
         by_text = {text: resampled.percent(name, text)[0] for text in judged["own"]}
-        found[name] = {"texts": by_text, "mean": mean, "mean_90": _interval(values)}
+        found[name] = {"texts": by_text, "mean": mean, "mean_90": interval(values)}
     return found
 
 

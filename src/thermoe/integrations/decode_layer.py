@@ -127,7 +127,7 @@ class LayerFusion:
     def in_place(self) -> Iterator[None]:
         """Put the fused forwards in, and take them out again."""
         before = [module.__dict__.get("forward") for module in self._modules()]
-        for index, (layer, *_) in enumerate(self.layers):
+        for index, (layer, _) in enumerate(self.layers):
             layer.__dict__["forward"] = partial(self._layer, index, layer.forward)
         self.final.__dict__["forward"] = partial(self._norm, self.final.forward)
         try:
@@ -140,7 +140,7 @@ class LayerFusion:
                     module.__dict__["forward"] = forward
 
     def _modules(self) -> list[Any]:
-        return [*(layer for layer, *_ in self.layers), self.final]
+        return [*(layer for layer, _ in self.layers), self.final]
 
     def _layer(self, index: int, own: Any, hidden_states: Tensor, *args: Any, **named: Any) -> Any:
         layer, attention = self.layers[index]

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from thermoe.errors import UnsupportedModelError
@@ -75,7 +75,7 @@ class RouterFusion:
         if family.scoring is None or not isinstance(weight, Tensor) or weight.ndim != 2 or "forward" in vars(module):
             return None
         x_TD = torch.linspace(-2.0, 3.0, 5 * weight.shape[1], device=weight.device).view(5, -1).sin().to(weight.dtype)
-        output = nn.Module.__getattribute__(module, "forward")(x_TD)
+        output = module.forward(x_TD)
         fields = router_fields(output, num_experts)
         router = _Router(module=module, family=family, output=tuple(output), fields=fields)
         logits_TE = linear(x_TD, weight, bias)

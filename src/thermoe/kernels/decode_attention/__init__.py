@@ -57,6 +57,9 @@ def decode_attention(
         norms: Of queries and keys; None where the model has none.
         counts: (B G,) int32 zeros for launches that cannot overlap; they are zero again afterwards. None makes some.
 
+    On a GPU of capability 9.0 everything but `qkv_BN` is read before the launch just before this one has ended: only
+    the projections may come from that launch.
+
     Returns:
         (B, H W) in the dtype of `qkv_BN`.
 

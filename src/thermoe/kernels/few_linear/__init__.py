@@ -19,7 +19,8 @@ def few_linear(x_TC: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor 
 
     Args:
         x_TC: (T, C) bf16, f16 or float32, contiguous.
-        weights: Matrices (N_i, C) of x's dtype, contiguous.
+        weights: Matrices (N_i, C) of x's dtype, contiguous. On a GPU of capability 9.0 they are read before the launch
+            just before this one has ended, so that one must not write them; `x_TC` may come from it.
         biases: (N_i,) or None for each; empty where no matrix has one.
 
     Returns:

@@ -89,9 +89,8 @@ def find_price(mean_distinct: Callable[[float], float], target: float, *, halvin
     return math.exp(0.5 * (low + high))
 
 
-def union_of_first(shape: MoEShape, k0: int) -> RoutingKnobs:
-    """Knobs that load every token's first k0 experts and no other."""
+def union_of_first(shape: MoEShape, k0: float) -> RoutingKnobs:
+    """Knobs that load every token's first k0 experts and no other: a fraction is met on average over layers."""
     layers = shape.num_layers
-    return replace(
-        neutral(shape), union=True, price=np.full(layers, np.inf), protected_k0=np.full(layers, k0, dtype=np.int64)
-    )
+    before = np.floor(np.arange(layers + 1) * k0 + 1e-9).astype(np.int64)
+    return replace(neutral(shape), union=True, price=np.full(layers, np.inf), protected_k0=np.diff(before))

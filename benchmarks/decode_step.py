@@ -270,7 +270,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=512, help="mean positions in the cache over a window")
     parser.add_argument("--steps", type=int, default=400, help="steps of a window; sensors need 2 seconds of them")
     parser.add_argument("--generate-steps", type=int, default=40, help="steps of a window of generate()")
-    parser.add_argument("--k0", type=int, default=4, help="first choices of each token that the union loads")
+    parser.add_argument(
+        "--k0", type=float, default=4.0, help="first choices of each token that the union loads, on average over layers"
+    )
     parser.add_argument("--formats", default="int4,bank4", help="comma list of formats of quantised experts")
     parser.add_argument("--arms", default="", help="comma list; all where left out")
     parser.add_argument("--trials", type=int, default=1)

@@ -44,12 +44,12 @@ class Arm:
     """A format of the experts, None for their own, and the first choices of each token that a union loads."""
 
     held_as: str | None
-    union_k0: int | None
+    union_k0: float | None
 
     @property
     def name(self) -> str:
         """As it is called in the results."""
-        union = "" if self.union_k0 is None else f", union of first {self.union_k0}"
+        union = "" if self.union_k0 is None else f", union of first {self.union_k0:g}"
         return f"{self.held_as or 'own weights'}{union}"
 
 
@@ -107,7 +107,7 @@ def _model(options: argparse.Namespace, dtype: torch.dtype) -> Any:
     return model.to(options.device).eval()
 
 
-def _arms(formats: Sequence[str], k0s: Sequence[int]) -> Iterator[Arm]:
+def _arms(formats: Sequence[str], k0s: Sequence[float]) -> Iterator[Arm]:
     """The model's own weights and each format, with its own routing and, where that is asked for, with unions."""
     for held_as in (None, *formats):
         yield Arm(held_as, None)
@@ -216,7 +216,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--own-tokens", type=int, default=0, help="to sample from the model for calibration")
     parser.add_argument("--group", type=int, default=128, help="columns that share a scale")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="of the experts")
-    parser.add_argument("--k0", type=int, nargs="+", default=[4, 5], help="first choices that the unions load")
+    parser.add_argument("--k0", type=float, nargs="+", default=[4.0, 5.0], help="first choices that the unions load")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each text")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True)

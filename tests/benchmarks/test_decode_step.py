@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,18 +13,19 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.random_experts import random_quantised  # noqa: E402
 
-from benchmarks import decode_step  # noqa: E402
+from benchmarks import arms, decode_step  # noqa: E402
 from thermoe.integrations.experts_held import expert_blocks, quantised_experts  # noqa: E402
 from thermoe.kernels.expert_mlp import dequantize  # noqa: E402
+from thermoe.types import NAMED_SHAPES  # noqa: E402
 
 
 def test_the_rows_of_a_smoke_run(tmp_path):
     out = tmp_path / "step.json"
-    arms = "generate,graph_grouped_mm,thermoe_int4,thermoe_int4_union"
-    assert decode_step.main(["--smoke", "--out", str(out), "--arms", arms, "--trials", "2"]) == 0
+    named = "generate,graph_grouped_mm,thermoe_int4,thermoe_int4_union"
+    assert decode_step.main(["--smoke", "--out", str(out), "--arms", named, "--trials", "2"]) == 0
     content = json.loads(out.read_text())
     rows = {row["arm"]: row for row in content["rows"]}
-    assert list(rows) == arms.split(",")
+    assert list(rows) == named.split(",")
     assert {row["op"] for row in rows.values()} == {"decode_step"}
     assert [row["impl"] for row in rows.values()] == ["transformers", "transformers", "thermoe", "thermoe"]
     assert [row["dtype"] for row in rows.values()] == ["f32", "f32", "int4", "int4"]
@@ -55,3 +57,12 @@ def test_random_codes_are_spread_like_the_weights_they_stand_for(held_as):
                 assert float(values.std()) == pytest.approx(float(own.std()), rel=0.15)
         assert model(torch.ones(2, 3, dtype=torch.long)).logits.isfinite().all()
         assert quantised.num_bytes > 0
+
+
+@pytest.mark.parametrize("k0", [1, 4, 4.66, 5.0, 7])
+def test_first_choices_that_are_no_whole_number_are_spread_over_layers(k0):
+    counts = arms.union_of_first(NAMED_SHAPES["qwen3-30b-a3b"], k0).protected_k0
+    assert counts.dtype.kind == "i"
+    assert abs(counts.mean() - k0) < 1 / 48
+    assert set(counts) <= {int(k0), int(np.ceil(k0))}
+    assert all(abs(counts[:n].sum() - n * k0) <= 1 for n in range(49))

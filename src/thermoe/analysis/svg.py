@@ -11,15 +11,22 @@ from thermoe.analysis.style import GRID, INK, PAPER, RC
 _THEME = {INK: "currentColor", GRID: "var(--grid)", PAPER: "none"}
 
 
-def svg_and_pdf(figure: Figure, name: str) -> tuple[str, bytes]:
-    """Both vector forms of a figure; `name` makes its ids the same in every run."""
-    vector, pdf = io.BytesIO(), io.BytesIO()
+def as_svg(figure: Figure, name: str) -> str:
+    """A figure as an SVG document; `name` makes its ids the same in every run."""
+    vector = io.BytesIO()
     with rc_context(RC | {"svg.hashsalt": name}):
         figure.savefig(vector, format="svg", metadata={"Date": None})
+    return vector.getvalue().decode("utf-8")
+
+
+def svg_and_pdf(figure: Figure, name: str) -> tuple[str, bytes]:
+    """Both vector forms of a figure; see `as_svg`."""
+    svg, pdf = as_svg(figure, name), io.BytesIO()
+    with rc_context(RC | {"svg.hashsalt": name}):
         # The layout is found; finding it again for the second form would only take time.
         figure.set_layout_engine(None)
         figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
-    return vector.getvalue().decode("utf-8"), pdf.getvalue()
+    return svg, pdf.getvalue()
 
 
 def inline(svg: str, name: str, label: str) -> str:

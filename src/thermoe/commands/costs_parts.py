@@ -1,18 +1,15 @@
 """`thermoe costs parts`: what an expert MLP call costs beside the sum of its parts, and why."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from thermoe.cost.database import CostDatabase, describe
-from thermoe.cost.fusing import Explanation, explain
+from thermoe.cost.fusing import Explanation, explain_calls, why_none
 from thermoe.cost.kernel_cost_model import KernelCostModel
-from thermoe.cost.known_limits import limits_of
-from thermoe.cost.parts import Call, find_calls
-from thermoe.cost.rows import CostRow
+from thermoe.cost.parts import find_calls
 from thermoe.errors import ConfigError, DataError
 
 
@@ -49,24 +46,6 @@ class CostsParts:
         if not self.json:
             print(f"{len(explained)} of {len(calls)} expert MLP calls have all their parts")
         return 0
-
-
-def explain_calls(calls: Sequence[Call], rows: Sequence[CostRow]) -> list[Explanation]:
-    """Explanations of the calls that are complete, with the limits of their devices."""
-    devices = dict.fromkeys(call.row.device.gpu for call in calls)
-    limits = {gpu: limits_of(gpu, [r for r in rows if r.device.gpu == gpu]) for gpu in devices}
-    return [explain(call, limits[call.row.device.gpu]) for call in calls if not call.missing]
-
-
-def why_none(calls: Sequence[Call]) -> str:
-    """One line on why no call can be explained."""
-    if not calls:
-        return "no expert_mlp row: measure some with thermoe profile"
-    nearest = min(calls, key=lambda call: len(call.missing))
-    return (
-        f"none of {len(calls)} expert MLP calls has all its parts; {describe(nearest.row)} lacks "
-        f"{', '.join(nearest.missing)}: measure them with thermoe profile, or give --model to predict them"
-    )
 
 
 def in_words(one: Explanation) -> str:

@@ -9,12 +9,14 @@ the call. A part of torch that takes several kernels has its further launches ov
 GPU is one kernel: calls of torch's products, and of the reference on a CPU, save neither launches nor traffic.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thermoe.cost.database import describe
-from thermoe.cost.known_limits import KnownLimits
+from thermoe.cost.known_limits import KnownLimits, limits_of
 from thermoe.cost.parts import FUSED_IMPL, Call, Cost
+from thermoe.cost.rows import CostRow
 from thermoe.types import Kind
 
 CPU = "cpu "
@@ -121,6 +123,24 @@ def explain(call: Call, limits: KnownLimits) -> Explanation:
     kind = Kind.PREDICTED if any(p.kind is Kind.PREDICTED for p in costs) else call.fused.kind
     energy = _energy(call, time, limits) if time is not None and has_energy else None
     return Explanation(call=call, kind=kind, time=time, energy=energy, limits=limits)
+
+
+def explain_calls(calls: Sequence[Call], rows: Sequence[CostRow]) -> list[Explanation]:
+    """Explanations of the calls that are complete, with the limits of their devices."""
+    devices = dict.fromkeys(call.row.device.gpu for call in calls)
+    limits = {gpu: limits_of(gpu, [r for r in rows if r.device.gpu == gpu]) for gpu in devices}
+    return [explain(call, limits[call.row.device.gpu]) for call in calls if not call.missing]
+
+
+def why_none(calls: Sequence[Call]) -> str:
+    """One line on why no call can be explained."""
+    if not calls:
+        return "no expert_mlp row: measure some with thermoe profile"
+    nearest = min(calls, key=lambda call: len(call.missing))
+    return (
+        f"none of {len(calls)} expert MLP calls has all its parts; {describe(nearest.row)} lacks "
+        f"{', '.join(nearest.missing)}: measure them with thermoe profile, or give --model to predict them"
+    )
 
 
 def floor_s(cost: Cost, limits: KnownLimits) -> float | None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from thermoe.cost.database import CostDatabase, Failure, describe
 from thermoe.cost.database_command import CostsDiff, CostsMerge, CostsShow
 from thermoe.errors import ConfigError, DataError
+from thermoe.types import Kind
 
 FULL = {"energy_mj": 75.2, "energy_integrated_mj": 74.0, "power_w": 592.0, "temp_c": 41.5, "throttled": False}
 
@@ -241,3 +242,36 @@ def test_diff_shows_what_changed_only_and_says_when_nothing_is_shared(tmp_path, 
     CostDatabase([make_row(1.0, op="gemm")]).save(new)
     CostsDiff(old=old, new=new).execute()
     assert "no case in common" in capsys.readouterr().out
+
+
+def test_no_difference_is_between_a_mixture_of_kinds_or_of_gpus():
+    other = replace(KEY, gpu="Other GPU")
+    old = CostDatabase([make_row(100.0)])
+    carried = make_row(10.0, device=other, kind=Kind.PREDICTED)
+    (change,) = old.diff(CostDatabase([make_row(110.0), carried]))
+    assert change["latency_change_pct"] == pytest.approx(10.0)
+    assert (change["gpus"], change["kinds"]) == (["Test GPU"] * 2, ["measured"] * 2)
+    imported = make_row(50.0, kind=Kind.PREDICTED, occasion="s")
+    (change,) = old.diff(CostDatabase([make_row(110.0), imported]))
+    assert change["latency_change_pct"] == pytest.approx(10.0)
+    (change,) = old.diff(CostDatabase([carried]))
+    assert (change["gpus"], change["kinds"]) == (["Test GPU", "Other GPU"], ["measured", "predicted"])
+    third = make_row(10.0, device=replace(KEY, gpu="Third GPU"))
+    with pytest.raises(DataError, match="no GPU is in both"):
+        old.diff(CostDatabase([carried, third]))
+
+
+def test_diff_says_what_was_not_measured_and_refuses_a_tolerance_that_is_no_number(tmp_path, capsys):
+    old, new = tmp_path / "a.costs.json", tmp_path / "b.costs.json"
+    CostDatabase([make_row(100.0)]).save(old)
+    CostDatabase([make_row(120.0, kind=Kind.PREDICTED)]).save(new)
+    assert CostsDiff(old=old, new=new).execute() == 1
+    assert "+20.0 % (measured to predicted)" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="tolerance_pct"):
+        CostsDiff(old=old, new=new, tolerance_pct=float("nan"))
+
+
+@pytest.mark.parametrize("figure", [1e-40, 1e40])
+def test_figures_whose_products_would_overflow_are_refused(figure):
+    with pytest.raises(DataError, match="needs a positive finite number"):
+        make_row(50.0, energy_mj=figure)

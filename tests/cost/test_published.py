@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from cost_rows import make_row
 
@@ -71,4 +73,19 @@ def test_command_writes_a_database_and_refuses_other_gpus(tmp_path):
     with pytest.raises(ConfigError, match="choose from a100"):
         CostsPredict(database=measured, gpu="tpu", out=out).execute()
     with pytest.raises(ConfigError, match="measured on an H200"):
-        CostsPredict(database=out, gpu="a100", out=out).execute()
+        CostsPredict(database=out, gpu="a100", out=tmp_path / "c.costs.json").execute()
+    with pytest.raises(ConfigError, match="would be lost"):
+        CostsPredict(database=measured, gpu="a100", out=measured).execute()
+
+
+def test_a_gh200_is_no_h200(tmp_path):
+    measured = tmp_path / "a.costs.json"
+    CostDatabase([row(device=replace(row().device, gpu="NVIDIA GH200 480GB"))]).save(measured)
+    with pytest.raises(ConfigError, match="GH200 480GB: give one measured on an H200"):
+        CostsPredict(database=measured, gpu="a100", out=tmp_path / "b.costs.json").execute()
+
+
+def test_a_later_occasion_without_energy_does_not_take_the_energy_away():
+    latency_only = row(occasion="b", energy_mj=None, power_w=None)
+    (carried,) = carry_over([row(occasion="a"), latency_only], "a100").rows
+    assert carried.energy_mj is not None

@@ -3,7 +3,7 @@ import pytest
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.database_command import CostsImport
 from thermoe.cost.simulator_table import read_simulator_table
-from thermoe.errors import DataError
+from thermoe.errors import ConfigError, DataError
 from thermoe.types import Kind
 
 
@@ -44,6 +44,10 @@ def test_layers_touch_what_random_routing_touches_unless_the_table_says(tmp_path
         ("m,n,k,latency_ms\n1,2,3,-3\n", "positive"),
         ("m,n,k,latency_ms\n1,2,3,4\n1,2,3,\n", "row 1"),
         ("m,n,k,latency_ms\n1,2,1e999,4\n", "row 0"),
+        ("m,n,k,latency_ms\n1,2,3,4\n1,2,3,5\n", "row 1 is .* again"),
+        ("op,m,n,k,latency_ms\n,1,2,3,4\n", "op nan is not known"),
+        ("dtype,m,n,k,latency_ms\nfp16,1,2,3,4\n", "dtype fp16 is not known"),
+        ("num_tokens,hidden_size,inter_size,topk,num_experts,latency_s\n4,64,64,16,8,1\n", "more than the 8 experts"),
     ],
 )
 def test_a_table_that_cannot_be_right_is_refused_in_one_line(tmp_path, text, words):
@@ -57,3 +61,17 @@ def test_command_writes_a_database(tmp_path):
     out = tmp_path / "x.costs.json"
     assert CostsImport(table=tmp_path / "t.csv", gpu="A100", simulator="accelwattch", out=out).execute() == 0
     assert len(CostDatabase.load(out)) == 1
+
+
+def test_the_same_row_twice_counts_once_and_names_are_needed(tmp_path):
+    assert len(read(tmp_path, "m,n,k,latency_ms\n1,2,3,4\n1,2,3,4\n")) == 1
+    with pytest.raises(ConfigError, match="name both"):
+        read_simulator_table(tmp_path / "table.csv", gpu=" ", simulator="llmcompass")
+
+
+def test_command_does_not_write_over_its_table(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("m,n,k,latency_ms\n16,512,256,0.5\n")
+    with pytest.raises(ConfigError, match="would be lost"):
+        CostsImport(table=table, gpu="A100", simulator="s", out=table).execute()
+    assert table.read_text().startswith("m,n,k")

@@ -11,6 +11,8 @@ import tyro
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.evaluate import evaluate
 from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.cost.safe_file import refuse_to_overwrite
+from thermoe.cost.sources import A_TABLE, observations_of
 from thermoe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class Fit:
 
     def execute(self) -> int:
         """Fit and write the model."""
+        refuse_to_overwrite(self.out, self.tables)
         model = KernelCostModel().fit(read_costs(self.tables))
         model.save(self.out)
         for (op, impl, dtype), fitted in model.operations_.items():
@@ -66,7 +69,11 @@ class CostsEval:
 
     def execute(self) -> int:
         """Print the errors."""
-        result = evaluate(KernelCostModel.load(self.model), read_costs((self.table,)))
+        model, costs = KernelCostModel.load(self.model), read_costs((self.table,))
+        result = evaluate(model, costs)
+        _, gpu = observations_of(costs)
+        if gpu != model.fitted_on_ and A_TABLE not in (gpu, model.fitted_on_):
+            sys.stderr.write(f"{self.model} was fitted on {model.fitted_on_ or 'nothing'}, {self.table} is of {gpu}\n")
         if self.json:
             _say(json.dumps(result, indent=1))
             return 0

@@ -1,17 +1,17 @@
 """The cost database: one versioned JSON file of `CostRow`s, keyed by device and software."""
 
 import json
-import os
 import reprlib
 import statistics
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from thermoe.cost.rows import CostRow, DeviceKey
+from thermoe.cost.safe_file import write_atomically as write_atomically
 from thermoe.errors import DataError
+from thermoe.types import Kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,12 +85,21 @@ class CostDatabase:
         return CostDatabase(list(merged.values()), [f for f in failures if f.case not in measured])
 
     def diff(self, other: "CostDatabase") -> list[dict[str, Any]]:
-        """Change from this database to `other` for the cases both hold, whatever the device [%].
+        """Change from this database to `other` for the cases both hold [%].
 
-        A case with several rows, of several devices or occasions, counts with its medians.
+        GPUs that both hold are compared each with itself; one GPU may be compared with one other. A case with several
+        rows, of several releases or occasions, counts with its medians, of one kind: each kind that both hold, else
+        the surest of each.
+
+        Raises:
+            DataError: No GPU is in both, and more than one in either.
         """
-        ours, theirs = _by_case(self.rows), _by_case(other.rows)
-        return [_change(ours[case], theirs[case]) for case in ours if case in theirs]
+        changes = []
+        for ours, theirs in _paired_gpus(self.rows, other.rows):
+            old, new = _by_case(ours), _by_case(theirs)
+            for case in old:
+                changes += [_change(*pair) for pair in _paired_kinds(old[case], new.get(case, []))]
+        return changes
 
     def to_frame(self) -> "pd.DataFrame":
         """One line per row, the device's fields as columns of their own."""
@@ -144,26 +153,6 @@ def describe(row: CostRow) -> str:
     return f"{row.op}/{row.impl} {row.dtype} {sizes}, {row.routed_rows} rows on {row.active_experts} experts{more}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`, so that a reader or a crash sees the old file or the new one."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).chmod(0o644)
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as err:
-        raise DataError(
-            f"{path}: cannot be written ({err.strerror}); choose a folder with room and permission"
-        ) from err
-
-
 def read_json_object(path: Path, expected_format: str, schema: int) -> dict[str, Any]:
     """Read a JSON object that names its format and schema; anything else is a one-line `DataError`."""
     try:
@@ -193,6 +182,24 @@ def _by_case(rows: Iterable[CostRow]) -> dict[Any, list[CostRow]]:
     return cases
 
 
+def _paired_gpus(old: Sequence[CostRow], new: Sequence[CostRow]) -> list[tuple[list[CostRow], list[CostRow]]]:
+    ours, theirs = (list(dict.fromkeys(r.device.gpu for r in rows)) for rows in (old, new))
+    pairs = [(gpu, gpu) for gpu in ours if gpu in theirs]
+    if not pairs and max(len(ours), len(theirs)) > 1:
+        raise DataError(
+            f"no GPU is in both: {', '.join(ours)}; {', '.join(theirs)}: select one of each to compare them"
+        )
+    pairs = pairs or list(zip(ours, theirs, strict=False))
+    return [([r for r in old if r.device.gpu == a], [r for r in new if r.device.gpu == b]) for a, b in pairs]
+
+
+def _paired_kinds(old: Sequence[CostRow], new: Sequence[CostRow]) -> list[tuple[list[CostRow], list[CostRow]]]:
+    """Rows of one case that may be compared: no median is over two kinds."""
+    ours, theirs = ([kind for kind in Kind if any(r.kind is kind for r in rows)] for rows in (old, new))
+    pairs = [(kind, kind) for kind in ours if kind in theirs] or list(zip(ours[:1], theirs[:1], strict=False))
+    return [([r for r in old if r.kind is a], [r for r in new if r.kind is b]) for a, b in pairs]
+
+
 def _change(old: Sequence[CostRow], new: Sequence[CostRow]) -> dict[str, Any]:
     """One entry of `diff`, of the rows of one case in both databases."""
     old_us, new_us = (statistics.median(r.latency_us for r in rows) for rows in (old, new))
@@ -200,6 +207,8 @@ def _change(old: Sequence[CostRow], new: Sequence[CostRow]) -> dict[str, Any]:
     return {
         "case": describe(old[0]),
         "op": old[0].op,
+        "gpus": [old[0].device.gpu, new[0].device.gpu],
+        "kinds": [str(old[0].kind), str(new[0].kind)],
         "latency_us": old_us,
         "latency_change_pct": _change_pct(old_us, new_us),
         "energy_mj": old_mj,

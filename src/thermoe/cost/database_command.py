@@ -1,6 +1,7 @@
 """`thermoe costs show|diff|merge|predict|import`: cost databases from a shell."""
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -13,11 +14,13 @@ import tyro
 from thermoe.cost.database import CostDatabase, describe
 from thermoe.cost.published import carry_over
 from thermoe.cost.rows import CostRow
+from thermoe.cost.safe_file import refuse_to_overwrite
 from thermoe.cost.simulator_table import read_simulator_table
 from thermoe.errors import ConfigError
 
 MOST_ROWS = 50
 """A longer database is summed up unless its rows are asked for."""
+_H200 = re.compile(r"\bH200\b")  # a GH200 is another GPU
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +86,10 @@ class CostsDiff:
     changed: bool = False
     json: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.tolerance_pct >= 0.0:
+            raise ConfigError(f"tolerance_pct = {self.tolerance_pct}: needs 0 or more")
+
     def execute(self) -> int:
         """Print the changes of the cases both hold, the largest rise first, and their median by operation."""
         old, new = CostDatabase.load(self.old), CostDatabase.load(self.new)
@@ -92,7 +99,10 @@ class CostsDiff:
             _say(json.dumps(shown, indent=1))
         else:
             for change in shown:
-                _say(f"{change['case']}: latency {change['latency_change_pct']:+.1f} %{_energy_change(change)}")
+                _say(
+                    f"{change['case']}: latency {change['latency_change_pct']:+.1f} %{_energy_change(change)}"
+                    f"{_other_kinds(change)}"
+                )
             _say_medians(changes)
         return int(any(c["latency_change_pct"] > self.tolerance_pct for c in changes))
 
@@ -141,8 +151,9 @@ class CostsPredict:
 
     def execute(self) -> int:
         """Predict and write."""
+        refuse_to_overwrite(self.out, [self.database])
         rows = CostDatabase.load(self.database).rows
-        elsewhere = sorted({r.device.gpu for r in rows if "H200" not in r.device.gpu})
+        elsewhere = sorted({r.device.gpu for r in rows if not _H200.search(r.device.gpu)})
         if elsewhere:
             raise ConfigError(f"{self.database} holds rows of {', '.join(elsewhere)}: give one measured on an H200")
         carried = carry_over(rows, self.gpu)
@@ -169,6 +180,7 @@ class CostsImport:
 
     def execute(self) -> int:
         """Read, check and write."""
+        refuse_to_overwrite(self.out, [self.table])
         database = read_simulator_table(self.table, gpu=self.gpu, simulator=self.simulator)
         database.save(self.out)
         _say(f"{self.out}: {len(database)} rows predicted by {self.simulator} for {self.gpu}")
@@ -229,6 +241,12 @@ def _line(row: CostRow) -> str:
 def _energy_change(change: dict[str, Any]) -> str:
     energy = change["energy_change_pct"]
     return "" if energy is None else f", energy {energy:+.1f} %"
+
+
+def _other_kinds(change: dict[str, Any]) -> str:
+    """Of what kinds the figures are, where not both were measured."""
+    kinds = list(dict.fromkeys(change["kinds"]))
+    return "" if kinds == ["measured"] else f" ({' to '.join(kinds)})"
 
 
 def _count_energy(rows: Sequence[CostRow]) -> int:

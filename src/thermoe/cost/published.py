@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.roofline import H200, DeviceLimits
@@ -128,7 +129,11 @@ def carry_over(rows: Iterable[CostRow], name: str, source: DeviceLimits = H200) 
     carried = [_carried(row, source, target) for row in rows if row.kind is Kind.MEASURED and row.bytes_moved]
     if not carried:
         raise DataError(f"no measured row that counts its bytes and operations: nothing to carry over to {target.name}")
-    return CostDatabase(list({row.key: row for row in carried}.values()))
+    found: dict[Any, CostRow] = {}
+    for row in carried:  # of several occasions and releases the last one stays, but none without energy for one with
+        if row.energy_mj is not None or row.key not in found or found[row.key].energy_mj is None:
+            found[row.key] = row
+    return CostDatabase(list(found.values()))
 
 
 def _carried(row: CostRow, source: DeviceLimits, target: DeviceLimits) -> CostRow:

@@ -188,7 +188,9 @@ _TEXTS = ("op", "impl", "dtype", "input_distribution", "load")
 _COUNTS = (*_SHAPE.values(), "tokens", "routed_rows", "active_experts", "repeats", "context")
 _OPTIONAL_COUNTS = ("group_size", "windows")
 _FIGURES = ("skew", "latency_us", "latency_low_us", "latency_high_us", "spread_pct")
-_LARGEST_COUNT, _LARGEST_FIGURE = 2**62, 1e300  # beyond, arrays and products of figures overflow
+_LARGEST_COUNT = 2**62
+# Beyond, products and ratios of figures overflow in a fit; a year is 3e13 us.
+_SMALLEST_FIGURE, _LARGEST_FIGURE = 1e-30, 1e30
 _MAY_BE_ZERO = ("spread_pct", "rel_error", "temp_c", "flops", "energy_spread_pct")
 _OPTIONAL_FIGURES = (
     "latency_sustained_us",
@@ -220,5 +222,5 @@ def _check_count(name: str, value: Any) -> None:
 
 def _check_positive(name: str, value: Any, *, zero_is_fine: bool = False) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_FIGURE
-    if not is_number or not math.isfinite(value) or value < 0 or (value == 0 and not zero_is_fine):
-        raise DataError(f"{name} = {reprlib.repr(value)}: needs a positive finite number")
+    if not is_number or not math.isfinite(value) or not (value >= _SMALLEST_FIGURE or (value == 0 and zero_is_fine)):
+        raise DataError(f"{name} = {reprlib.repr(value)}: needs a positive finite number, {_LARGEST_FIGURE:g} at most")

@@ -5,16 +5,17 @@ num_experts` and perhaps `distinct_experts`; `dtype`; `latency_s`, `latency_ms` 
 `energy_j`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from thermoe.cost.database import CostDatabase
+from thermoe.cost.cases import DTYPE_BITS
+from thermoe.cost.database import CostDatabase, describe
 from thermoe.cost.rows import CostRow, DeviceKey
-from thermoe.cost.work import expected_distinct_experts
-from thermoe.errors import DataError
+from thermoe.cost.work import OPERATIONS, expected_distinct_experts
+from thermoe.errors import ConfigError, DataError
 from thermoe.types import Kind
 
 _LATENCY_US = {"latency_us": 1.0, "latency_ms": 1e3, "latency_s": 1e6}
@@ -31,8 +32,11 @@ def read_simulator_table(path: Path, *, gpu: str, simulator: str) -> CostDatabas
         simulator: By what; it becomes the `impl` of the rows.
 
     Raises:
-        DataError: The table cannot be read, lacks a column or holds what cannot be right.
+        ConfigError: The GPU or the simulator has no name.
+        DataError: The table cannot be read, lacks a column, holds what cannot be right, or one case twice.
     """
+    if not gpu.strip() or not simulator.strip():
+        raise ConfigError(f"gpu {gpu!r} by simulator {simulator!r}: name both")
     lines = _read(path)
     if not lines:
         raise DataError(f"{path}: the table has no rows")
@@ -44,7 +48,11 @@ def read_simulator_table(path: Path, *, gpu: str, simulator: str) -> CostDatabas
         except (DataError, KeyError, TypeError, ValueError, OverflowError) as err:
             reason = f"lacks the column {err}" if isinstance(err, KeyError) else str(err)
             raise DataError(f"{path}: row {number}: {' '.join(reason.split())}") from err
-        rows[row.key] = row
+        if rows.setdefault(row.key, row) != row:
+            raise DataError(
+                f"{path}: row {number} is {describe(row)} again, with other figures: keep one of each, or name what "
+                "tells them apart in the sizes"
+            )
     return CostDatabase(list(rows.values()))
 
 
@@ -65,9 +73,9 @@ def _row(line: Mapping[Any, Any], device: DeviceKey, simulator: str) -> CostRow:
     energy_mj = _energy_mj(line, latency_us)
     return CostRow(
         device=device,
-        op=str(line.get("op", "gemm" if "m" in line else "expert_mlp")),
+        op=_known(line, "op", "gemm" if "m" in line else "expert_mlp", OPERATIONS),
         impl=simulator,
-        dtype=str(line.get("dtype", "bfloat16")),
+        dtype=_known(line, "dtype", "bfloat16", DTYPE_BITS),
         skew=1.0,
         latency_us=latency_us,
         latency_low_us=latency_us,
@@ -88,12 +96,22 @@ def _sizes(line: Mapping[Any, Any]) -> dict[str, Any]:
         sizes = {"hidden_size": depth, "inter_size": columns, "num_experts": 1, "top_k": 1}
         return sizes | {"tokens": rows, "routed_rows": rows, "active_experts": 1}
     tokens, hidden_size, inter_size, top_k, num_experts = (_whole(line, name) for name in _EXPERT_COLUMNS)
+    if top_k > num_experts:
+        raise DataError(f"topk = {top_k}: more than the {num_experts} experts there are")
     if "distinct_experts" in line:
         touched = _whole(line, "distinct_experts")
     else:
         touched = max(1, round(float(expected_distinct_experts(num_experts, top_k, tokens))))
     sizes = {"hidden_size": hidden_size, "inter_size": inter_size, "num_experts": num_experts, "top_k": top_k}
     return sizes | {"tokens": tokens, "routed_rows": tokens * top_k, "active_experts": touched}
+
+
+def _known(line: Mapping[Any, Any], name: str, usual: str, choices: Iterable[str]) -> str:
+    """A word that a model understands."""
+    word = str(line.get(name, usual))
+    if word not in choices:
+        raise DataError(f"{name} {word} is not known: choose from {', '.join(choices)}")
+    return word
 
 
 def _whole(line: Mapping[Any, Any], name: str) -> int:

@@ -20,6 +20,14 @@ GEMM_COLUMNS = ("m", "n", "k")
 _DTYPES = ("dtype", "gemm_dtype", "moe_dtype")
 _TELEMETRY = ("temp_c",)
 _LATENCIES = ("latency_s", "latency_ms", "latency_us")
+# Beyond, products and ratios of figures would overflow in a fit; routings are drawn expert by expert, in whole numbers.
+_USUAL_SPAN = (1e-30, 1e30)
+_SPANS = {
+    "num_tokens": (1e-30, 2.0**40),
+    "topk": (1e-30, 2.0**16),
+    "num_experts": (1e-30, 2.0**14),
+    "moe_ep_size": (1e-30, 2.0**16),
+}
 
 
 def group_table(table: "pd.DataFrame") -> dict[str, Observations]:
@@ -75,9 +83,9 @@ def group_arrays(
     """
     if latency_s is None:
         raise DataError("shapes were given without their latency: give y_latency in seconds")
-    columns = {"latency_s": np.asarray(latency_s, dtype=np.float64)}
+    columns = {"latency_s": _target("y_latency", latency_s)}
     if energy_j is not None:
-        columns["energy_j"] = np.asarray(energy_j, dtype=np.float64)
+        columns["energy_j"] = _target("y_energy", energy_j)
     lengths = [len(shapes), *(len(c) for c in columns.values()), *([] if telemetry is None else [len(telemetry)])]
     if len(set(lengths)) > 1:
         raise DataError(f"shapes, targets and telemetry have {', '.join(map(str, lengths))} rows: need the same")
@@ -147,7 +155,11 @@ def _loads(
     ranks: FloatArray,
 ) -> Loads:
     if "distinct_experts" in table:
-        return even_loads(tokens * top_k / ranks, _column(table, "distinct_experts"), np.ones(len(table)))
+        distinct = _column(table, "distinct_experts")
+        if (distinct > num_experts / ranks).any():
+            row = int((distinct > num_experts / ranks).argmax())
+            raise DataError(f"the table's row {row} touches {distinct[row]:g} experts: more than a GPU holds")
+        return even_loads(tokens * top_k / ranks, distinct, np.ones(len(table)))
     whole = [(tokens, "num_tokens"), (top_k, "topk"), (num_experts, "num_experts"), (ranks, "moe_ep_size")]
     for values, name in whole:
         if (values % 1 != 0).any():
@@ -185,15 +197,30 @@ def _impls(table: "pd.DataFrame") -> list[str]:
     return [str(i) for i in table[column]] if column else ["table"] * len(table)
 
 
+def _target(name: str, values: "ArrayLike") -> FloatArray:
+    """A column of targets (B,)."""
+    try:
+        column = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as err:
+        raise DataError(f"{name} holds something other than numbers") from err
+    if column.ndim == 0 or column.size != len(column):
+        raise DataError(f"{name} has the shape {column.shape}: needs one number for each row")
+    return column.ravel()
+
+
 def _column(table: "pd.DataFrame", name: str, *, may_be_missing: bool = False) -> FloatArray:
     values: Any
     try:
         values = table[name].to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as err:
         raise DataError(f"the table's column {name} holds something other than numbers") from err
-    wrong = ~(np.isfinite(values) & (values > 0)) & ~(may_be_missing & np.isnan(values))
+    if values.ndim != 1:
+        raise DataError(f"the table has {values.shape[1]} columns named {name}: keep one")
+    low, high = _SPANS.get(name, _USUAL_SPAN)
+    wrong = ~((values >= low) & (values <= high)) & ~(may_be_missing & np.isnan(values))
     if wrong.any():
         raise DataError(
-            f"the table's column {name} holds {values[wrong][0]:g} in row {int(wrong.argmax())}: needs positive numbers"
+            f"the table's column {name} holds {values[wrong][0]:g} in row {int(wrong.argmax())}: needs positive "
+            f"numbers, {high:g} at most"
         )
     return np.asarray(values, dtype=np.float64)

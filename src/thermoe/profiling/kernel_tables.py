@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thermoe.cost.database import write_atomically
+from thermoe.cost.safe_file import write_atomically
 from thermoe.errors import ConfigError, ThermoeError
 from thermoe.profiling.case import Case
 from thermoe.profiling.isolated import write_script

@@ -55,6 +55,7 @@ _TABLE: dict[str, Entry] = {
     "costs diff": Entry("thermoe.cost.database_command", "CostsDiff", "compare two cost databases"),
     "costs merge": Entry("thermoe.cost.database_command", "CostsMerge", "join cost databases into one"),
     "costs plot": Entry("thermoe.commands.costs_plot", "CostsPlot", "draw what cost databases hold"),
+    "costs report": Entry("thermoe.commands.costs_report", "CostsReport", "one HTML page of cost databases"),
     "costs parts": Entry(
         "thermoe.commands.costs_parts", "CostsParts", "expert MLP calls beside the sum of their parts, and why"
     ),

@@ -37,7 +37,10 @@ def read_csv(path: Path) -> list[Row]:
     if not lines:
         raise DataError(f"{path} is empty: needed a header line and at least one row")
     delimiter = max(_DELIMITERS, key=lines[0].count)
-    header, *body = csv.reader(lines, delimiter=delimiter)
+    try:
+        header, *body = csv.reader(lines, delimiter=delimiter)
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as CSV ({error}): needed cells of ordinary length") from None
     names = [name.strip() for name in header]
     rows: list[Row] = []
     for cells in body:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from thermoe.cost.safe_file import refuse_to_overwrite
 from thermoe.profiling.parsing.parse import parse_profiler_output, write_table
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Parse:
 
     def execute(self) -> int:
         """Parse, write, and say on stderr what was found and what was left out."""
+        refuse_to_overwrite(self.out, [*self.files, *self.telemetry])
         table = parse_profiler_output(self.files, self.telemetry, telemetry_offset_s=self.telemetry_offset_s)
         write_table(table, self.out)
         for line in [*table.attrs["notes"], *map(_energy_line, table.attrs["windows"]), _summary(table, self.out)]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from thermoe.errors import DataError
+from thermoe.errors import ConfigError, DataError
 from thermoe.profiling.parsing.devices import Device, normal_bus, normal_uuid
 from thermoe.telemetry.tables import Row, read_table
 from thermoe.types import FloatArray, IntArray, Kind
@@ -35,6 +35,9 @@ _EPOCH_UNITS = ((1e17, 1), (1e14, 1_000), (1e11, 1_000_000))
 _EARLIEST_NS = 946_684_800 * 10**9  # the year 2000: earlier stamps count from the start of a machine
 _LATEST_NS = 2**62
 _MOST_W = 1e6
+_MOST_OFFSET_S = 1e9
+_MOST_STEP_BACK_NS = 1_000_000_000  # of a log's clock
+_MOST_CLASHES = 0.1  # share of stamps that may have two powers
 _NVML_SOURCE = re.compile(r"^nvml:(\d+)$")
 
 
@@ -81,14 +84,17 @@ def read_power_series(path: str | Path, offset_s: float = 0.0) -> list[PowerSeri
         offset_s: Added to every stamp [s]; minus the offset from UTC for local stamps, as nvidia-smi writes them.
 
     Raises:
-        DataError: If there is no such file, or it has no column of wall-clock time or of power.
+        ConfigError: If the offset is no number of seconds, or of more than thirty years.
+        DataError: If there is no such file, it has no column of wall-clock time or of power, or its clock went back.
     """
+    if not abs(offset_s) <= _MOST_OFFSET_S:
+        raise ConfigError(f"offset of {offset_s} s: needs a number within {_MOST_OFFSET_S:g} s")
     file = Path(path)
     file = file / "telemetry.parquet" if file.is_dir() else file
     frame = _frame(read_table(file))
     time_ns = _stamps_ns(frame, file) + round(offset_s * 1e9)
     power_w = _powers_w(frame, file)
-    good = (~np.isnan(power_w)) & (np.abs(power_w) < _MOST_W) & (time_ns > _EARLIEST_NS) & (time_ns < _LATEST_NS)
+    good = (power_w >= 0.0) & (power_w < _MOST_W) & (time_ns > _EARLIEST_NS) & (time_ns < _LATEST_NS)
     if good.sum() < 2:
         raise DataError(
             f"{file}: {int(good.sum())} of {len(frame)} rows have a wall-clock time after 2000 and a power; "
@@ -116,6 +122,7 @@ def _one_series(
     unique_ns, first = np.unique(time_ns, return_index=True)
     if unique_ns.size < 2:
         return None
+    _refuse_two_at_once(time_ns, power_w, device, file)
     energy_j = None
     if "energy_j" in frame:
         energy_j = pd.to_numeric(frame["energy_j"], errors="coerce").to_numpy(np.float64)[first]
@@ -132,6 +139,26 @@ def _one_series(
         name=f"log:{file.name}",
         kind=Kind(kinds.pop()) if kinds else Kind.MEASURED,
     )
+
+
+def _refuse_two_at_once(time_ns: IntArray, power_w: FloatArray, device: Device, file: Path) -> None:
+    """Two powers for one moment: the clock was set back while it ran, or rows of several GPUs do not name theirs."""
+    rows = pd.DataFrame({"time_ns": time_ns, "power_w": power_w}).drop_duplicates()
+    clashes = len(rows) - rows["time_ns"].nunique()
+    if device == Device() and clashes > _MOST_CLASHES * len(rows):
+        raise DataError(
+            f"{file}: {clashes} of {len(rows)} stamps have several powers and no row names its GPU: log uuid too"
+        )
+    stamps = rows["time_ns"].to_numpy()
+    begins = np.flatnonzero(np.diff(stamps, prepend=stamps[0] - 1) < 0)
+    starts, ends = stamps[np.concatenate([[0], begins])], stamps[np.concatenate([begins - 1, [stamps.size - 1]])]
+    order = np.argsort(starts, kind="stable")
+    shared_ns = int((np.maximum.accumulate(ends[order])[:-1] - starts[order][1:]).max(initial=0))
+    if shared_ns > _MOST_STEP_BACK_NS:
+        raise DataError(
+            f"{file}: its clock goes back, so that {shared_ns * 1e-9:.1f} s hold readings of two times: cut the log "
+            "where that happens, and name one part"
+        )
 
 
 def _by_device(frame: pd.DataFrame) -> dict[Device, IntArray]:
@@ -165,6 +192,7 @@ def _index(index: Any, source: Any) -> int | None:
 def _find(frame: pd.DataFrame, wanted: tuple[str, ...], what: str, file: Path) -> str:
     bare = {_UNIT.sub("", name).strip().lower(): name for name in frame.columns}
     filled = [bare[name] for name in wanted if name in bare and frame[bare[name]].notna().any()]
+    filled.sort(key=lambda name: not frame[name].astype(str).str.contains(r"\d").any())  # "[N/A]" is no reading
     if not filled:
         have = ", ".join(map(str, frame.columns[:12]))
         raise DataError(f"{file} has no column of {what} (it has {have}): needed one of {', '.join(wanted)}")

@@ -67,7 +67,7 @@ class _Events:
 
     def _text(self, value: Any) -> str:
         """The same string object for the same text: traces repeat few names very often."""
-        text = str(value)[:MAX_TEXT]
+        text = str(value)[:MAX_TEXT].encode("utf-8", "backslashreplace").decode()  # halves of a surrogate pair
         return self.texts.setdefault(text, text)
 
     def _thread(self, process: Any, thread: Any) -> int:

@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 
 from thermoe.analysis.costs.figures_axes import Drawn
 from thermoe.analysis.costs.kernel_power import KernelPower
+from thermoe.analysis.costs.scales import short
 from thermoe.analysis.costs.series import LOOKS, shape_name
-from thermoe.analysis.style import INK, panels, shared_legend, significant, stamp
+from thermoe.analysis.style import INK, panels, shared_legend, stamp
 from thermoe.cost.fusing import Explanation
 
 MOST_CALLS = 12
@@ -69,7 +70,7 @@ def _bars(ax: Axes, place: int, one: Explanation, key: str) -> None:
     ax.barh(place + 0.2, 1.0, height=0.34, color=_FUSED, label="the call itself")
     for height, end, value in ((-0.2, begin / call, begin), (0.2, 1.0, call)):
         at = (max(end, 1.0), place + height)
-        ax.annotate(significant(value), at, (3, 0), textcoords="offset points", va="center", fontsize=6)
+        ax.annotate(short(value), at, (3, 0), textcoords="offset points", va="center", fontsize=6)
 
 
 def _call_name(one: Explanation) -> str:

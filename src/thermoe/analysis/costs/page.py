@@ -137,7 +137,7 @@ def _whole(view: CostView) -> Section:
             title="Expert MLP calls from their parts",
             name="calls-part",
             panels=[drawn] if drawn is not None else [],
-            tables=[tables.calls(calls)] if calls else [],
+            tables=tables.calls(calls),
             notes=[f"{view.calls_note}."] if view.calls_note else [],
         )
     ]

@@ -38,8 +38,8 @@ def short(value: float, _: object = None) -> str:
     size = abs(value)
     for limit, factor, sign in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if size >= limit:
-            return f"{value / factor:.4g}{sign}"
-    return f"{value:.4g}"
+            return f"{value / factor:.3g}{sign}"
+    return f"{value:.0f}" if size >= 1000.0 else f"{value:.3g}"
 
 
 def percent_scale(ax: Axes, values: FloatArray, *, on_x: bool = False) -> None:

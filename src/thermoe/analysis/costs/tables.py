@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from thermoe.analysis.costs.accuracy import error_rows
 from thermoe.analysis.costs.kernel_power import KernelPower
@@ -12,6 +11,8 @@ from thermoe.analysis.tables import Column, Row, Table
 from thermoe.cost.fusing import Explanation
 from thermoe.cost.held_out import Predictions
 from thermoe.cost.rows import CostRow
+
+_COST, _TERM = "{:,.1f}", "{:+,.1f}"
 
 
 def contents(source: Source) -> Table:
@@ -68,32 +69,46 @@ def errors(judged: Mapping[str, Predictions], of_what: str, name: str) -> Table:
     return Table(name, f"Errors: {of_what}", note, columns, rows)
 
 
-def calls(explained: Sequence[Explanation]) -> Table:
-    """Every expert MLP call beside the sum of its parts, the difference split."""
-    rows = [row for one in explained for row in _call_rows(one)]
-    columns = [
+def calls(explained: Sequence[Explanation]) -> list[Table]:
+    """Every expert MLP call beside the sum of its parts, the difference split: a table of times, one of energies."""
+    head = [
         Column("call", "call"),
-        Column("quantity", "quantity"),
-        Column("parts", "sum of parts", "{:#.3g}"),
-        Column("fused", "the call", "{:#.3g}"),
-        Column("difference", "difference", "{:+#.3g}"),
-        Column("launches", "launches", "{:+#.3g}"),
-        Column("traffic", "traffic", "{:+#.3g}"),
-        Column("moved", "bytes moved", "{:+#.3g}"),
-        Column("operations", "operations", "{:+#.3g}"),
-        Column("over_floor", "beyond the floors", "{:+#.3g}"),
-        Column("rest", "rest", "{:+#.3g}"),
-        Column("predicted_from_parts", "predicted from parts", "{:#.3g}"),
+        Column("parts", "parts", _COST),
+        Column("fused", "call itself", _COST),
+        Column("difference", "difference", _TERM),
+        Column("launches", "launches", _TERM),
+        Column("traffic", "traffic", _TERM),
+    ]
+    tail = [
+        Column("predicted_from_parts", "predicted", _COST),
         Column("error_pct", "off [%]", "{:+.1f}"),
         Column("kind", "kind"),
     ]
-    note = (
-        "The terms add up to the difference. Launches, traffic (time of the bytes and operations that fusing saves) "
-        "and bytes are counted with the limits of the device; for energy, launches, traffic and what lies beyond the "
-        "floors are idle power over those times, bytes moved and operations energy above idle. Beyond the floors: what "
-        "the parts take over bandwidth, rate and launch, less what the call takes over them."
+    floors = Column("over_floor", "beyond floors", _TERM)
+    moved = [Column("moved", "bytes", _TERM), Column("operations", "operations", _TERM)]
+    times_note = (
+        "Terms between difference and predicted add up to the difference. Launches and traffic (the time of bytes and "
+        "operations that fusing saves) are counted with the limits of the device; beyond floors: what the parts take "
+        "over bandwidth, rate and launch, less what the call takes over them. Predicted: parts less the first two."
     )
-    return Table("calls", "Expert MLP calls from their parts", note, columns, rows)
+    energy_note = (
+        "Launches, traffic and beyond floors are idle power over those times; bytes and operations are energy above "
+        "idle of what fusing saves; rest is what no term explains. Predicted: parts less launches, traffic, bytes and "
+        "operations."
+    )
+    times = [_call_row(one, "latency_us") for one in explained if one.time is not None]
+    joules = [_call_row(one, "energy_mj") for one in explained if one.energy is not None]
+    found = [
+        Table("calls-latency", "Latency of calls and parts [µs]", times_note, [*head, floors, *tail], times),
+        Table(
+            "calls-energy",
+            "Energy of calls and parts [mJ]",
+            energy_note,
+            [*head, *moved, floors, Column("rest", "rest", _TERM), *tail],
+            joules,
+        ),
+    ]
+    return [table for table in found if table.rows]
 
 
 def kernel_types(kernels: KernelPower) -> Table:
@@ -158,15 +173,10 @@ def _spread(name: str, values: Sequence[float]) -> Row:
     return {name: statistics.median(values), f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
-def _call_rows(one: Explanation) -> list[dict[str, Any]]:
-    row, found = one.call.row, one.as_dict()
-    name = f"{shape_name(row)} {row.impl} {row.dtype}, {row.routed_rows} rows on {row.active_experts} experts"
-    rows = []
-    for quantity, split in (("latency [µs]", found["latency_us"]), ("energy [mJ]", found["energy_mj"])):
-        if split is None:
-            continue
-        values = {"call": name, "quantity": quantity, "kind": str(one.kind), "moved": None, "operations": None} | split
-        if "over_floor_parts" in split:
-            values |= {"over_floor": split["over_floor_parts"] - split["over_floor_fused"], "rest": None}
-        rows.append(values)
-    return rows
+def _call_row(one: Explanation, key: str) -> Row:
+    row = one.call.row
+    split: Row = one.as_dict()[key]
+    if "over_floor_parts" in split:
+        split = split | {"over_floor": split["over_floor_parts"] - split["over_floor_fused"]}
+    name = f"{shape_name(row)} {row.impl} {row.dtype}, {row.routed_rows} rows, {row.active_experts} experts"
+    return {"call": name, "kind": str(one.kind)} | split

@@ -62,6 +62,8 @@ class ForecastErrors:
         """
         for what in ForecastOf:
             rows = [np.array(errors, dtype=np.float64) for errors in values[what]]
-            if len(rows) != len(HORIZONS_S) or not all(np.isfinite(errors).all() for errors in rows):
+            if len(rows) != len(HORIZONS_S) or not all(
+                errors.ndim == 1 and np.isfinite(errors).all() for errors in rows
+            ):
                 raise ValueError(f"errors of {what} at {len(rows)} horizons, needed finite ones at {len(HORIZONS_S)}")
             self._samples[what] = [deque(errors.tolist(), maxlen=_MOST) for errors in rows]

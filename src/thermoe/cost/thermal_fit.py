@@ -17,6 +17,7 @@ _RESISTANCE_SPREAD_C_PER_W = 0.05
 WHOLE_DEGREE_SD_C = 12.0**-0.5  # of what rounding to whole degrees takes away
 # Successive readings err together, so they count as fewer: a reading a second is taken to be independent.
 _INDEPENDENT_S = 1.0
+_MOST_SUM = 1e100  # of squares of watts, however many
 
 
 class ThermalFit:
@@ -100,15 +101,21 @@ class ThermalFit:
         """Inverse of `as_dict`.
 
         Raises:
-            KeyError, TypeError, ValueError: If the values are not those of a fit of this size.
+            KeyError, TypeError, ValueError, OverflowError: If the values are not those of a fit of this size.
         """
         gram, moment = np.array(values["gram"], dtype=np.float64), np.array(values["moment"], dtype=np.float64)
         sums = np.array(values["sums"], dtype=np.float64)
         if gram.shape != self._gram.shape or moment.shape != self._moment.shape or sums.shape != (3,):
             raise ValueError(f"sums of {len(moment)} unknowns, needed {len(self._moment)}")
-        if not (np.isfinite(gram).all() and np.isfinite(moment).all() and np.isfinite(sums).all()):
-            raise ValueError("sums that are not finite")
-        self._gram, self._moment = gram, moment
+        most = max(np.abs(gram).max(), np.abs(moment).max(), np.abs(sums).max())
+        if not most <= _MOST_SUM:
+            raise ValueError(f"sums of {most:g}, needed {_MOST_SUM:g} at most")
+        # A sum of outer products is symmetric and has no negative direction; what is damaged may have one.
+        if not np.allclose(gram, gram.T) or np.linalg.eigvalsh(gram).min() < -1e-9 * max(np.trace(gram), 1.0):
+            raise ValueError("sums that no readings give")
+        num_updates = int(values["num_updates"])
+        if num_updates < 0 or (sums < 0).any() or (num_updates > 0 and not (sums[1] > 0.0 and gram[0, 0] > 0.0)):
+            raise ValueError(f"sums of {num_updates} readings that none give")
+        self._gram, self._moment, self.num_updates_ = gram, moment, num_updates
         self._square, self._weight, self._interval_s = (float(v) for v in sums)
-        self.num_updates_ = int(values["num_updates"])
         self._stale = True

@@ -1,6 +1,5 @@
 """What a thermal predictor is told of the future, and what it answers."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,9 @@ import numpy as np
 
 from thermoe.errors import ConfigError
 from thermoe.types import FloatArray, Kind
+
+MOST_W = 1e5
+"""Power beyond which no board is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,11 +27,10 @@ class PlannedLoad:
     power_sd_w: float = 0.0
 
     def __post_init__(self) -> None:
-        finite = math.isfinite(self.power_w) and math.isfinite(self.power_sd_w)
-        if not (self.duration_s > 0.0 and finite and self.power_sd_w >= 0.0):
+        if not (self.duration_s > 0.0 and 0.0 <= self.power_w <= MOST_W and 0.0 <= self.power_sd_w <= MOST_W):
             raise ConfigError(
-                f"planned load of {self.power_w} W within {self.power_sd_w} W for {self.duration_s} s: needs finite "
-                "powers and a positive duration"
+                f"planned load of {self.power_w} W within {self.power_sd_w} W for {self.duration_s} s: needs powers of "
+                f"0 to {MOST_W:g} W and a positive duration"
             )
 
 

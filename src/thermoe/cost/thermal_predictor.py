@@ -12,7 +12,7 @@ import numpy as np
 from thermoe.cost.forecast_errors import ForecastOf
 from thermoe.cost.prediction import CostPrediction
 from thermoe.cost.thermal_fit import ThermalFit
-from thermoe.cost.thermal_forecast import Course, Forecast, PlannedLoad, follow
+from thermoe.cost.thermal_forecast import MOST_W, Course, Forecast, PlannedLoad, follow
 from thermoe.cost.thermal_tracker import ThermalTracker
 from thermoe.errors import ConfigError, CostError, DataError
 from thermoe.types import NUMBER, Estimate, FloatArray, Kind, SysState
@@ -22,6 +22,7 @@ TIME_CONSTANTS_S = (0.25, 0.5, 1.0, 3.0, 10.0, 30.0)
 _Z90 = 1.645  # half width of a 90 % interval in standard deviations
 _MIN_UPDATES = 10
 _FORMAT = "thermoe-thermal-predictor"
+_LEAST, _MOST = 1e-6, 1e9  # of every setting, in its unit
 
 
 class ThermalPredictor:
@@ -54,10 +55,10 @@ class ThermalPredictor:
         memory_s: float = 300.0,
         sensor_sd_c: float = 0.1,
     ) -> None:
-        if not time_constants_s or not min(*time_constants_s, memory_s, sensor_sd_c) > 0.0:
+        if not time_constants_s or not all(_LEAST <= v <= _MOST for v in (*time_constants_s, memory_s, sensor_sd_c)):
             raise ConfigError(
                 f"thermal predictor with time constants {time_constants_s} s, memory {memory_s} s, sensor deviation "
-                f"{sensor_sd_c} deg C: each needs to be positive"
+                f"{sensor_sd_c} deg C: each needs to be positive, within {_LEAST:g} and {_MOST:g}"
             )
         self.time_constants_s, self.memory_s, self.sensor_sd_c = time_constants_s, memory_s, sensor_sd_c
         self._tau = np.array(time_constants_s)
@@ -116,10 +117,11 @@ class ThermalPredictor:
             num_points: Points of the forecast, evenly spaced from now on.
 
         Raises:
-            ConfigError: For a horizon that is not positive or a power that is not a number.
+            ConfigError: For a horizon that is not positive, a power that no board draws, or a plan of anything but
+                `PlannedLoad`.
             CostError: Before enough states were learned.
         """
-        if not (math.isfinite(horizon_s) and horizon_s > 0.0) or num_points < 2:
+        if not (math.isfinite(horizon_s) and horizon_s > 0.0) or not isinstance(num_points, int) or num_points < 2:
             raise ConfigError(
                 f"forecast over {horizon_s} s in {num_points} points: needs a positive horizon, 2 points or more"
             )
@@ -154,12 +156,13 @@ class ThermalPredictor:
             Temperature difference [deg C] with its 90 % interval.
 
         Raises:
-            ConfigError: For a duration that is not positive or an energy that is not finite.
+            ConfigError: For a duration that is not positive or a power that no board draws.
             CostError: Before enough states were learned.
         """
-        if not (math.isfinite(energy_j) and math.isfinite(duration_s) and duration_s > 0.0):
+        if not (math.isfinite(duration_s) and duration_s > 0.0 and abs(energy_j) <= MOST_W * duration_s):
             raise ConfigError(
-                f"thermal impact of {energy_j} J over {duration_s} s: needs finite energy and a positive duration"
+                f"thermal impact of {energy_j} J over {duration_s} s: needs a positive duration, and an energy that "
+                f"makes {MOST_W:g} W at most"
             )
         self._fitted()
         feature = np.concatenate([[0.0], (1.0 - np.exp(-duration_s / self._tau)) * energy_j / duration_s])
@@ -179,11 +182,11 @@ class ThermalPredictor:
             Temperature difference [deg C]; its interval spans those of the energy and of the thermal model.
 
         Raises:
-            ConfigError: For fewer than 1 repeats or a base power that is not finite.
+            ConfigError: For fewer than 1 repeats or a base power that no board draws.
             CostError: Before enough states were learned.
         """
-        if repeats < 1 or not math.isfinite(base_power_w):
-            raise ConfigError(f"{repeats} repeats over {base_power_w} W: needs 1 or more, and a finite power")
+        if not 1 <= repeats < math.inf or not 0.0 <= base_power_w <= MOST_W:
+            raise ConfigError(f"{repeats} repeats over {base_power_w} W: needs 1 or more, over 0 to {MOST_W:g} W")
         duration_s = repeats * cost.latency_s.value
         energies_j = [cost.energy_j.low, cost.energy_j.value, cost.energy_j.high]
         low, middle, high = (
@@ -211,9 +214,11 @@ class ThermalPredictor:
         """Inverse of `as_dict`.
 
         Raises:
-            DataError: If the values are incomplete or damaged.
+            DataError: If the values are incomplete, damaged or of something else.
         """
         try:
+            if values["format"] != _FORMAT:
+                raise ValueError(f"format {values['format']!r}")
             made = cls(
                 tuple(float(t) for t in values["time_constants_s"]),
                 memory_s=float(values["memory_s"]),
@@ -222,7 +227,7 @@ class ThermalPredictor:
             made._fit.load(values["fit"])
             made._now.errors.load(values["errors"])
             made._now.whole_degrees = bool(values["whole_degrees"])
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
             raise DataError(
                 f"not a saved thermal predictor ({type(error).__name__}: {error}): take it from as_dict()"
             ) from None
@@ -245,9 +250,12 @@ class ThermalPredictor:
             return [PlannedLoad(duration_s=math.inf, power_w=self._now.outlook.expected_w)]
         if isinstance(power_w, NUMBER):
             return [PlannedLoad(duration_s=math.inf, power_w=float(power_w))]
-        if not power_w:
-            raise ConfigError("a plan without loads: needs at least one, or None where nothing is planned")
-        return power_w
+        plan = list(power_w)
+        if not plan or not all(isinstance(load, PlannedLoad) for load in plan):
+            raise ConfigError(
+                f"a plan of {len(plan)} loads: needs one PlannedLoad or more, or None where nothing is planned"
+            )
+        return plan
 
     def _bounds(
         self, temp_c: FloatArray, ahead_s: FloatArray, variance: FloatArray, course: Course, *, planned: bool

@@ -10,6 +10,7 @@ import numpy as np
 from thermoe.cost.forecast_errors import HORIZONS_S, ForecastErrors, ForecastOf
 from thermoe.cost.power_outlook import PowerOutlook
 from thermoe.cost.thermal_fit import ThermalFit
+from thermoe.cost.thermal_forecast import MOST_W
 from thermoe.types import FloatArray, SysState
 
 _MIN_UPDATES = 10
@@ -21,7 +22,7 @@ _LATE = 1.5  # a forecast is compared with a reading up to this much later than 
 _POWER_JUDGED = HORIZONS_S.index(2.0)  # horizon over which candidates for the power to expect are judged
 _POWER_SPREAD_S = 3.0
 _WHOLE_DEGREE_S = 0.5  # readings in whole degrees are smoothed with this time constant before a forecast starts there
-_PLAUSIBLE_C, _PLAUSIBLE_W = (-60.0, 200.0), (0.0, 1e5)
+_PLAUSIBLE_C, _PLAUSIBLE_W = (-60.0, 200.0), (0.0, MOST_W)
 
 
 @dataclass(frozen=True, slots=True)

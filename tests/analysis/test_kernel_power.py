@@ -53,6 +53,13 @@ def test_devices_that_differ_as_a_whole_do_not_make_a_correlation():
     assert abs(by_type(found)["gemm"].correlation.value) < 0.35
 
 
+def test_a_correlation_within_devices_is_not_hidden_by_their_differences():
+    first, second = SHARES[:20], SHARES[20:]
+    quiet, busy = kernels(first, 100.0 + 50.0 * first, device=0), kernels(second, 600.0 + 50.0 * second, device=1)
+    (found,) = kernel_power(pd.concat([quiet, busy]))
+    assert by_type(found)["gemm"].correlation.value == pytest.approx(1.0, abs=1e-3)
+
+
 def test_a_kernel_over_several_windows_counts_in_each():
     table = kernels(np.full(12, 0.5), np.linspace(100.0, 320.0, 12))
     long = table.iloc[0].to_dict() | {"op_type": "norm", "start_ns": 0, "end_ns": int(1.2e9), "power_w_mean": 200.0}

@@ -1,10 +1,12 @@
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
 from thermoe.cost.database import CostDatabase
-from thermoe.cost.safe_file import refuse_to_overwrite, replacing, write_atomically
+from thermoe.cost.safe_file import refuse_to_overwrite, replacing, write_atomically, writing_alone
 from thermoe.errors import ConfigError, DataError
 
 
@@ -65,3 +67,32 @@ def test_an_input_is_not_overwritten_under_another_name(tmp_path):
     with pytest.raises(ConfigError, match="would be lost"):
         refuse_to_overwrite(tmp_path / "b.json", [tmp_path / "missing", tmp_path / "a.json"])
     refuse_to_overwrite(tmp_path / "c.json", [tmp_path / "a.json"])
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from thermoe.cost.safe_file import writing_alone
+with writing_alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_writer_is_refused_until_the_first_ends_however_it_does(tmp_path):
+    path = tmp_path / "deep" / "x.json"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another process writes"), writing_alone(path):
+            pass
+        first.kill()
+    with writing_alone(path):
+        assert [p.name for p in path.parent.iterdir()] == [".x.json.lock"]
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"), writing_alone(tmp_path / "file" / "x.json"):
+        pass

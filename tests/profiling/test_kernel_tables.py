@@ -58,3 +58,22 @@ def test_where_the_profiler_is_missing_each_case_says_so(tmp_path, monkeypatch, 
     monkeypatch.setenv("PATH", str(tmp_path))
     assert Profile(out=tmp_path / "x.parquet", ops=("copy",), device="cpu", runner="nsys").execute() == 1
     assert "no executable nsys" in capsys.readouterr().err
+
+
+def test_an_interrupt_keeps_what_was_found_and_old_failures_go(tmp_path, monkeypatch):
+    calls = []
+
+    def interrupted(script, arguments, python):
+        calls.append(script)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return stand_in(script, arguments, python)
+
+    monkeypatch.setattr("thermoe.profiling.kernel_tables.find_runner", lambda name: interrupted)
+    out = tmp_path / "kernels.parquet"
+    (tmp_path / "kernels.failures.json").write_text("[]")
+    cases = [make_case(), make_case(distinct_experts=6)]
+    with pytest.raises(KeyboardInterrupt):
+        profile_kernels(cases, "nsys", out, minutes=None, device="cpu", report=lambda done, line: None)
+    assert len(pd.read_parquet(out)) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["kernels.parquet"]

@@ -7,7 +7,9 @@ import torch
 
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.rows import DeviceKey
-from thermoe.errors import ConfigError, CostError
+from thermoe.cost.safe_file import writing_alone
+from thermoe.cost.sources import observations_of
+from thermoe.errors import ConfigError, CostError, DataError
 from thermoe.profiling.candidates import expert_case
 from thermoe.profiling.command import Profile
 from thermoe.profiling.in_process import InProcess, Protocol
@@ -161,6 +163,58 @@ def test_occasions_stand_side_by_side(tmp_path):
         profiler.occasion = occasion
         sweep(cases(), profiler.measure, KEY, out, minutes=None, again=True, report=lambda progress: None)
     assert [r.occasion for r in CostDatabase.load(out).rows] == ["first"] * 3 + ["second"] * 3
+
+
+def test_measuring_again_goes_on_where_a_spoilt_process_stopped(tmp_path):
+    out, profiler = tmp_path / "x.costs.json", in_process()
+    settings = {"minutes": None, "again": True, "report": lambda progress: None}
+    profiler.occasion = "2026-01-01T00:00:00Z"
+    sweep(cases(), profiler.measure, KEY, out, **settings)
+    profiler.occasion = "2026-01-02T00:00:00Z"
+    sweep(cases()[:1], profiler.measure, KEY, out, **settings)
+    profiler.occasion = "2026-01-02T00:05:00Z"
+    result = sweep(cases(), profiler.measure, KEY, out, since="2026-01-02T00:00:00Z", **settings)
+    assert (result.measured, result.skipped) == (2, 1)
+    words = Profile(out=out, resume=False)._arguments("2026-01-02T00:00:00Z")
+    assert words[words.index("--since") + 1] == "2026-01-02T00:00:00Z"
+    assert "--no-resume" in words
+
+
+def test_a_smoke_run_is_no_measurement(tmp_path):
+    out, ops = tmp_path / "x.costs.json", ("router_topk",)
+    Profile(out=out, ops=ops, device="cpu", smoke=True, plain=True).execute()
+    smoke, *others = CostDatabase.load(out).rows
+    assert smoke.is_smoke
+    assert all(row.is_smoke for row in others)
+    with pytest.raises(DataError, match="no measured row"):
+        observations_of(CostDatabase.load(out))
+    assert CostDatabase.load(out).diff(CostDatabase.load(out)) == []
+    case = expert_case("expert_mlp", "loop", SIZES, 2, 2, dtype="float32", energy=False)
+    measure, told = in_process(), []
+    measure.occasion = smoke.occasion
+    sweep([case], measure.measure, KEY, out, minutes=None, smoke=True, report=told.append)
+    again = sweep([case], measure.measure, KEY, out, minutes=None, smoke=True, report=told.append)
+    costs = sweep([case], measure.measure, KEY, out, minutes=None, report=told.append)
+    assert (again.skipped, costs.skipped, costs.measured) == (1, 0, 1)
+
+
+def test_databases_that_are_known_count_on_a_cpu_too(tmp_path, capsys):
+    out, known, ops = tmp_path / "x.costs.json", tmp_path / "known.costs.json", ("router_topk",)
+    Profile(out=known, ops=ops, device="cpu", plain=True).execute()
+    assert Profile(out=out, ops=ops, device="cpu", known=(known,), plain=True).execute() == 0
+    assert "0 measured, 0 skipped" in capsys.readouterr().err
+    with pytest.raises(DataError, match="cannot be read"):
+        Profile(out=out, ops=ops, device="cpu", known=(tmp_path / "missing",), plain=True).execute()
+    with pytest.raises(DataError, match="cannot be read"):
+        Profile(out=out, ops=ops, device="cpu", model=tmp_path / "missing", plain=True).execute()
+    with pytest.raises(ConfigError, match="no energy"):
+        Profile(out=out, ops=ops, device="cpu", energy_only=True).execute()
+
+
+def test_two_sweeps_do_not_write_one_file(tmp_path):
+    out = tmp_path / "x.costs.json"
+    with writing_alone(out), pytest.raises(ConfigError, match="another process writes"):
+        Profile(out=out, ops=("router_topk",), device="cpu", plain=True).execute()
 
 
 def test_what_was_measured_before_an_interruption_is_in_the_file(tmp_path):

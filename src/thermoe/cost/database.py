@@ -178,7 +178,8 @@ def _field(row: CostRow, name: str) -> Any:
 def _by_case(rows: Iterable[CostRow]) -> dict[Any, list[CostRow]]:
     cases: dict[Any, list[CostRow]] = {}
     for row in rows:
-        cases.setdefault(row.case_key, []).append(row)
+        if not row.is_smoke:
+            cases.setdefault(row.case_key, []).append(row)
     return cases
 
 

@@ -126,7 +126,8 @@ def carry_over(rows: Iterable[CostRow], name: str, source: DeviceLimits = H200) 
         DataError: No row can be carried over.
     """
     target = expected_limits(name)
-    carried = [_carried(row, source, target) for row in rows if row.kind is Kind.MEASURED and row.bytes_moved]
+    counted = [r for r in rows if r.kind is Kind.MEASURED and r.bytes_moved and not r.is_smoke]
+    carried = [_carried(row, source, target) for row in counted]
     if not carried:
         raise DataError(f"no measured row that counts its bytes and operations: nothing to carry over to {target.name}")
     found: dict[Any, CostRow] = {}

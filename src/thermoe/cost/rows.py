@@ -8,6 +8,9 @@ from typing import Any, Self
 from thermoe.errors import DataError
 from thermoe.types import Kind
 
+SMOKE = "smoke "
+"""What the occasion of a row begins with that was timed too shortly to be a cost."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceKey:
@@ -73,7 +76,8 @@ class CostRow:
         group_size: Columns of weights that share a scale; None for formats without groups.
         windows: Energy windows behind the energy figures.
         energy_spread_pct: (highest - lowest) / mean energy of these windows [%].
-        occasion: When the sweep began (UTC), so that figures of several occasions can stand side by side.
+        occasion: When the sweep began (UTC), so that figures of several occasions can stand side by side; begins with
+            `SMOKE` where it only showed that cases run.
     """
 
     device: DeviceKey
@@ -150,6 +154,11 @@ class CostRow:
         sizes = (self.hidden_size, self.inter_size, self.num_experts, self.top_k)
         counts = (self.tokens, self.routed_rows, self.active_experts)
         return (self.op, self.impl, self.dtype, *sizes, *counts, self.load, self.context)
+
+    @property
+    def is_smoke(self) -> bool:
+        """Whether it shows that the case runs, not what it costs."""
+        return self.occasion.startswith(SMOKE)
 
     def as_dict(self) -> dict[str, Any]:
         """The row as JSON has it, without its device."""

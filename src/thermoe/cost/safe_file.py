@@ -1,5 +1,7 @@
 """Files that are written whole or not at all, and never over what they were made of."""
 
+import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -46,6 +48,53 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`, so that a reader or a crash sees the old file or the new one."""
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing_alone(path: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same from writing `path` while the block runs.
+
+    A kill leaves no lock behind; a file system without locks goes unguarded.
+
+    Raises:
+        ConfigError: Another process writes it.
+        DataError: Nothing can be written there.
+    """
+    target = Path(os.path.realpath(path))
+    lock = target.with_name(f".{target.name}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(lock, path)
+    except OSError as err:
+        raise DataError(
+            f"{path}: cannot be written ({err.strerror or err}); choose a folder with room and permission"
+        ) from err
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(lock: Path, path: Path) -> int:
+    """The lock file, held; made again where whoever held it before took it away meanwhile."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock.exists() and os.fstat(descriptor).st_ino == lock.stat().st_ino:
+                return descriptor
+        except BlockingIOError as err:
+            os.close(descriptor)
+            raise ConfigError(
+                f"another process writes {path}: wait until it has ended, or choose another --out"
+            ) from err
+        except OSError as err:
+            if err.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                return descriptor
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def refuse_to_overwrite(out: Path, inputs: Iterable[Path]) -> None:

@@ -31,7 +31,8 @@ def observations_of(data: "Sources | None") -> tuple[dict[str, Observations], st
         raise DataError("nothing to fit: give a cost database, a table, or shapes with their latency")
     groups: dict[str, Observations] = {}
     gpus: set[str] = set()
-    for source in data if isinstance(data, Sequence) else [data]:
+    for given in data if isinstance(data, Sequence) else [data]:
+        source = _costs_alone(given)
         found = group_database(source) if isinstance(source, CostDatabase) else group_table(source)
         twice = sorted(set(groups) & set(found))
         if twice:
@@ -43,3 +44,8 @@ def observations_of(data: "Sources | None") -> tuple[dict[str, Observations], st
     if not groups:
         raise DataError(f"no measured row of {', '.join(OPERATIONS)} to fit: profile some first")
     return groups, next(iter(gpus), A_TABLE)
+
+
+def _costs_alone(source: "Source") -> "Source":
+    """Without rows that only show that a case runs."""
+    return CostDatabase([r for r in source.rows if not r.is_smoke]) if isinstance(source, CostDatabase) else source

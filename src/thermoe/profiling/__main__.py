@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--window-s", type=float, default=2.0)
     parser.add_argument("--windows", type=int, default=2)
     parser.add_argument("--no-resume", dest="resume", action="store_false")
+    parser.add_argument("--since", default="")
     for flag in _FLAGS:
         parser.add_argument(f"--{flag}", action="store_true")
     options = vars(parser.parse_args())

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from thermoe.cost.database import CostDatabase
-from thermoe.cost.rows import CostRow
+from thermoe.cost.rows import SMOKE, CostRow
+from thermoe.cost.safe_file import writing_alone
 from thermoe.errors import ConfigError
 from thermoe.profiling.case import Case
 from thermoe.profiling.kernel_tables import KERNEL_RUNNERS, profile_kernels
@@ -51,6 +52,7 @@ class Profile:
         known: Other cost databases whose cases need not be measured again.
         model: Model of `thermoe fit`; cases that it is least sure of come first.
         resume: Skip what OUT holds; `--no-resume` measures it again beside what is there.
+        since: With `--no-resume`, rows of this occasion and later are not measured again (UTC, as OUT has it).
         skip_failed: Leave out cases that OUT records as failed.
         window_s: Length of an energy window; 5 s for figures that are published [s].
         windows: Energy windows of each figure.
@@ -69,6 +71,7 @@ class Profile:
     known: tuple[Path, ...] = ()
     model: Path | None = None
     resume: bool = True
+    since: str = ""
     skip_failed: bool = False
     window_s: float = 2.0
     windows: int = 2
@@ -98,18 +101,22 @@ class Profile:
         A failure that spoils the process (a broken graph capture) ends the sweep in it; a fresh process
         measures the rest. Where `skip_failed` is set the caller does that, told by `EXIT_SPOILT`.
         """
-        started_s = time.monotonic()
+        started_s, occasion = time.monotonic(), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         device = find_device(self.device)
-        cases = self._plan(device.type)
-        if self.runner in KERNEL_RUNNERS:
-            return self._profile_kernels(cases)
-        result, spoilt = self._measure(device, cases, started_s)
+        if self.energy_only and device.type == "cpu":
+            raise ConfigError("energy_only on a CPU leaves nothing to measure: there is no energy to be had there")
+        with writing_alone(self.out):
+            cases = self._plan(device.type)
+            if self.runner in KERNEL_RUNNERS:
+                return self._profile_kernels(cases)
+            occasion = f"{SMOKE}{occasion}" if self.smoke else occasion
+            result, spoilt = self._measure(device, cases, started_s, occasion)
         sys.stderr.write(
             f"{self.out}: {result.measured} measured, {result.skipped} skipped, {result.failed} failed, "
             f"{result.left} left, {time.monotonic() - started_s:.0f} s\n"
         )
         if spoilt and result.left:
-            return EXIT_SPOILT if self.skip_failed else self._go_on_elsewhere(started_s)
+            return EXIT_SPOILT if self.skip_failed else self._go_on_elsewhere(started_s, occasion)
         return 1 if result.failed and not result.measured and not result.skipped else 0
 
     def _profile_kernels(self, cases: list[Case]) -> int:
@@ -120,11 +127,11 @@ class Profile:
         _write_line(f"{self.out}: {result.measured} cases, {result.failed} failed, {result.left} left")
         return int(result.failed > 0 and result.measured == 0)
 
-    def _go_on_elsewhere(self, started_s: float) -> int:
+    def _go_on_elsewhere(self, started_s: float, occasion: str) -> int:
         """Measure the rest in processes of their own, a new one after each failure that spoils it."""
         code = EXIT_SPOILT
         while code == EXIT_SPOILT:
-            command = [sys.executable, "-m", "thermoe.profiling", *self._arguments()]
+            command = [sys.executable, "-m", "thermoe.profiling", *self._arguments(occasion)]
             if self.minutes is not None:
                 left = self.minutes - (time.monotonic() - started_s) / 60.0
                 if left <= 0:
@@ -133,12 +140,13 @@ class Profile:
             code = subprocess.run(command, check=False).returncode
         return code
 
-    def _arguments(self) -> list[str]:
-        """What a process that measures the rest is told; it skips what failed here."""
+    def _arguments(self, occasion: str) -> list[str]:
+        """What a process that measures the rest is told; it skips what failed or was measured here."""
         words = ["--out", str(self.out), "--device", self.device, "--ops", ",".join(self._ops), "--runner", self.runner]
         words += ["--window-s", str(self.window_s), "--windows", str(self.windows), "--skip-failed", "--plain"]
         words += ["--known", ",".join(map(str, self.known))]
         words += ["--model", str(self.model)] if self.model else []
+        words += [] if self.resume else ["--no-resume", "--since", self.since or occasion]
         names = ("latency_only", "energy_only", "smoke", "compiled")
         return words + [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
 
@@ -152,9 +160,20 @@ class Profile:
         if unknown:
             raise ConfigError(f"the plan has no operation {', '.join(unknown)}: choose from {', '.join(known)}")
         plan = [c for c in plan if not self._ops or c.op in self._ops]
+        if device_type != "cuda" and not self.smoke:
+            plan = self._less_known(plan)
         if self.latency_only or device_type == "cpu":
             return [replace(c, energy=False) for c in plan]
         return plan
+
+    def _less_known(self, plan: list[Case]) -> list[Case]:
+        """A fixed plan without cases that other databases hold, the least sure ones of a model first."""
+        known = {row.case_key for path in self.known for row in CostDatabase.load(path).rows if not row.is_smoke}
+        rest = [c for c in plan if c.key not in known]
+        if self.model is None:
+            return rest
+        width_of = _interval_widths(self.model)
+        return sorted(rest, key=lambda c: -width_of(c))
 
     def _gpu_plan(self) -> list[Case]:
         from thermoe.profiling.operations import OPERATIONS
@@ -165,7 +184,7 @@ class Profile:
         known: list[CostRow] = []
         resumes = self.resume and self.out.exists() and self.runner not in KERNEL_RUNNERS
         for path in (*self.known, *([self.out] if resumes else [])):
-            known += CostDatabase.load(path).rows
+            known += [row for row in CostDatabase.load(path).rows if not row.is_smoke]
         share = 0.0 if self.latency_only else 1.0 if self.energy_only else 0.65
         return gpu_plan(
             self.minutes or DEFAULT_MINUTES,
@@ -176,8 +195,10 @@ class Profile:
             compiled=self.compiled,
         )
 
-    def _measure(self, device: "torch.device", cases: list[Case], started_s: float) -> tuple[SweepResult, bool]:
-        profiler = self._profiler(device)
+    def _measure(
+        self, device: "torch.device", cases: list[Case], started_s: float, occasion: str
+    ) -> tuple[SweepResult, bool]:
+        profiler = self._profiler(device, occasion)
         measure: Callable[[Case], CostRow] = profiler.measure
         if self.runner == "subprocess":
             from thermoe.profiling.isolated import measure_isolated
@@ -195,6 +216,8 @@ class Profile:
                 self.out,
                 minutes=minutes,
                 again=not self.resume,
+                since=self.since,
+                smoke=self.smoke,
                 skip_failed=self.skip_failed,
                 has_sensors=profiler.read_state is not None,
                 usable=lambda: not profiler.spoilt,
@@ -207,7 +230,7 @@ class Profile:
             result = _with_progress_bar(len(cases), run)
         return result, profiler.spoilt
 
-    def _profiler(self, device: "torch.device") -> "InProcess":
+    def _profiler(self, device: "torch.device", occasion: str) -> "InProcess":
         import torch
 
         from thermoe.profiling.in_process import CPU_PROTOCOL, InProcess, Protocol, smoke_protocol
@@ -223,7 +246,7 @@ class Profile:
             read_state=read_state,
             protocol=smoke_protocol(protocol) if self.smoke else protocol,
             start_temp_c=read_state().temp_c if read_state else None,
-            occasion=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            occasion=occasion,
         )
 
     def _prepare(self, device: "torch.device", cases: Sequence[Case]) -> None:

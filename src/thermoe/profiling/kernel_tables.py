@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thermoe.cost.safe_file import write_atomically
+from thermoe.cost.safe_file import replacing, write_atomically
 from thermoe.errors import ConfigError, ThermoeError
 from thermoe.profiling.case import Case
 from thermoe.profiling.isolated import write_script
@@ -43,7 +43,8 @@ def profile_kernels(
 ) -> TableResult:
     """Run each case under a profiler; the kernels of all cases, with the case in columns of its own, go to `out`.
 
-    A case that fails is written, with what the profiler or the script said, to `OUT.failures.json`.
+    A case that fails is written, with what the profiler or the script said, to `OUT.failures.json`. Both files are
+    written at the end, however it comes.
 
     Args:
         cases: What to run, in order.
@@ -58,18 +59,20 @@ def profile_kernels(
     run, start_s = find_runner(runner), time.monotonic()
     tables: list[pd.DataFrame] = []
     failures: list[dict[str, str]] = []
-    for index, case in enumerate(cases):
-        if minutes is not None and time.monotonic() - start_s > minutes * 60.0:
-            break
-        try:
-            table = _run_case(case, run, device)
-        except ThermoeError as err:
-            failures.append({"case": str(case), "message": str(err)})
-            report(index + 1, f"{case}: failed, {err}")
-            continue
-        tables.append(table)
-        report(index + 1, f"{case}: {len(table)} kernels")
-    _write(out, tables, failures)
+    try:
+        for index, case in enumerate(cases):
+            if minutes is not None and time.monotonic() - start_s > minutes * 60.0:
+                break
+            try:
+                table = _run_case(case, run, device)
+            except ThermoeError as err:
+                failures.append({"case": str(case), "message": str(err)})
+                report(index + 1, f"{case}: failed, {err}")
+                continue
+            tables.append(table)
+            report(index + 1, f"{case}: {len(table)} kernels")
+    finally:  # minutes of work, also when interrupted
+        _write(out, tables, failures)
     return TableResult(len(tables), len(failures), len(cases) - len(tables) - len(failures))
 
 
@@ -101,11 +104,14 @@ def _run_case(case: Case, run: RunScript, device: str) -> "pd.DataFrame":
 def _write(out: Path, tables: Sequence["pd.DataFrame"], failures: Sequence[dict[str, str]]) -> None:
     import pandas as pd
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     if tables:
         filled = [table.dropna(axis=1, how="all") for table in tables]
         columns = list(dict.fromkeys(name for table in tables for name in table.columns))
         joined = pd.concat(filled, ignore_index=True).reindex(columns=columns)
-        joined.to_parquet(out, index=False)
+        with replacing(out) as scratch:
+            joined.to_parquet(scratch, index=False)
+    said = out.with_suffix(".failures.json")
     if failures:
-        write_atomically(out.with_suffix(".failures.json"), json.dumps(failures, indent=1) + "\n")
+        write_atomically(said, json.dumps(failures, indent=1) + "\n")
+    else:
+        said.unlink(missing_ok=True)  # of an earlier run

@@ -1,7 +1,7 @@
 """Measure many cases into one database: resumes, survives failing cases, ends in time. No torch."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +65,8 @@ def sweep(
     *,
     minutes: float | None,
     again: bool = False,
+    since: str = "",
+    smoke: bool = False,
     skip_failed: bool = False,
     has_sensors: bool = True,
     usable: Callable[[], bool] = lambda: True,
@@ -78,14 +80,17 @@ def sweep(
         device_key: What the rows belong to.
         out: The cost database, read first where it exists; written every few seconds and at the end, however it comes.
         minutes: Stop before a case that would probably end later than this; None for no limit [min].
-        again: Measure cases that `out` holds, too.
+        again: Measure cases that `out` holds, too, but for those held since the occasion `since`.
+        since: An occasion, as rows name it.
+        smoke: Whether this sweep only shows that cases run: only then is a case held that was seen to run.
         skip_failed: Leave out the cases that `out` records as failed, too.
         has_sensors: Whether energy can be had; if not, a row without it is all there will be.
         usable: Asked after a failure whether this process can measure any further; if not, the sweep ends.
         report: Told after every case.
     """
     database = CostDatabase.load(out) if out.exists() else CostDatabase()
-    have = _held(database, device_key) if not again else {}
+    rows = [r for r in database.rows if r.device == device_key and (smoke or not r.is_smoke)]
+    have = _held(r for r in rows if not again or (since and r.occasion >= since))
     if not skip_failed:  # they are tried again; what is left in the end then failed in this sweep
         database.forget_failures(str(case) for case in cases)
     failed_before = {f.case for f in database.failures}
@@ -119,12 +124,11 @@ def sweep(
     return SweepResult(counts["measured"], skipped, counts["failed"], len(wanted) - sum(counts.values()))
 
 
-def _held(database: CostDatabase, device_key: DeviceKey) -> dict[tuple[object, ...], bool]:
-    """Cases that are measured on this device, and whether with energy."""
+def _held(rows: Iterable[CostRow]) -> dict[tuple[object, ...], bool]:
+    """Cases that are measured, and whether with energy."""
     held: dict[tuple[object, ...], bool] = {}
-    for row in database.rows:
-        if row.device == device_key:
-            held[row.case_key] = held.get(row.case_key, False) or row.energy_mj is not None
+    for row in rows:
+        held[row.case_key] = held.get(row.case_key, False) or row.energy_mj is not None
     return held
 
 

@@ -16,7 +16,7 @@ from thermoe.errors import TelemetryError
 from thermoe.profiling.command import device_key
 from thermoe.profiling.draw import Draw
 from thermoe.profiling.loop import CudaLoop
-from thermoe.telemetry.nvml import NvmlSource
+from thermoe.telemetry.nvml import NvmlSource, index_of_ordinal
 from thermoe.types import SysState
 
 SCHEMA_VERSION = 1
@@ -38,7 +38,8 @@ def open_sensors(device: torch.device, counter_every_s: float = 0.0) -> NvmlSour
     if device.type != "cuda":
         return None
     try:
-        return NvmlSource(device.index or 0, counter_every_s=counter_every_s)
+        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+        return NvmlSource(index_of_ordinal(device.index or 0, uuid), counter_every_s=counter_every_s)
     except TelemetryError as err:
         print(f"no energy will be measured: {err}")
         return None

@@ -10,6 +10,7 @@ from fake_nvml import FakeNvml, NotSupportedError, NVMLError, h200
 
 from thermoe.errors import TelemetryError
 from thermoe.telemetry import GpuSystemMonitor, NvmlSource
+from thermoe.telemetry.nvml import index_of_ordinal
 from thermoe.types import Kind
 
 
@@ -302,3 +303,12 @@ def test_the_gpu_is_named_by_uuid_and_bus_where_nvml_tells(nvml):
     nvml.answers["nvmlDeviceGetUUID"] = NotSupportedError("Not Supported")
     del nvml.answers["nvmlDeviceGetPciInfo"]
     assert NvmlSource(0).identity() == (None, None)
+
+
+def test_a_cuda_device_is_found_by_its_uuid(nvml):
+    nvml.answers |= {"nvmlDeviceGetHandleByUUID": "handle 3", "nvmlDeviceGetIndex": 3}
+    assert index_of_ordinal(0, "da169147-ab12-6528-f15a-7efd8bb7efbe") == 3
+    assert index_of_ordinal(1, None) == 1
+    nvml.answers["nvmlDeviceGetHandleByUUID"] = NotSupportedError("Not Found")
+    assert index_of_ordinal(1, "GPU-da169147-ab12-6528-f15a-7efd8bb7efbe") == 1
+    assert nvml.opened == 0

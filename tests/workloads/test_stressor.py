@@ -118,6 +118,8 @@ def test_watts_without_a_reading_are_refused():
         {"load": 1.1},
         {"processors": float("nan")},
         {"device": "tpu"},
+        {"device": "cpu:3"},
+        {"device": "cuda:x"},
         {"power_w": 300.0},
         {"size": -1},
     ],
@@ -125,6 +127,22 @@ def test_watts_without_a_reading_are_refused():
 def test_plans_beyond_bounds_are_refused(settings):
     with pytest.raises(ConfigError, match="stress"):
         StressPlan(**settings)
+
+
+@pytest.mark.parametrize(("work", "size"), [(StressWork.MATMUL, 10**7), (StressWork.COPY, 10**9)])
+def test_sizes_beyond_the_memory_of_the_machine_are_refused(work, size):
+    with pytest.raises(ConfigError, match="MiB are allowed"):
+        make_burst(CPU, work, size)
+    with pytest.raises(StressError, match="MiB are allowed"):
+        Stressor(StressPlan(seconds=5.0, work=work, size=size)).start()
+
+
+def test_a_load_that_ends_in_an_error_says_which(monkeypatch):
+    code = "import sys; print('{\"event\": \"up\"}', flush=True); sys.stderr.write('no power\\n'); sys.exit(2)"
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: real([sys.executable, "-c", code], **options))
+    with pytest.raises(StressError, match="ended with code 2: no power"):
+        Stressor(StressPlan(seconds=5.0)).start().wait()
 
 
 def test_a_process_is_stopped_and_says_what_it_did():

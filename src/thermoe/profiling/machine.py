@@ -50,10 +50,13 @@ def open_sensors(device: "torch.device") -> Callable[[], SysState] | None:
     """Reads the GPU's sensors; None on a CPU, and where NVML does not answer, which is told on stderr."""
     if device.type != "cuda":
         return None
-    from thermoe.telemetry.nvml import NvmlSource
+    import torch
+
+    from thermoe.telemetry.nvml import NvmlSource, index_of_ordinal
 
     try:
-        return NvmlSource(device.index or 0).read
+        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+        return NvmlSource(index_of_ordinal(device.index or 0, uuid)).read
     except TelemetryError as err:
         sys.stderr.write(f"no energy will be measured: {err}\n")
         return None

@@ -186,6 +186,32 @@ def _import_pynvml() -> Any:
     return pynvml
 
 
+def index_of_ordinal(ordinal: int, uuid: object) -> int:
+    """NVML index of a CUDA device: NVML counts all GPUs, CUDA those that CUDA_VISIBLE_DEVICES leaves, in its order.
+
+    Args:
+        ordinal: Index of the CUDA device, the answer where NVML does not know its UUID.
+        uuid: What torch says its UUID is, with or without "GPU-"; None where it does not say.
+
+    Raises:
+        TelemetryError: If there is no NVML or no driver.
+    """
+    if uuid is None:
+        return ordinal
+    nvml = _import_pynvml()
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        raise TelemetryError(f"NVML cannot be used here ({error}): install an NVIDIA driver") from None
+    try:
+        return int(nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleByUUID(f"GPU-{str(uuid).removeprefix('GPU-')}")))
+    except (nvml.NVMLError, AttributeError) as error:
+        _log.warning("NVML does not know the CUDA device %d (%s): its index is taken for NVML's", ordinal, error)
+        return ordinal
+    finally:
+        nvml.nvmlShutdown()
+
+
 def _open_device(nvml: Any, index: int) -> Any:
     try:
         nvml.nvmlInit()

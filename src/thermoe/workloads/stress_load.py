@@ -3,6 +3,7 @@
 It asks the device for nothing but work: clocks, limits and modes stay as they are.
 """
 
+import os
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -37,12 +38,14 @@ def make_burst(device: torch.device, work: StressWork, size: int = 0, processors
             there are processors in the share; 1 leaves the choice to the library. Products only.
 
     Raises:
-        ConfigError: For a share outside (0, 1], or one of copies or of a CPU.
+        ConfigError: For a share outside (0, 1], or one of copies or of a CPU; for a size that a machine's memory lacks.
     """
     if not 0.0 < processors <= 1.0 or (processors < 1.0 and (work is StressWork.COPY or device.type != "cuda")):
         raise ConfigError(
             f"{processors} of the processors of {device.type} for {work}: a share in (0, 1] is for products on a GPU"
         )
+    if device.type == "cpu":
+        _refuse_too_large(work, size)
     if processors < 1.0:
         launch = _tiles(device, processors)
     elif work is StressWork.MATMUL:
@@ -97,6 +100,16 @@ def keep_busy(
         sleep(max(period_end_s - clock(), 0.0))
         period = int((clock() - start_s) / PERIOD_S + 1e-9)
     return busy_s
+
+
+def _refuse_too_large(work: StressWork, size: int) -> None:
+    """A GPU says itself that its memory is full; a machine ends whatever process it likes."""
+    needed = 3 * 4 * size**2 if work is StressWork.MATMUL else 2 * (size << 20)
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if needed > most:
+        raise ConfigError(
+            f"size of {size} for {work}: takes {needed >> 20} MiB of memory, {most >> 20} MiB are allowed"
+        )
 
 
 def _product(device: torch.device, size: int) -> Callable[[], object]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from thermoe.errors import ConfigError, ThermoeError
-from thermoe.telemetry.nvml import NvmlSource
+from thermoe.telemetry.nvml import NvmlSource, index_of_ordinal
 from thermoe.workloads.stress_load import StressWork, keep_busy, make_burst
 from thermoe.workloads.stressor import START_S, StressPlan
 
@@ -80,7 +80,9 @@ def _run(plan: StressPlan) -> int:
     burst = make_burst(device, plan.work, plan.size, plan.processors)
     aim = None
     if plan.power_w is not None:
-        aim = PowerDuty(NvmlSource(device.index or 0, counter_every_s=1e9), plan.power_w, plan.load)
+        uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+        index = index_of_ordinal(device.index or 0, uuid)
+        aim = PowerDuty(NvmlSource(index, counter_every_s=1e9), plan.power_w, plan.load)
     signal.setitimer(signal.ITIMER_REAL, plan.seconds + _GRACE_S)
     _say({"event": "up"})
     start_s = time.monotonic()

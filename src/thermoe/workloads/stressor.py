@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -50,7 +52,7 @@ class StressPlan:
         for name in ("load", "processors"):
             if not 0.0 < getattr(self, name) <= 1.0:
                 raise ConfigError(f"stress {name} of {getattr(self, name)}: needs a share above 0, at most 1")
-        if self.device.partition(":")[0] not in ("cpu", "cuda"):
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"stress on {self.device!r}: choose cpu, cuda or cuda:INDEX")
         if self.size < 0:
             raise ConfigError(f"stress size of {self.size}: needs 0 or more")
@@ -153,16 +155,18 @@ class Stressor:
             raise ConfigError("the stressor was not started: call start() first")
         try:
             if patience_s > 0.0:
-                process.wait(patience_s)  # it writes one line alone, which no pipe is too small for
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(patience_s)  # it writes one line alone, which no pipe is too small for
         finally:  # also when interrupted: the load must not outlive whoever asked for it
             try:
-                out, _ = process.communicate(timeout=_STOP_S)
+                out, err = process.communicate(timeout=_STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-                out, _ = process.communicate()
+                out, err = process.communicate()
         message = _message(out)
         if process.returncode != 0 or message.pop("event", None) != "over":
-            raise StressError(f"the load of {self.plan.device} ended with code {process.returncode}: start it again")
+            said = err.strip().splitlines()[-1] if err.strip() else "start it again"
+            raise StressError(f"the load of {self.plan.device} ended with code {process.returncode}: {said}")
         self._result = StressResult(**message)
         return self._result
 

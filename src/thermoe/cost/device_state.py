@@ -17,6 +17,7 @@ THERMAL_RESISTANCE_C_PER_W = 0.038
 CLOCK_SAVING = 1.0
 # A limit close to idle power would stop the clock in the model; boards keep a lowest clock instead.
 LEAST_DYNAMIC_POWER_W = 20.0
+_PLAUSIBLE_C, _PLAUSIBLE_W = (-60.0, 200.0), (1.0, 1e5)  # a reading beyond says nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,12 @@ def energy_at_full_clock_j(dynamic_energy_j: FloatArray, stretch: FloatArray) ->
 
 
 def conditions(limits: DeviceLimits, reference_temp_c: float, state: SysState | None) -> Conditions:
-    """Conditions of a state; whatever it does not tell is as it was when the costs were measured."""
-    temp_c = reference_temp_c if state is None or state.temp_c is None else state.temp_c
-    limit_w = limits.power_limit_w if state is None or state.power_limit_w is None else state.power_limit_w
+    """Conditions of a state; what it does not tell, or cannot be, is as it was when the costs were measured."""
+    temp_c = _told(None if state is None else state.temp_c, reference_temp_c, _PLAUSIBLE_C)
+    limit_w = _told(None if state is None else state.power_limit_w, limits.power_limit_w, _PLAUSIBLE_W)
     leakage = max(0.0, 1.0 + LEAKAGE_PER_C * (temp_c - reference_temp_c))
     return Conditions(limits.idle_power_w * leakage, limit_w)
+
+
+def _told(value: float | None, usual: float, span: tuple[float, float]) -> float:
+    return value if value is not None and span[0] <= value <= span[1] else usual

@@ -31,7 +31,7 @@ class LayerCosts:
     def __init__(
         self, model: "KernelCostModel", shape: MoEShape, bits: "ArrayLike" = 16, impl: str | None = None
     ) -> None:
-        each = np.asarray(bits, dtype=np.float64)
+        each = _numbers("bits", bits)
         if each.shape not in ((), (shape.num_experts,)) or not (np.isfinite(each).all() and (each > 0).all()):
             raise CostError(f"bits of shape {each.shape}: need one positive number, or {shape.num_experts}")
         self.model, self.shape, self.impl = model, shape, impl
@@ -50,10 +50,10 @@ class LayerCosts:
         Raises:
             CostError: No such expert, or a shape that is not (rows, D).
         """
-        if not 0 <= expert_id < self.shape.num_experts:
+        if not isinstance(expert_id, int | np.integer) or not 0 <= expert_id < self.shape.num_experts:
             raise CostError(f"expert {expert_id}: the layer has experts 0 to {self.shape.num_experts - 1}")
-        if len(input_shape) != 2 or input_shape[0] < 1 or input_shape[1] != self.shape.hidden_size:
-            raise CostError(f"input of shape {tuple(input_shape)}: needs (rows, {self.shape.hidden_size})")
+        if not _is_input(input_shape, self.shape.hidden_size):
+            raise CostError(f"input of shape {input_shape}: needs (rows, {self.shape.hidden_size})")
         bits = int(self.bits_E[expert_id])
         return self.model.predict(
             "expert_mlp", self.shape, input_shape[0], 1, bits=bits, state=system_state, impl=self.impl
@@ -61,10 +61,25 @@ class LayerCosts:
 
     def cost_per_expert(self, loads: "ArrayLike", system_state: SysState | None = None) -> CostArrays:
         """Cost of each expert under its load in rows, (..., E), by the convex view of its precision."""
-        n = np.asarray(loads, dtype=np.float64)
+        n = _numbers("loads", loads)
+        if n.ndim < 1 or n.shape[-1] != self.shape.num_experts:
+            raise CostError(f"loads of shape {n.shape}: need (..., {self.shape.num_experts})")
         latency_s, energy_j = np.zeros(n.shape), np.zeros(n.shape)
         for bits in np.unique(self.bits_E):
             costs = self.model.cost_per_expert(self.shape, n, system_state, bits=float(bits))
             chosen = self.bits_E == bits
             latency_s[..., chosen], energy_j[..., chosen] = costs.latency_s[..., chosen], costs.energy_j[..., chosen]
         return CostArrays(latency_s, energy_j)
+
+
+def _is_input(shape: object, hidden_size: int) -> bool:
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) != 2:
+        return False
+    return all(isinstance(size, int | np.integer) for size in shape) and shape[0] >= 1 and shape[1] == hidden_size
+
+
+def _numbers(name: str, values: "ArrayLike") -> FloatArray:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as err:
+        raise CostError(f"{name}: needs numbers ({' '.join(str(err).split())})") from err

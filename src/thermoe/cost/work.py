@@ -27,6 +27,8 @@ from thermoe.types import FloatArray, MoEShape
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+_MOST = 2.0**60  # of a size or a count: beyond, products of them overflow
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
@@ -83,16 +85,22 @@ def cases_of(
         context: Positions in the cache of keys and values.
 
     Raises:
-        CostError: An unknown operation, or counts that are negative or not finite.
+        CostError: An unknown operation, sizes below 1, more experts per token than experts, or counts that are negative
+            or beyond all reason.
     """
     if op not in OPERATIONS:
         raise CostError(f"no physics is known for operation {op}: choose from {', '.join(OPERATIONS)}")
+    sizes = (shape.hidden_size, shape.inter_size, shape.num_experts, shape.top_k)
+    if not all(1 <= size <= _MOST for size in sizes) or shape.top_k > shape.num_experts:
+        raise CostError(f"D, I, E, k = {sizes}: need sizes of at least 1, and no more experts per token than experts")
     columns = np.broadcast_arrays(
         *(np.atleast_1d(np.asarray(v, np.float64)) for v in (routed_rows, distinct, skew, context))
     )
     rows, touched, fullest, positions = columns
-    if not (np.isfinite(rows).all() and np.isfinite(touched).all() and (rows >= 0).all() and (touched >= 0).all()):
-        raise CostError("routed rows and distinct experts must be finite and not negative")
+    if not all(((counts >= 0) & (counts <= _MOST)).all() for counts in (rows, touched, fullest)):
+        raise CostError(f"routed rows and distinct experts must be finite and not negative, {_MOST:g} at most")
+    if not ((positions >= 1) & (positions <= _MOST)).all():
+        raise CostError(f"context of {positions.min():g}: needs 1 position or more, {_MOST:g} at most")
     ones = np.ones_like(rows)
     return Cases(
         op=op,

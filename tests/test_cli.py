@@ -2,10 +2,12 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.resources import files
 
 import pytest
 
@@ -108,6 +110,17 @@ def test_nothing_typed_shows_the_commands_and_fails(capsys):
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"thermoe {thermoe.__version__}\n"
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path):
+    costs = files("thermoe.cost.data") / "h200.costs.json"
+    path = tmp_path / "x.costs.json"
+    path.write_text(costs.read_text(encoding="utf-8").replace("NVIDIA H200", "H\\ud800 \\u4e2d"), encoding="utf-8")
+    command = [sys.executable, "-m", "thermoe", "costs", "show", str(path)]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("H\\ud800 \\u4e2d (driver")
 
 
 def test_help_lists_every_command_in_under_a_second():

@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 the check that was asked for failed, 2 the input is wrong,
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -79,6 +80,7 @@ COMMANDS = {name: entry for name, entry in _TABLE.items() if _is_shipped(entry)}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code; what a user can mend is told in one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _print_whatever_comes()
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
@@ -153,6 +155,12 @@ def _describe(err: OSError) -> str:
 def _fail(message: str) -> int:
     print(f"thermoe: error: {' '.join(message.split())}", file=sys.stderr)
     return EXIT_WRONG_INPUT
+
+
+def _print_whatever_comes() -> None:
+    """Names out of files and paths may hold what the terminal's encoding lacks: it is escaped, as stderr does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _silence_stdout() -> None:

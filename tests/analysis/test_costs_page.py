@@ -10,7 +10,7 @@ from made_up_costs import KEY, cost_row, expert_rows, kernels, part_rows
 
 from thermoe.analysis.costs import figures_accuracy, figures_axes, figures_heat
 from thermoe.analysis.costs.accuracy import covered, error_rows, wilson
-from thermoe.analysis.costs.scales import short
+from thermoe.analysis.costs.names import short
 from thermoe.analysis.costs.series import at_random, grouped
 from thermoe.analysis.costs.view import Source, make_view
 from thermoe.commands.costs_report import CostsReport

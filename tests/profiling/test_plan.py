@@ -173,3 +173,12 @@ def test_a_second_occasion_takes_the_energies_of_other_calls(ten_minutes):
 
 def test_parts_alone_can_be_asked_for():
     assert {case.op for case in gpu_plan(1.0, ops=("linear_fc1",))} == {"linear_fc1"}
+
+
+def test_a_cpu_measures_every_operation_at_shapes_of_which_some_can_be_left_out():
+    plan = cpu_plan()
+    assert {case.op for case in plan} == set(OPERATIONS)
+    for op in set(OPERATIONS) - {"attention_decode", "ttha_adapter_forward", "ttha_update"}:
+        assert len({case.sizes for case in plan if case.op == op}) >= 3, op
+    calls = complete_calls(plan)
+    assert len({(c.row.hidden_size, c.row.impl) for c in calls}) >= 6

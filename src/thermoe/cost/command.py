@@ -2,7 +2,8 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,11 @@ import tyro
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.evaluate import evaluate
 from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.cost.known_limits import fitting_limits
 from thermoe.cost.safe_file import refuse_to_overwrite
 from thermoe.cost.sources import A_TABLE, observations_of
 from thermoe.errors import ConfigError, DataError
+from thermoe.types import Kind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,15 +34,17 @@ class Fit:
     Attributes:
         tables: `.costs.json` files, parquet or CSV tables of MoE layers or of matrix products.
         out: Where the model goes, as JSON.
+        predicted: Take rows that are predictions (`thermoe costs predict`) for measurements; the model says so.
     """
 
     tables: tyro.conf.Positional[tuple[Path, ...]]
     out: Path
+    predicted: bool = False
 
     def execute(self) -> int:
         """Fit and write the model."""
         refuse_to_overwrite(self.out, self.tables)
-        model = KernelCostModel().fit(read_costs(self.tables))
+        model = _fitted(read_costs(self.tables), predicted=self.predicted)
         model.save(self.out)
         for (op, impl, dtype), fitted in model.operations_.items():
             missed = [_percent(e) for e in (fitted.latency_log_error, fitted.energy_log_error)]
@@ -80,6 +85,27 @@ class CostsEval:
         for name, part in {"all": result["all"], **result["operations"]}.items():
             _say(f"{name} ({part['rows']} rows): latency {_line(part['latency'])}; energy {_line(part['energy'])}")
         return 0
+
+
+def _fitted(costs: "Sources", *, predicted: bool) -> KernelCostModel:
+    """A model with the limits of the databases' GPU; a plain table is taken to be of an H200."""
+    sources = costs if isinstance(costs, Sequence) else [costs]
+    rows = [row for source in sources if isinstance(source, CostDatabase) for row in source.rows]
+    kinds = {row.kind for row in rows}
+    if rows and Kind.MEASURED not in kinds and not predicted:
+        raise DataError(f"all {len(rows)} rows are {', '.join(sorted(kinds))}: --predicted fits a model to predictions")
+    if predicted:
+        if kinds != {Kind.PREDICTED}:
+            raise ConfigError(f"--predicted needs predictions alone, got {', '.join(sorted(kinds)) or 'no database'}")
+        sources = [CostDatabase([replace(row, kind=Kind.MEASURED) for row in rows])]
+    gpus = {row.device.gpu for row in rows}
+    model = KernelCostModel(fitting_limits(gpus.pop(), rows)) if len(gpus) == 1 else KernelCostModel()
+    model.fit(sources)
+    if predicted:
+        model.fitted_on_ = f"predictions for {model.fitted_on_}"
+    if rows and all(row.energy_mj is None for row in rows):
+        sys.stderr.write(f"no row has an energy: the model's are guesses, at {model.limits.power_limit_w:.0f} W\n")
+    return model
 
 
 def read_costs(paths: tuple[Path, ...]) -> "Sources":

@@ -6,12 +6,14 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from thermoe.cost.database import CostDatabase, describe
+from thermoe.cost.kernel_cost_model import SHIPPED
 from thermoe.cost.published import carry_over
 from thermoe.cost.rows import CostRow
 from thermoe.cost.safe_file import refuse_to_overwrite
@@ -140,19 +142,18 @@ class CostsPredict:
     """Carry measured costs over to a GPU that is not at hand, by published limits; the rows are marked predicted.
 
     Attributes:
-        database: `.costs.json` measured on an H200.
         gpu: "a100", "h100", "h200" or "b200".
         out: The predicted database.
+        database: `.costs.json` measured on an H200; the shipped one if not given.
     """
 
-    database: tyro.conf.Positional[Path]
     gpu: str
     out: Path
+    database: tyro.conf.Positional[Path | None] = None
 
     def execute(self) -> int:
         """Predict and write."""
-        refuse_to_overwrite(self.out, [self.database])
-        rows = CostDatabase.load(self.database).rows
+        rows = self._measured()
         elsewhere = sorted({r.device.gpu for r in rows if not _H200.search(r.device.gpu)})
         if elsewhere:
             raise ConfigError(f"{self.database} holds rows of {', '.join(elsewhere)}: give one measured on an H200")
@@ -160,6 +161,13 @@ class CostsPredict:
         carried.save(self.out)
         _say(f"{self.out}: {len(carried)} rows predicted for {carried.rows[0].device.gpu}")
         return 0
+
+    def _measured(self) -> list[CostRow]:
+        if self.database is not None:
+            refuse_to_overwrite(self.out, [self.database])
+            return CostDatabase.load(self.database).rows
+        with resources.as_file(resources.files("thermoe.cost.data") / SHIPPED) as path:
+            return CostDatabase.load(path).rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

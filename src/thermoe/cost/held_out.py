@@ -9,6 +9,7 @@ import numpy as np
 from thermoe.cost.calibrated_roofline import calibrated_roofline_s
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.cost.known_limits import fitting_limits
 from thermoe.cost.observations import Observations, group_database
 from thermoe.cost.rows import CostRow
 from thermoe.errors import DataError
@@ -81,11 +82,12 @@ def held_out(
     folds = folds_of_shapes(costs, num_folds, seed)
     if sum(map(len, folds)) < MIN_SHAPES or len(folds) < MIN_SHAPES:
         raise DataError(f"{sum(map(len, folds))} measured shape(s) in {len(folds)} fold(s): leaving shapes out needs 2")
+    limits = fitting_limits(costs.rows[0].device.gpu, costs.rows)
     found: dict[str, list[Predictions]] = {}
     for number, unseen in enumerate(folds, 1):
         seen = CostDatabase([r for r in costs.rows if _shape(r) not in unseen])
         left = group_database(CostDatabase([r for r in costs.rows if _shape(r) in unseen]))
-        known, model = group_database(seen), KernelCostModel(seed=seed).fit(seen)
+        known, model = group_database(seen), KernelCostModel(limits, seed=seed).fit(seen)
         for op, observed in left.items():
             found.setdefault(op, []).append(predictions(model, observed, known.get(op)))
         if report is not None:

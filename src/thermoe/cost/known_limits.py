@@ -1,13 +1,17 @@
 """Limits of the device that a database names: published or measured before where they are known, else from its rows."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thermoe.cost.published import DATA_SHEETS, expected_limits
-from thermoe.cost.roofline import H200
+from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.rows import CostRow
 
+NOMINAL_POWER_W = 100.0
 _ON_HOST = ("ttha_adapter_forward", "ttha_update")
+_OTHER_RATES = (H200.flops_per_s_8bit, H200.flops_per_s_32bit)
+_SLOW = 1e9  # bytes or operations a second where no row counts any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,15 +46,11 @@ def limits_of(gpu: str, rows: Sequence[CostRow]) -> KnownLimits:
         rows: All rows of that device.
     """
     shortest_s = min((r.latency_us * 1e-6 for r in rows if r.op not in _ON_HOST), default=None)
-    if "H200" in gpu:
-        limits, source = H200, "measured before on an H200"
-    else:
-        name = next((name for name, sheet in DATA_SHEETS.items() if sheet.gpu == gpu), None)
-        if name is None:
-            return _from_rows(rows, shortest_s)
-        limits, source = expected_limits(name), "expected from its data sheet"
+    limits = _published(gpu)
+    if limits is None:
+        return _from_rows(rows, shortest_s)
     return KnownLimits(
-        source=source,
+        source="measured before on an H200" if limits is H200 else "expected from its data sheet",
         launch_s=limits.launch_s if shortest_s is None else min(limits.launch_s, shortest_s),
         bandwidth_bytes_per_s=limits.bandwidth_bytes_per_s,
         flops_per_s=limits.flops_per_s_16bit,
@@ -58,6 +58,54 @@ def limits_of(gpu: str, rows: Sequence[CostRow]) -> KnownLimits:
         joules_per_byte=limits.joules_per_byte,
         joules_per_flop=limits.joules_per_flop,
     )
+
+
+def fitting_limits(gpu: str, rows: Sequence[CostRow]) -> DeviceLimits:
+    """Limits that a model of a device is fitted with: where its physics begins, and what it falls back to.
+
+    A device without a data sheet here gets the bandwidth and the rates that its rows reached. Its power, where no row
+    tells, is a nominal `NOMINAL_POWER_W`, of which idling, moving bytes and computing take the shares they take on an
+    H200: energies that rest on it alone are guesses.
+
+    Args:
+        gpu: Name as a database has it.
+        rows: All rows of that device.
+    """
+    published = _published(gpu)
+    if published is not None:
+        return published
+    reached = limits_of(gpu, rows)
+    limit_w = max((r.power_limit_w or r.power_w or 0.0 for r in rows), default=0.0) or NOMINAL_POWER_W
+    bandwidth = reached.bandwidth_bytes_per_s or max((_rate(r.bytes_moved, r) for r in rows), default=0.0) or _SLOW
+    flops = reached.flops_per_s or max((_rate(r.flops, r) for r in rows), default=0.0) or _SLOW
+    power, on_cpu = limit_w / H200.power_limit_w, gpu.startswith("cpu ")
+    # A CPU computes in float32 whatever the format; a GPU is taken to have an H200's ratios.
+    narrow, wide = (1.0, 1.0) if on_cpu else (rate / H200.flops_per_s_16bit for rate in _OTHER_RATES)
+    return DeviceLimits(
+        name=gpu,
+        bandwidth_bytes_per_s=bandwidth,
+        flops_per_s_16bit=flops,
+        flops_per_s_8bit=flops * narrow,
+        flops_per_s_32bit=flops * wide,
+        launch_s=reached.launch_s or H200.launch_s,
+        idle_power_w=H200.idle_power_w * power,
+        joules_per_byte=H200.joules_per_byte * H200.bandwidth_bytes_per_s * power / bandwidth,
+        joules_per_flop=H200.joules_per_flop * H200.flops_per_s_16bit * power / flops,
+        power_limit_w=limit_w,
+        processors=1.0 if on_cpu else H200.processors,
+    )
+
+
+def _published(gpu: str) -> DeviceLimits | None:
+    if re.search(r"\bH200\b", gpu):  # a GH200 is another GPU
+        return H200
+    name = next((name for name, sheet in DATA_SHEETS.items() if sheet.gpu == gpu), None)
+    return None if name is None else expected_limits(name)
+
+
+def _rate(work: float | None, row: CostRow) -> float:
+    """Work over time [1/s]."""
+    return (work or 0.0) / row.latency_us * 1e6
 
 
 def _from_rows(rows: Sequence[CostRow], shortest_s: float | None) -> KnownLimits:

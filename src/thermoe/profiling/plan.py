@@ -12,6 +12,7 @@ from thermoe.profiling.paired import paired_formats, paired_groups
 
 ROUNDS = 4  # a sweep that is cut short has done whole rounds, each of them spread over everything
 SMALL: Sizes = (256, 128, 16, 4)
+CPU_SHAPES: tuple[Sizes, ...] = ((512, 256, 8, 2), (384, 192, 32, 4))
 _SHARES = {"expert_mlp": 10.0, "gemm": 3.5, "attention_decode": 0.8, "router_topk": 0.7}
 _SMALL_SHARE = 0.4  # of every other operation
 _ENERGY_SHARES = {
@@ -73,8 +74,11 @@ def gpu_plan(
 
 
 def cpu_plan() -> list[Case]:
-    """Every operation at a few small sizes in float32, for any machine."""
-    return [*_small_cases("float32"), *_small_cases("float32", tokens=128)]
+    """Every operation in float32 at three small shapes, for any machine: shapes can be left out of a fit."""
+    small = [*_small_cases("float32"), *_small_cases("float32", tokens=128)]
+    others = [case for sizes in CPU_SHAPES for tokens in (8, 64) for case in _small_cases("float32", sizes, tokens)]
+    # Products with the weights of every row gathered take seconds each: the first shape shows what they cost.
+    return list(dict.fromkeys([*small, *(c for c in others if c.impl != "batched_mm")]))
 
 
 def smoke_plan(device_type: str) -> list[Case]:

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from thermoe.analysis.costs.accuracy import error_rows
 from thermoe.analysis.costs.kernel_power import KernelPower
-from thermoe.analysis.costs.series import shape_name
+from thermoe.analysis.costs.names import shape_name, short
 from thermoe.analysis.costs.view import CostView, Source
-from thermoe.analysis.style import significant
 from thermoe.cost.fusing import Explanation
 
 
@@ -62,10 +61,14 @@ def _saved(calls: Sequence[Explanation]) -> str:
     split, unit = (found["energy_mj"], "mJ") if found["energy_mj"] else (found["latency_us"], "µs")
     if split is None:
         return f"{len(calls)} expert MLP calls have all their parts."
+    saved = (
+        f"; with what fusing saves taken off, the parts predict {short(split['predicted_from_parts'])} {unit}"
+        if split["launches"]
+        else ""
+    )
     return (
-        f"An expert MLP call ({name}; {one.kind}) takes {significant(split['fused'])} {unit}, its parts one by one "
-        f"{significant(split['parts'])}; with launches and traffic that fusing saves taken off, the parts predict "
-        f"{significant(split['predicted_from_parts'])} {unit} ({split['error_pct']:+.1f} %)."
+        f"An expert MLP call ({name}; {one.kind}) takes {short(split['fused'])} {unit}, its parts one by one "
+        f"{short(split['parts'])}{saved} ({split['error_pct']:+.1f} %)."
     )
 
 

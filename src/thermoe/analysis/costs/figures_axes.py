@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from thermoe.analysis.costs.names import has_experts, shape_name, tokens_name
 from thermoe.analysis.costs.scales import log_scale
 from thermoe.analysis.costs.series import (
     LOOKS,
@@ -14,10 +15,7 @@ from thermoe.analysis.costs.series import (
     at_random,
     can_predict,
     grouped,
-    has_experts,
     quantities,
-    shape_name,
-    tokens_name,
 )
 from thermoe.analysis.costs.view import Source
 from thermoe.analysis.style import panels, shared_legend, shorten, stamp

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 
 from thermoe.analysis.costs.figures_axes import Drawn
 from thermoe.analysis.costs.kernel_power import KernelPower
-from thermoe.analysis.costs.scales import short
-from thermoe.analysis.costs.series import LOOKS, shape_name
+from thermoe.analysis.costs.names import shape_name, short
+from thermoe.analysis.costs.series import LOOKS
 from thermoe.analysis.style import INK, panels, shared_legend, stamp
 from thermoe.cost.fusing import Explanation
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from thermoe.analysis.costs import tables
 from thermoe.analysis.costs.answer import answers, device_lines
-from thermoe.analysis.costs.series import tokens_name
+from thermoe.analysis.costs.names import tokens_name
 from thermoe.analysis.costs.view import CostView, Source
 from thermoe.analysis.tables import Table
 from thermoe.cost.database import write_atomically

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from thermoe.analysis.costs.names import short
 from thermoe.types import FloatArray
 
 _STEPS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
@@ -31,15 +32,6 @@ def log_scale(ax: Axes, *, x: bool = False, y: bool = False, counts: bool = Fals
     if y and _is_wide(ax.dataLim.intervaly):
         ax.set_yscale("log")
         _ticks(ax.yaxis, ax.get_ylim(), powers_of_two=False)
-
-
-def short(value: float, _: object = None) -> str:
-    """A number as a tick says it: 0.05, 12, 3000, 20k, 1.5M."""
-    size = abs(value)
-    for limit, factor, sign in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if size >= limit:
-            return f"{value / factor:.3g}{sign}"
-    return f"{value:.0f}" if size >= 1000.0 else f"{value:.3g}"
 
 
 def percent_scale(ax: Axes, values: FloatArray, *, on_x: bool = False) -> None:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from thermoe.analysis.costs.names import shape_name
 from thermoe.analysis.style import Look
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.observations import cases_of_rows
 from thermoe.cost.rows import CostRow
 from thermoe.cost.work import OPERATIONS, expected_distinct_experts
-from thermoe.profiling.models import MODELS
 
 MOST_SERIES = 7
 RANDOM_WITHIN = 0.15
@@ -22,8 +22,6 @@ LOOKS = tuple(
         ("#2a86c8", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8a8d91", "#a39322"), "osD^vPX", strict=True
     )
 )
-_MODEL_NAMES = {sizes: name for name, sizes in MODELS.items()}
-_WITHOUT_EXPERTS = ("gemm", "matmul", "copy", "elementwise", "norm", "attention_decode", "router_gate", "ttt_step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,38 +69,6 @@ ENERGY = Quantity("energy [mJ]", energy_of, 1)
 def quantities(rows: Sequence[CostRow]) -> list[Quantity]:
     """Latency, and energy where at least one row has it."""
     return [LATENCY, ENERGY] if any(r.energy_mj is not None for r in rows) else [LATENCY]
-
-
-def shape_name(row: CostRow) -> str:
-    """A model's name where its sizes are known, else the sizes that mean something for the operation."""
-    sizes = (row.hidden_size, row.inter_size, row.num_experts, row.top_k)
-    if sizes in _MODEL_NAMES:
-        return _MODEL_NAMES[sizes]
-    if row.op in ("gemm", "matmul"):
-        return f"n {row.inter_size}, k {row.hidden_size}"
-    if row.op == "attention_decode":
-        return f"{row.hidden_size // 128} heads, {row.inter_size // 128} of keys"
-    if row.op in ("copy", "elementwise", "norm"):
-        return f"{row.hidden_size} columns"
-    if row.op.startswith("ttha"):
-        return f"{row.num_experts} experts"
-    if row.op in ("router_gate", "ttt_step"):
-        return f"D{row.hidden_size} E{row.num_experts}"
-    return f"D{row.hidden_size} I{row.inter_size} E{row.num_experts} k{row.top_k}"
-
-
-def tokens_name(op: str) -> str:
-    """What the count of a row's tokens means for an operation."""
-    if op in ("copy", "elementwise", "norm", "gemm", "matmul"):
-        return "rows"
-    if op.startswith("ttha"):
-        return "rows (layers × experts)"
-    return "sequences" if op == "attention_decode" else "tokens"
-
-
-def has_experts(op: str) -> bool:
-    """Whether the number of touched experts means something for an operation."""
-    return op not in _WITHOUT_EXPERTS and not op.startswith("ttha")
 
 
 def can_predict(model: KernelCostModel | None, row: CostRow) -> bool:

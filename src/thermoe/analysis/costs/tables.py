@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from thermoe.analysis.costs.accuracy import error_rows
 from thermoe.analysis.costs.kernel_power import KernelPower
-from thermoe.analysis.costs.series import shape_name
+from thermoe.analysis.costs.names import shape_name
 from thermoe.analysis.costs.view import Source
 from thermoe.analysis.tables import Column, Row, Table
 from thermoe.cost.fusing import Explanation

@@ -137,6 +137,10 @@ def test_empty_databases_and_wrong_settings_are_refused(tmp_path):
     empty, full = save(tmp_path / "e.costs.json", []), save(tmp_path / "f.costs.json", [cost_row()])
     with pytest.raises(DataError, match="no row, nothing to report"):
         make_view([empty])
+    smoke = save(tmp_path / "s.costs.json", [cost_row(occasion="smoke 2026-01-01T00:00:00Z")])
+    with pytest.raises(DataError, match="without --smoke"):
+        make_view([smoke])
+    assert len(make_view([smoke, full]).sources[0].rows) == 1
     with pytest.raises(ConfigError, match="choose from expert_mlp"):
         make_view([full], ops=("sing",))
     with pytest.raises(ConfigError, match="no database"):

@@ -10,6 +10,7 @@ import tyro
 from thermoe.analysis.costs.page import write_page
 from thermoe.analysis.costs.view import make_view
 from thermoe.cost.database_command import listed
+from thermoe.cost.safe_file import refuse_to_overwrite
 from thermoe.errors import ConfigError
 
 
@@ -43,6 +44,7 @@ class CostsReport:
 
     def execute(self) -> int:
         """Read, compute, write."""
+        refuse_to_overwrite(self.out, [*self.databases, *self.kernels, *([self.model] if self.model else [])])
         view = make_view(
             self.databases,
             ops=listed(self.ops),

@@ -78,7 +78,7 @@ def held_out(
     Raises:
         DataError: Fewer than two shapes, or more than one GPU.
     """
-    costs = CostDatabase([r for r in costs.rows if r.kind is Kind.MEASURED])
+    costs = CostDatabase([r for r in costs.rows if r.kind is Kind.MEASURED and not r.is_smoke])
     folds = folds_of_shapes(costs, num_folds, seed)
     if sum(map(len, folds)) < MIN_SHAPES or len(folds) < MIN_SHAPES:
         raise DataError(f"{sum(map(len, folds))} measured shape(s) in {len(folds)} fold(s): leaving shapes out needs 2")

@@ -89,7 +89,8 @@ def find_calls(rows: Iterable[CostRow], model: KernelCostModel | None = None) ->
     """
     groups: dict[tuple[DeviceKey, Kind], list[CostRow]] = {}
     for row in rows:
-        groups.setdefault((row.device, row.kind), []).append(row)
+        if not row.is_smoke:
+            groups.setdefault((row.device, row.kind), []).append(row)
     found: list[Call] = []
     for mine in groups.values():
         index = _Index(mine)

@@ -119,16 +119,19 @@ def make_view(
     costs = CostDatabase.merged(CostDatabase.load(path) for path in databases)
     if not costs.rows:
         raise DataError(f"{', '.join(map(str, databases))}: no row, nothing to report; measure some: thermoe profile")
-    known = {row.op for row in costs.rows}
+    rows = [row for row in costs.rows if not row.is_smoke]
+    if not rows:
+        raise DataError(f"all {len(costs.rows)} rows show only that their case runs: measure without --smoke")
+    known = {row.op for row in rows}
     unknown = sorted(set(ops) - known)
     if unknown:
         raise ConfigError(f"no row of operation {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
     fitted = None if model is None else KernelCostModel.load(model)
-    calls = find_calls(costs.rows, None)
-    explained = explain_calls(calls, costs.rows)
+    calls = find_calls(rows)
+    explained = explain_calls(calls, rows)
     found, kernels_note = _kernels(kernels, window_s)
     return CostView(
-        sources=_sources([r for r in costs.rows if not ops or r.op in ops], fitted, folds, report),
+        sources=_sources([r for r in rows if not ops or r.op in ops], fitted, folds, report),
         calls=explained,
         calls_note="" if explained else why_none(calls),
         kernels=found,

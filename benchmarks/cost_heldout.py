@@ -8,6 +8,7 @@ fitted on the rest with one call; a calibrated roofline and mean power, fitted t
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 from benchmarks.cost_samples import figures
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.held_out import Predictions, held_out
+from thermoe.cost.safe_file import refuse_to_overwrite, write_atomically
+from thermoe.errors import ConfigError, ThermoeError
 from thermoe.types import FloatArray, Kind
 
 LONG_S = 1e-4
@@ -70,19 +73,29 @@ def _mape(said: FloatArray, truth: FloatArray) -> float | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read, leave out, write, and print one line for each operation."""
+    """Read, leave out, write, and print one line for each operation; 2 where the input is wrong."""
+    try:
+        return _run(argv)
+    except ThermoeError as err:
+        print(f"benchmarks.cost_heldout: error: {err}", file=sys.stderr)
+        return 2
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.cost_heldout", description=__doc__.splitlines()[0])
     parser.add_argument("costs", type=Path, nargs="+", help=".costs.json files of one GPU")
     parser.add_argument("--folds", type=int, default=0, help="folds of shapes; 0 leaves out each shape in turn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(argv)
+    refuse_to_overwrite(options.out, options.costs)
+    if options.folds < 0:
+        raise ConfigError(f"folds = {options.folds}: needs 0 or more")
     costs = CostDatabase.merged(CostDatabase.load(path) for path in options.costs)
-    costs = CostDatabase([r for r in costs.rows if r.kind is Kind.MEASURED])
+    costs = CostDatabase([r for r in costs.rows if r.kind is Kind.MEASURED and not r.is_smoke])
     found = report(held_out(costs, options.folds, options.seed))
     content = {"schema": 1, "seed": options.seed, "folds": options.folds, "kind": "predicted", "operations": found}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_atomically(options.out, json.dumps(content, indent=1) + "\n")
     for name, part in found.items():
         line = part["all"]
         energy = "" if "energy" not in line else f", energy {line['energy']['mape_pct']:.1f} % of {line['energy_rows']}"

@@ -11,6 +11,7 @@ parts and methods that `--out` holds already stay.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -22,7 +23,9 @@ import pandas as pd
 
 from benchmarks.cost_rivals import boosted, calibrated_roofline
 from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.cost.safe_file import write_atomically
 from thermoe.cost.tables import group_table
+from thermoe.errors import ConfigError, DataError, ThermoeError
 from thermoe.types import FloatArray, IntArray
 
 GEMM_SHAPE = ["n", "k"]
@@ -128,7 +131,15 @@ def _line(said_s: FloatArray, said_j: FloatArray, true_s: FloatArray, true_j: Fl
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts asked for and write one file."""
+    """Run the parts asked for and write one file; 2 where the input is wrong."""
+    try:
+        return _run(argv)
+    except ThermoeError as err:
+        print(f"benchmarks.cost_samples: error: {err}", file=sys.stderr)
+        return 2
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.cost_samples", description=__doc__.splitlines()[0])
     parser.add_argument("--gemm", type=Path, help="table of matrix products")
     parser.add_argument("--moe", type=Path, help="table of fused MoE layers")
@@ -143,17 +154,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         "moe_shapes": (options.moe, MOE_SHAPE, NUM_FOLDS),
         "moe_models": (options.moe, MODEL, None),
     }
-    kept = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
+    asked, methods = options.parts.split(","), options.methods.split(",")
+    unknown = [*(name for name in asked if name not in parts), *(name for name in methods if name not in METHODS)]
+    if unknown or options.sample < 0:
+        raise ConfigError(
+            f"parts {options.parts}, methods {options.methods}, sample {options.sample}: choose from "
+            f"{', '.join(parts)}; {', '.join(METHODS)}; 0 or more"
+        )
+    if all(parts[name][0] is None for name in asked):
+        raise ConfigError(f"no table for {options.parts}: name it with --gemm or --moe")
+    kept = _kept(options.out)
     rows: list[dict[str, Any]] = []
-    for name in options.parts.split(","):
+    for name in asked:
         path, columns, num_folds = parts[name]
         if path is None:
             continue
-        table = pd.read_parquet(path)
+        table = _read(path, [*columns, "latency_ms", "power_w"])
         if options.sample:
             table = table.sample(min(options.sample, len(table)), random_state=options.seed)
         folds = folds_of(table, columns, num_folds, options.seed)
-        rows += run_part(name, table, folds, options.seed, options.methods.split(","))
+        rows += run_part(name, table, folds, options.seed, methods)
         made = {(row["part"], row["method"]) for row in rows}
         content = {
             "schema": 1,
@@ -162,9 +182,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             "versions": {package: version(package) for package in ("numpy", "scipy", "scikit-learn")},
             "rows": [*rows, *(row for row in kept if (row["part"], row["method"]) not in made)],
         }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_atomically(options.out, json.dumps(content, indent=1) + "\n")
     return 0
+
+
+def _kept(out: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier run."""
+    if not out.is_file():
+        return []
+    try:
+        rows: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["rows"]
+        if all((row["part"], row["method"]) for row in rows):
+            return rows
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise DataError(f"{out}: is no result of this benchmark; name another file, or take it away")
+
+
+def _read(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as err:
+        raise DataError(f"{path}: cannot be read as Parquet ({' '.join(str(err).split())[:200]})") from err
+    missing = [name for name in columns if name not in table]
+    if missing or not len(table):
+        raise DataError(f"{path}: {len(table)} rows, without the columns {', '.join(missing) or 'none'}")
+    return table
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """A recorded trace: the sensors of a board at 10 Hz and the plan of the loads it was under."""
 
 import gzip
+import itertools
 import json
+import math
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -74,11 +77,25 @@ class Trace:
             columns, constant = content["columns"], content["constant"]
             states = [SysState.from_dict(dict(zip(columns, row, strict=True)) | constant) for row in content["rows"]]
             loads = [PlannedStep(**load) for load in content["loads"]]
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no trace of loads ({type(error).__name__}): record it again") from None
+            _check(states, loads)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+            said = " ".join(str(error).split())[:100]
+            raise DataError(f"{path} is no trace of loads ({type(error).__name__}, {said}): record it again") from None
         if len(states) < 2 or not loads:
             raise DataError(f"{path} holds {len(states)} states and {len(loads)} loads: record for longer")
         return cls(states, loads, content["env"])
+
+
+def _check(states: list[SysState], loads: list[PlannedStep]) -> None:
+    """Raise ValueError for what is no number where one is needed, or out of order."""
+    readings = [v for s in states for n, v in s.as_dict().items() if n not in ("source", "kind") and v is not None]
+    numbers = [v for step in loads for v in (step.start_s, step.duty, step.planned_w) if v is not None]
+    wrong = [v for v in (*readings, *numbers) if not isinstance(v, int | float) or not math.isfinite(v)]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} is no number")
+    for times in ([s.time_s for s in states], [step.start_s for step in loads]):
+        if any(later < earlier for earlier, later in itertools.pairwise(times)):
+            raise ValueError("its clock goes back")
 
 
 def read_traces(folder: Path) -> list[Trace]:

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.card import describe, find_device, open_sensors
 from benchmarks.kernels.results import git_revision
-from thermoe.errors import ThermoeError
+from thermoe.errors import DataError, ThermoeError
 from thermoe.profiling.torch_trace_runner import LOG_NAME, TRACE_NAME, record
 
 WORK = Path(__file__).with_name("profiler_join_work.py")
@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace) -> int:
         result = {
             "schema": 1,
             "kind": "measured",
-            "env": json.loads((folder / _ENVIRONMENT).read_text(encoding="utf-8")),
+            "env": _recorded_environment(folder),
             "torch_profiler": examine(folder),
         }
         if options.recorded is None:
@@ -79,6 +79,13 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
     if sensors:
         sensors.close()
     return env | {"date": datetime.now(UTC).date().isoformat(), "git_revision": options.revision or git_revision()}
+
+
+def _recorded_environment(folder: Path) -> Any:
+    try:
+        return json.loads((folder / _ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} holds no recording ({error}): make one with --record {folder}") from None
 
 
 def examine(folder: Path) -> dict[str, Any]:

@@ -155,7 +155,18 @@ def predictions(measured, said, half) -> Predictions:
     n = len(measured)
     nan = np.full(n, np.nan)
     seconds, joules = np.asarray(measured, float), nan
-    return Predictions(seconds, joules, np.asarray(said, float), nan, np.full(n, half), nan, nan, nan, nan, nan)
+    return Predictions(
+        seconds, joules, np.asarray(said, float), nan, np.full(n, half), nan, nan, nan, nan, nan, np.ones(n, bool)
+    )
+
+
+def test_an_implementation_that_a_fit_has_not_seen_is_left_aside(tmp_path):
+    strange = [
+        replace(r, impl="other", latency_us=9.0, latency_low_us=9.0, latency_high_us=9.0) for r in expert_rows()[:2]
+    ]
+    (source,) = make_view([save(tmp_path / "a.costs.json", [*expert_rows(), *strange])], folds=3).sources
+    assert len(source.unseen["expert_mlp"]) == len(expert_rows())
+    assert any(note.startswith("2 measured rows are left aside") for note in source.notes)
 
 
 def test_errors_by_hand():

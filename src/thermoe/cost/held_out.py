@@ -30,6 +30,7 @@ class Predictions:
         temp_c: Core temperature of the measurement [deg C], (B,).
         roofline_s, roofline_j: Calibrated roofline, its time at the mean power [s], [J], (B,).
         mean_power_j: The predicted latency at the mean power [J], (B,).
+        is_fitted: Whether the model was fitted to rows of the same implementation and format (B,).
     """
 
     measured_s: FloatArray
@@ -42,6 +43,7 @@ class Predictions:
     roofline_s: FloatArray
     roofline_j: FloatArray
     mean_power_j: FloatArray
+    is_fitted: BoolArray
 
     def __len__(self) -> int:
         return len(self.measured_s)
@@ -97,7 +99,8 @@ def held_out(
 
 def predictions(model: KernelCostModel, observed: Observations, known: Observations | None = None) -> Predictions:
     """What a fitted model says of measured rows; `known` are the rows that the rivals are fitted to."""
-    priced = model.predict_cases(observed.cases)
+    priced, cases = model.predict_cases(observed.cases), observed.cases
+    names = [cases.op] * len(cases), cases.impl, cases.dtype
     roofline_s = calibrated_roofline_s(known, observed)
     has_power = known is not None and np.isfinite(known.power_w).any()
     mean_w = float(np.nanmean(known.power_w)) if known is not None and has_power else np.nan
@@ -112,6 +115,7 @@ def predictions(model: KernelCostModel, observed: Observations, known: Observati
         roofline_s=roofline_s,
         roofline_j=roofline_s * mean_w,
         mean_power_j=priced.latency_s * mean_w,
+        is_fitted=np.array([key in model.operations_ for key in zip(*names, strict=True)], dtype=np.bool_),
     )
 
 

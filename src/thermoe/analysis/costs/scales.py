@@ -41,6 +41,11 @@ def percent_scale(ax: Axes, values: FloatArray, *, on_x: bool = False) -> None:
     if reach <= _LINEAR_PCT:
         return
     (ax.set_xscale if on_x else ax.set_yscale)("symlog", linthresh=_SYMLOG_PCT, linscale=1.5)
+    if on_x:
+        ax.margins(x=0.06)
+    else:
+        ax.margins(y=0.06)
+    ax.autoscale_view()
     ticks = (
         (-90.0, -30.0, -10.0, 0.0, 10.0, 30.0, 100.0) if reach <= 300.0 else (-90.0, -10.0, 0.0, 10.0, 100.0, 1e3, 1e4)
     )

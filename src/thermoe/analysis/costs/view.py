@@ -189,8 +189,11 @@ _ASIDE = "{} measured rows are left aside: of their operation, implementation an
 
 
 def _with_intervals(found: dict[str, Predictions]) -> tuple[dict[str, Predictions], int]:
-    """Rows that a fit says something about, and the number of the others: those have the bare roofline of an H200."""
-    kept = {op: p.take(np.isfinite(p.latency_half)) for op, p in found.items()}
+    """Rows that a fit says something about, and the number of the others.
+
+    Those are priced as another implementation or by a bare roofline, which says nothing about the model.
+    """
+    kept = {op: p.take(p.is_fitted & np.isfinite(p.latency_half)) for op, p in found.items()}
     kept = {op: p for op, p in kept.items() if len(p)}
     return kept, sum(map(len, found.values())) - sum(map(len, kept.values()))
 

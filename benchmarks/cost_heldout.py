@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cost_rivals import bytes_and_flops, fit_rates, with_rates
 from benchmarks.cost_samples import figures
 from thermoe.cost.database import CostDatabase
-from thermoe.cost.kernel_cost_model import KernelCostModel
-from thermoe.cost.observations import Observations, group_database
-from thermoe.types import BoolArray, FloatArray, Kind
+from thermoe.cost.held_out import Predictions, held_out
+from thermoe.types import FloatArray, Kind
 
 LONG_S = 1e-4
 # Operations that are judged together, each with the bounds on latency and energy that it should meet [%].
@@ -33,69 +31,7 @@ CLASSES = {
 }
 
 
-def folds_of_shapes(costs: CostDatabase, num_folds: int, seed: int) -> list[set[tuple[int, int, int, int]]]:
-    """Shapes of each fold; one shape each for 0 folds."""
-    shapes = sorted({_shape(r) for r in costs.rows})
-    count = len(shapes) if num_folds == 0 else min(num_folds, len(shapes))
-    order = np.random.default_rng(seed).permutation(len(shapes))
-    return [{shapes[i] for i in order[fold::count]} for fold in range(count)]
-
-
-def held_out(costs: CostDatabase, num_folds: int, seed: int) -> dict[str, dict[str, FloatArray]]:
-    """By operation: measured and predicted latency and energy, half widths and rivals of every row."""
-    columns: dict[str, dict[str, list[FloatArray]]] = {}
-    for unseen in folds_of_shapes(costs, num_folds, seed):
-        seen = CostDatabase([r for r in costs.rows if _shape(r) not in unseen])
-        left = group_database(CostDatabase([r for r in costs.rows if _shape(r) in unseen]))
-        known = group_database(seen)
-        model = KernelCostModel(seed=seed).fit(seen)
-        for op, observed in left.items():
-            found = columns.setdefault(op, {})
-            for name, values in _compare(model, known.get(op), observed).items():
-                found.setdefault(name, []).append(values)
-    return {op: {name: np.concatenate(parts) for name, parts in found.items()} for op, found in columns.items()}
-
-
-def _compare(model: KernelCostModel, known: Observations | None, observed: Observations) -> dict[str, FloatArray]:
-    priced = model.predict_cases(observed.cases)
-    roofline_s = _calibrated_roofline_s(known, observed)
-    mean_w = float(np.nanmean(known.power_w)) if known is not None and np.isfinite(known.power_w).any() else np.nan
-    return {
-        "measured_s": observed.window_s,
-        "measured_j": observed.energy_j,
-        "latency_s": priced.latency_s,
-        "energy_j": priced.energy_j,
-        "latency_half": priced.log_error[:, 0],
-        "energy_half": priced.log_error[:, 1],
-        "roofline_s": roofline_s,
-        "roofline_j": roofline_s * mean_w,
-        "mean_power_j": priced.latency_s * mean_w,
-    }
-
-
-def _calibrated_roofline_s(known: Observations | None, observed: Observations) -> FloatArray:
-    if known is None:
-        return np.full(len(observed), np.nan)
-    latency_s = np.empty(len(observed))
-    theirs, ours = _names(known), _names(observed)
-    for name in sorted(set(ours)):
-        rows = _matching(theirs, name)
-        asked = np.array([n == name for n in ours])
-        rates = fit_rates(bytes_and_flops(known.take(rows)), known.window_s[rows])
-        latency_s[asked] = with_rates(rates, bytes_and_flops(observed.take(asked)))
-    return latency_s
-
-
-def _names(observed: Observations) -> list[tuple[str, str]]:
-    return list(zip(observed.cases.impl, observed.cases.dtype, strict=True))
-
-
-def _matching(names: list[tuple[str, str]], name: tuple[str, str]) -> BoolArray:
-    same = np.array([n == name for n in names])
-    return same if same.any() else np.ones(len(names), dtype=np.bool_)
-
-
-def report(by_op: dict[str, dict[str, FloatArray]]) -> dict[str, Any]:
+def report(by_op: dict[str, Predictions]) -> dict[str, Any]:
     """Figures by operation and by class of operations, all rows and long ones."""
     parts = {op: [columns] for op, columns in by_op.items()}
     for name, (ops, _, _) in CLASSES.items():
@@ -104,37 +40,33 @@ def report(by_op: dict[str, dict[str, FloatArray]]) -> dict[str, Any]:
     for name, found in parts.items():
         if not found:
             continue
-        joined = {key: np.concatenate([f[key] for f in found]) for key in found[0]}
-        long = joined["measured_s"] > LONG_S
+        joined = Predictions.joined(found)
+        long = joined.measured_s > LONG_S
         result[name] = {"all": _figures(joined)}
         if long.any():
-            result[name]["over_0.1_ms"] = _figures({key: values[long] for key, values in joined.items()})
+            result[name]["over_0.1_ms"] = _figures(joined.take(long))
     return result
 
 
-def _figures(columns: dict[str, FloatArray]) -> dict[str, Any]:
-    has_energy = np.isfinite(columns["measured_j"])
-    joules = {key: values[has_energy] for key, values in columns.items()}
+def _figures(rows: Predictions) -> dict[str, Any]:
+    has_energy = np.isfinite(rows.measured_j)
+    joules = rows.take(has_energy)
     found: dict[str, Any] = {
-        "rows": len(has_energy),
-        "energy_rows": int(has_energy.sum()),
-        "latency": figures(columns["latency_s"], columns["measured_s"], columns["latency_half"]),
-        "roofline_latency_mape_pct": _mape(columns["roofline_s"], columns["measured_s"]),
+        "rows": len(rows),
+        "energy_rows": len(joules),
+        "latency": figures(rows.latency_s, rows.measured_s, rows.latency_half),
+        "roofline_latency_mape_pct": _mape(rows.roofline_s, rows.measured_s),
     }
-    if has_energy.any():
-        found["energy"] = figures(joules["energy_j"], joules["measured_j"], joules["energy_half"])
-        found["roofline_energy_mape_pct"] = _mape(joules["roofline_j"], joules["measured_j"])
-        found["mean_power_energy_mape_pct"] = _mape(joules["mean_power_j"], joules["measured_j"])
+    if len(joules):
+        found["energy"] = figures(joules.energy_j, joules.measured_j, joules.energy_half)
+        found["roofline_energy_mape_pct"] = _mape(joules.roofline_j, joules.measured_j)
+        found["mean_power_energy_mape_pct"] = _mape(joules.mean_power_j, joules.measured_j)
     return found
 
 
 def _mape(said: FloatArray, truth: FloatArray) -> float | None:
     errors = np.abs(said / truth - 1.0)
     return float(100.0 * errors[np.isfinite(errors)].mean()) if np.isfinite(errors).any() else None
-
-
-def _shape(row: Any) -> tuple[int, int, int, int]:
-    return row.hidden_size, row.inter_size, row.num_experts, row.top_k
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
 
+from thermoe.cost.calibrated_roofline import bytes_and_flops, fit_rates, with_rates
 from thermoe.cost.observations import Observations
 from thermoe.cost.roofline import H200
 from thermoe.cost.tables import group_table
-from thermoe.cost.work import work_of_cases
 from thermoe.types import FloatArray
 
 
@@ -35,25 +34,6 @@ def calibrated_roofline(seen: pd.DataFrame, unseen: pd.DataFrame, seed: int) -> 
         rates = fit_rates(bytes_and_flops(a.take(known)), a.latency_s[known])
         latency_s[asked] = with_rates(rates, bytes_and_flops(b.take(asked)))
     return latency_s, float(np.nanmean(a.power_w)) * latency_s, None
-
-
-def fit_rates(work: FloatArray, latency_s: FloatArray) -> FloatArray:
-    """Logarithms of launch [s], time of a byte and of an operation [s] that fit best, (3,)."""
-    start = np.log([H200.launch_s, 1.0 / H200.bandwidth_bytes_per_s, 1.0 / H200.flops_per_s_16bit])
-    found = least_squares(lambda rates: np.log(with_rates(rates, work) / latency_s), start, loss="soft_l1", f_scale=0.1)
-    return np.asarray(found.x, dtype=np.float64)
-
-
-def with_rates(rates: FloatArray, work: FloatArray) -> FloatArray:
-    """Latency [s], (B,)."""
-    launch_s, per_byte_s, per_flop_s = np.exp(rates)
-    return np.asarray(launch_s + np.maximum(work[:, 0] * per_byte_s, work[:, 1] * per_flop_s))
-
-
-def bytes_and_flops(observed: Observations) -> FloatArray:
-    """Of each row (B, 2)."""
-    work = work_of_cases(observed.cases)
-    return np.stack([work.weight_bytes + work.row_bytes, work.flops], axis=1)
 
 
 def _roofline_s(observed: Observations) -> FloatArray:

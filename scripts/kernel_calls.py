@@ -111,7 +111,7 @@ def _mlp(name: str, num_tokens: int, architecture: int, *, eight: bool = False) 
         return
     if eight:
         tile = replace(config.fc1, rows=256, tokens=128, columns=128)
-        config = replace(config, fc1=tile, fc2=replace(tile, rows=128), eight=True, bulk=True)
+        config = replace(config, fc1=tile, fc2=replace(tile, rows=128), eight=True)
     plan = DispatchPlan(slot_N=EMPTY(num_tokens * K, dtype=torch.int32), offsets_E1=EMPTY(E + 1, dtype=torch.int32))
     expert_mlp_many(x_TD, ids_TK, weights_TK, experts, config, out_TD, plan)
 

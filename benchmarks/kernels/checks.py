@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional as nn_functional
 
 from benchmarks.kernels.cell import Cell, LayerInputs, slot_rows, union_k0
-from benchmarks.kernels.formats import FORMATS, one_expert
+from benchmarks.kernels.formats import FORMATS
 from benchmarks.kernels.registry import Entry, Output
 from thermoe.kernels.expert_mlp.weights import ExpertWeights
 from thermoe.profiling.operations import relative_error
+from thermoe.profiling.random_matrices import one_expert
 
 CHECKED_TOKENS = 64
 WORST_TOKEN = 3.0  # one token may err so many times more than all of them together

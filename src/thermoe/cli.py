@@ -55,6 +55,9 @@ _TABLE: dict[str, Entry] = {
     "costs diff": Entry("thermoe.cost.database_command", "CostsDiff", "compare two cost databases"),
     "costs merge": Entry("thermoe.cost.database_command", "CostsMerge", "join cost databases into one"),
     "costs plot": Entry("thermoe.commands.costs_plot", "CostsPlot", "draw what cost databases hold"),
+    "costs parts": Entry(
+        "thermoe.commands.costs_parts", "CostsParts", "expert MLP calls beside the sum of their parts, and why"
+    ),
     "costs predict": Entry("thermoe.cost.database_command", "CostsPredict", "carry measured costs over to another GPU"),
     "costs import": Entry(
         "thermoe.cost.database_command", "CostsImport", "take a simulator's table as predicted costs"

@@ -15,6 +15,7 @@ from cost_rows import SHAPES, synthetic_rows
 
 from benchmarks import cost_heldout, cost_samples
 from thermoe.cost.database import CostDatabase
+from thermoe.cost.held_out import folds_of_shapes
 
 pytest.importorskip("sklearn", reason="the boosted rival is fitted with scikit-learn")
 
@@ -23,7 +24,7 @@ def test_own_shapes_are_left_out_whole(tmp_path, capsys):
     costs, out = tmp_path / "c.costs.json", tmp_path / "r.json"
     database = CostDatabase(synthetic_rows(noise=0.01))
     database.save(costs)
-    folds = cost_heldout.folds_of_shapes(database, 2, seed=0)
+    folds = folds_of_shapes(database, 2, seed=0)
     assert sum(map(len, folds)) == len(SHAPES)
     assert cost_heldout.main([str(costs), "--folds", "2", "--out", str(out)]) == 0
     part = json.loads(out.read_text())["operations"]["expert_mlp"]["all"]

@@ -14,11 +14,13 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.kernels.cell import SHAPES, Cell, WeightStore, layers_needed  # noqa: E402
 from benchmarks.kernels.floors import REFERENCE_CARD, Card, expert_mlp_work, targets  # noqa: E402
-from benchmarks.kernels.formats import FORMATS, make_experts, one_expert  # noqa: E402
+from benchmarks.kernels.formats import FORMATS, make_experts  # noqa: E402
 from benchmarks.kernels.registry import Entry, UnavailableError  # noqa: E402
 from benchmarks.kernels.results import set_bank_targets, time_us  # noqa: E402
 from benchmarks.kernels.rivals import RIVALS  # noqa: E402
 from benchmarks.kernels.runner import Plan, Runner  # noqa: E402
+
+from thermoe.profiling.random_matrices import one_expert  # noqa: E402
 
 CPU = torch.device("cpu")
 QWEN, MIXTRAL = SHAPES["qwen3-30b-a3b"], SHAPES["mixtral-8x7b"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from profiling_cases import expert_case
 
+from thermoe.cost.parts import find_calls
 from thermoe.cost.rows import CostRow, DeviceKey
 from thermoe.profiling.candidates import gpu_candidates, touched_experts
 from thermoe.profiling.case import Case
@@ -139,3 +140,36 @@ def test_touched_experts_lie_between_what_a_token_needs_and_what_can_be_reached(
             touched = touched_experts(sizes, tokens)
             assert min(touched) >= sizes[3]
             assert max(touched) <= min(sizes[2], tokens * sizes[3])
+
+
+def complete_calls(cases):
+    """Calls of Thermoe's kernel and of torch's products whose parts are all among the cases."""
+    calls = find_calls(row_of(case) for case in cases)
+    return [call for call in calls if not call.missing]
+
+
+def test_calls_and_their_parts_are_measured_at_the_same_loads(ten_minutes):
+    energies = [case for case in ten_minutes if case.energy]
+    calls = complete_calls(energies)
+    assert {(call.row.impl, call.row.dtype) for call in calls} >= {
+        ("thermoe", "bfloat16"),
+        ("thermoe", "int4"),
+        ("grouped_mm", "bfloat16"),
+    }
+    everything = complete_calls(ten_minutes)
+    assert {call.row.dtype for call in everything} >= {"bfloat16", "fp8", "int8", "int4", "int2", "bank4"}
+    assert len({(c.row.hidden_size, c.row.inter_size) for c in everything}) >= 4
+    assert sum(c.energy for c in ten_minutes if c.op == "expert_mlp") > 20  # the rest is spread as before
+
+
+def test_a_second_occasion_takes_the_energies_of_other_calls(ten_minutes):
+    rows = [row_of(case, energy_mj=1.0 if case.energy else None) for case in ten_minutes]
+    first = {call.row.case_key for call in complete_calls([c for c in ten_minutes if c.energy])}
+    again = gpu_plan(10.0, known=rows)
+    second = {call.row.case_key for call in complete_calls([c for c in again if c.energy])}
+    assert len(second) >= 3
+    assert not first & second
+
+
+def test_parts_alone_can_be_asked_for():
+    assert {case.op for case in gpu_plan(1.0, ops=("linear_fc1",))} == {"linear_fc1"}

@@ -8,6 +8,7 @@ from thermoe.profiling.candidates import PACKED, adapter_case, expert_case, gpu_
 from thermoe.profiling.case import Case
 from thermoe.profiling.design import Uncertainty, order
 from thermoe.profiling.models import MODELS, Sizes
+from thermoe.profiling.paired import paired_formats, paired_groups
 
 ROUNDS = 4  # a sweep that is cut short has done whole rounds, each of them spread over everything
 SMALL: Sizes = (256, 128, 16, 4)
@@ -21,6 +22,7 @@ _ENERGY_SHARES = {
     "elementwise": 0.6,
     "norm": 0.6,
 }
+_PAIRED_SHARE = 0.15  # of energies and of latencies, for calls beside their parts
 _CALIBRATION = ((1 << 19, 2048), (8192, 8192))
 
 
@@ -55,17 +57,19 @@ def gpu_plan(
     """
     pace = pace or Pace()
     calibration = _calibration() if not ops and energy_share > 0 else []
-    first = {c.key for c in calibration}
-    candidates = [c for c in gpu_candidates(compiled=compiled) if (not ops or c.op in ops) and c.key not in first]
     num_energy = int(60.0 * minutes * energy_share / pace.energy_s)
     num_latency = int(60.0 * minutes * (1.0 - energy_share) / pace.latency_s)
     measured = [row for row in known if row.energy_mj is not None]
+    pairs = _paired(num_energy, num_latency, known, ops)
+    first = {c.key for c in (*calibration, *pairs)}
+    candidates = [c for c in gpu_candidates(compiled=compiled) if (not ops or c.op in ops) and c.key not in first]
+    num_energy -= sum(c.energy for c in pairs)
     with_energy = _spread(candidates, _ENERGY_SHARES, num_energy, measured, uncertainty)
     chosen = {c.key for c in with_energy}
     have = {row.case_key for row in known}
     others = [c for c in candidates if c.key not in chosen and c.key not in have]
-    alone = _spread(others, _SHARES, num_latency, known, uncertainty)
-    return [*calibration, *_in_rounds([replace(c, energy=True) for c in with_energy], alone)]
+    alone = _spread(others, _SHARES, num_latency - sum(not c.energy for c in pairs), known, uncertainty)
+    return [*calibration, *pairs, *_in_rounds([replace(c, energy=True) for c in with_energy], alone)]
 
 
 def cpu_plan() -> list[Case]:
@@ -133,6 +137,26 @@ def _calibration() -> list[Case]:
     """What the card gives today, beside every result: a copy and a matrix product."""
     (rows, columns), (m, k) = _CALIBRATION
     return [row_case("copy", "torch", rows, columns, energy=True), row_case("gemm", "torch", m, k, k, energy=True)]
+
+
+def _paired(num_energy: int, num_latency: int, known: Sequence[CostRow], ops: Sequence[str]) -> list[Case]:
+    """Calls and their parts at the same loads: whole groups with energy, as many as a share allows, the others without.
+
+    They stand first, because half a group is of no use.
+    """
+    have = {row.case_key for row in known}
+    have_energy = {row.case_key for row in known if row.energy_mj is not None}
+    most = {True: int(_PAIRED_SHARE * num_energy), False: int(_PAIRED_SHARE * num_latency)}
+    chosen: list[Case] = []
+    for group in [*paired_groups(), *([case] for case in paired_formats())]:
+        wanted = [c for c in group if not ops or c.op in ops]
+        new = [c for c in wanted if c.key not in have_energy]
+        energy = len(group) > 1 and 0 < len(new) <= most[True]
+        new = new if energy else [c for c in wanted if c.key not in have]
+        if len(new) <= most[energy]:
+            most[energy] -= len(new)
+            chosen += [replace(c, energy=energy) for c in new]
+    return chosen
 
 
 def _spread(

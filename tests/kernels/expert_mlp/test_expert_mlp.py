@@ -108,16 +108,12 @@ def test_the_frozen_file_decides_for_its_gpu_and_bucket_only(format_, tokens):
     assert choose("NVIDIA H200", 90, replace(shape, d_model=1024)) == default(replace(shape, d_model=1024), 90)
 
 
-def test_no_copy_engine_and_no_overlapping_launches_before_hopper():
+def test_no_cuda_kernels_and_no_overlapping_launches_before_hopper():
     for format_, tokens in [("bf16", 1), ("bf16", 4096), ("int4-g128", 64), ("fp8-channel", 512)]:
         older, newer = (default(Shape(format_, 2048, 768, 128, 8, tokens), capability) for capability in (80, 90))
-        assert not any((older.bulk, older.dependent, older.cuda, older.grouped))
+        assert not any((older.dependent, older.cuda, older.grouped))
         assert newer.cuda == (tokens <= 64)
-        assert not newer.bulk  # a candidate of the tuner's, which the rule takes once a GPU has shown it right
         assert newer.dependent == (tokens <= 64)
-    copied = [c.bulk for c in config_space(Shape("bf16", 2048, 768, 128, 8, 4096), 90)]
-    assert any(copied)
-    assert not any(c.bulk for c in config_space(Shape("bf16", 2048, 768, 128, 8, 4096), 80))
 
 
 @pytest.mark.parametrize(

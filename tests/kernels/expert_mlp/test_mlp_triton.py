@@ -8,7 +8,7 @@ from mlp_cases import FORMATS, Case, drawn, relative_error, tolerance, wanted
 
 from thermoe.kernels.combine import combine_reference
 from thermoe.kernels.combine.triton import combine_triton
-from thermoe.kernels.expert_mlp import Activation, triton_launch
+from thermoe.kernels.expert_mlp import Activation
 from thermoe.kernels.expert_mlp.configs import MlpConfig, Tile, choose, shape_of
 from thermoe.kernels.expert_mlp.op import flatten, unflatten
 from thermoe.kernels.expert_mlp.triton_launch import expert_mlp_few, expert_mlp_many
@@ -55,40 +55,26 @@ def test_tiles_of_a_plan(format_):
     check("many", Case(format=format_, d_model=129, inter_size=160, tokens=9, routing="dropped"), tail)
 
 
-@pytest.mark.parametrize(("d_model", "inter_size", "routing"), [(132, 160, "dropped"), (64, 36, "one")])
-def test_bulk_copies_of_tiles_past_every_edge(d_model, inter_size, routing, monkeypatch):
-    calls = []
-    inner = triton_launch._bulk
-    monkeypatch.setattr(triton_launch, "_bulk", lambda *a, **k: calls.append(inner(*a, **k)))
-    tailed = replace(SMALL, tail=8)
-    bulk = replace(CONFIG, fc1=tailed, fc2=replace(tailed, rows=64), bulk=True)
-    check("many", Case(d_model=d_model, inter_size=inter_size, tokens=9, routing=routing, biases=True), bulk)
-    assert len(calls) == 2
-
-
-@pytest.mark.parametrize("bulk", [False, True])
-def test_a_token_that_is_nan_spoils_no_other(bulk):
+def test_a_token_that_is_nan_spoils_no_other():
     x_TD, ids_TK, weights_TK, experts = drawn(Case(d_model=52, inter_size=36, tokens=9))
     want_TD = wanted(x_TD, ids_TK, weights_TK, experts)
     x_TD[4] = float("nan")
     out_TD = torch.zeros_like(x_TD).to(DEVICE)
 
-    config = replace(CONFIG, bulk=bulk)
-    expert_mlp_many(x_TD.to(DEVICE), ids_TK.to(DEVICE), weights_TK.to(DEVICE), _on(DEVICE, experts), config, out_TD)
+    expert_mlp_many(x_TD.to(DEVICE), ids_TK.to(DEVICE), weights_TK.to(DEVICE), _on(DEVICE, experts), CONFIG, out_TD)
 
     others = torch.arange(9) != 4
     assert out_TD[4].isnan().all()
     assert relative_error(out_TD.cpu()[others], want_TD[others]) < tolerance(Case())
 
 
-@pytest.mark.parametrize("bulk", [False, True])
-def test_e4m3_tokens_meet_e4m3_weights(bulk):
+def test_e4m3_tokens_meet_e4m3_weights():
     tile = Tile(rows=32, tokens=16, columns=32, stages=2, warps=4, tail=8)
     case = Case(format="fp8-channel", d_model=160, inter_size=96, tokens=21, routing="dropped", biases=True)
     x_TD, ids_TK, weights_TK, experts = drawn(case)
     out_TD = torch.full_like(x_TD, float("nan")).to(DEVICE)
 
-    config = MlpConfig(fc1=tile, fc2=tile, eight=True, bulk=bulk)
+    config = MlpConfig(fc1=tile, fc2=tile, eight=True)
     expert_mlp_many(
         x_TD.to(DEVICE), ids_TK.to(DEVICE), weights_TK.to(DEVICE), _on(DEVICE, experts), config, out_TD)  # fmt: skip
 

@@ -58,8 +58,6 @@ class MlpConfig:
         dependent: each launch may start while the one before it ends (compute capability 9.0 and later).
         eight: e4m3 weights meet tokens quantised to e4m3, each by its own largest value. It changes the result by
             more than rounding to bf16, so it is never chosen unless the frozen file says so.
-        bulk: with a plan, dense weights (and e4m3 ones that meet e4m3 tokens) come by the bulk copy engine
-            (capability 9.0 and later).
         cuda: the kernel built with nvcc is taken where it is there and supports the call.
         grouped: with a plan, the CUDA C++ kernel for many tokens is taken where it can be built and supports the call
             (`cuda_grouped`); e4m3 weights then meet e4m3 tokens, so for them it needs `eight` too.
@@ -71,7 +69,6 @@ class MlpConfig:
     dependent: bool = False
     eight: bool = False
     cuda: bool = False
-    bulk: bool = False
     grouped: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -197,12 +194,10 @@ def config_space(shape: Shape, capability: int = 90) -> Iterator[MlpConfig]:
             if config not in seen:
                 seen.add(config)
                 yield config
-    if shape.width == "dense" and not shape.few and capability >= 90:
-        yield replace(first, dependent=True, bulk=True)
     if shape.width == "fp8" and not shape.few:
         for rows, tokens in ((256, 128), (128, 128)):
             tile = Tile(rows=rows, tokens=tokens, columns=128, stages=3, warps=8, tail=32)
-            yield replace(first, fc1=tile, fc2=tile, eight=True, bulk=capability >= 90)
+            yield replace(first, fc1=tile, fc2=tile, eight=True)
         if capability >= 90:
             yield replace(first, eight=True, grouped=True)
 

@@ -10,19 +10,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from thermoe.kernels.combine.triton import combine_triton
 from thermoe.kernels.dispatch import DispatchPlan, dispatch_plan
 from thermoe.kernels.expert_mlp.configs import MlpConfig, Tile
-from thermoe.kernels.expert_mlp.triton_bulk import bulk_tokens_kernel
 from thermoe.kernels.expert_mlp.triton_mlp import few_tokens_kernel, many_tokens_kernel
 from thermoe.kernels.expert_mlp.triton_quantize import quantize_rows
 from thermoe.kernels.expert_mlp.weights import DenseMatrices, ExpertWeights, Fp8Matrices, Matrices
 
 _OPERANDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 _DENSE, _FP8, _FP8_BLOCKS, _PLANES = range(4)
-_BULK_CONSTANTS = ("K", "FIRST", "ACTIVATION", "PAIR", "OUT", "C", "N", "BLOCK_K", "STAGES")
 _MOST_COLUMNS = 8192  # of a row that is quantised whole
 
 
@@ -109,9 +106,6 @@ def _many(
     source_scale = source
     if eight:
         source, source_scale = quantize_rows(source)
-    if call.config.bulk and _bulk_fits(matrices, tile, eight=eight):
-        _bulk(call, tile, source, source_scale, target, experts, plan, first=first, eight=eight)
-        return
     num_experts = experts.num_experts
     constants = _constants(call, tile, experts, first=first)
     many_tokens_kernel[_planned_grid(call, tile, experts, constants)](
@@ -127,57 +121,6 @@ def _many(
         BLOCK_E=triton.next_power_of_2(num_experts),
         **constants,
         num_warps=tile.warps,
-    )
-
-
-def _bulk_fits(matrices: Matrices, tile: Tile, *, eight: bool) -> bool:
-    """Whether tensor descriptors can name the operands: rows of a multiple of 16 bytes, boxes of at most 256 rows."""
-    if isinstance(matrices, DenseMatrices):
-        weight = matrices.weight_ENC
-    elif isinstance(matrices, Fp8Matrices) and eight and not matrices.blocks:
-        weight = matrices.code_ENC
-    else:
-        return False
-    aligned = weight.stride(1) * weight.element_size() % 16 == 0 and weight.data_ptr() % 16 == 0
-    return aligned and tile.rows <= 256 and tile.tokens <= 256
-
-
-def _bulk(
-    call: _Call,
-    tile: Tile,
-    source: Tensor,
-    source_scale: Tensor,
-    target: Tensor,
-    experts: ExpertWeights,
-    plan: DispatchPlan,
-    *,
-    first: bool,
-    eight: bool,
-) -> None:
-    constants, pointers = _constants(call, tile, experts, first=first), _pointers(experts, first=first, eight=eight)
-    w_ENC = pointers["w_ptr"]
-    assert w_ENC is not None
-    width = tile.rows // 2 if constants["PAIR"] else tile.rows
-    boxes = TensorDescriptor.from_tensor(w_ENC.flatten(0, 1), [width, tile.columns])
-    bulk_tokens_kernel[_planned_grid(call, tile, experts, constants)](
-        boxes,
-        None if first else TensorDescriptor.from_tensor(source, [tile.tokens, tile.columns]),
-        source,
-        source_scale if eight else None,
-        target,
-        plan.slot_N,
-        plan.offsets_E1,
-        pointers["scale_ptr"],
-        pointers["bias_ptr"],
-        num_experts=experts.num_experts,
-        **{name: constants[name] for name in _BULK_CONSTANTS},
-        WIDTH=width,
-        TAIL=tile.tail,
-        OPERAND=tl.float8e4nv if eight and call.assembly else call.operand,
-        BLOCK_E=triton.next_power_of_2(experts.num_experts),
-        PDL=call.config.dependent,
-        num_warps=tile.warps,
-        **({"launch_pdl": True} if call.config.dependent else {}),
     )
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from thermoe.kernels.expert_mlp import DenseMatrices, Matrices, dequantize, expert_mlp
 from thermoe.profiling.case import Case
 from thermoe.profiling.draw import Draw
-from thermoe.profiling.formats import one_expert, some_experts
 from thermoe.profiling.operations.bench import (
     CHECKED_ROWS,
     FLOATS,
@@ -22,6 +21,7 @@ from thermoe.profiling.operations.bench import (
 )
 from thermoe.profiling.operations.routed import Routed, whole_tokens
 from thermoe.profiling.operations.torch_moe import LINEARS, expert_mlp_reference, swiglu
+from thermoe.profiling.random_matrices import one_expert, some_experts
 from thermoe.types import MoEShape
 
 

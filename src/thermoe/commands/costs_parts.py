@@ -1,0 +1,96 @@
+"""`thermoe costs parts`: what an expert MLP call costs beside the sum of its parts, and why."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from thermoe.cost.database import CostDatabase, describe
+from thermoe.cost.fusing import Explanation, explain
+from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.cost.known_limits import limits_of
+from thermoe.cost.parts import Call, find_calls
+from thermoe.cost.rows import CostRow
+from thermoe.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostsParts:
+    """Compare measured expert MLP calls with the sum of their parts, and say what fusing them saves.
+
+    Attributes:
+        databases: `.costs.json` files that hold both, such as `thermoe profile` measures them.
+        model: Model of `thermoe fit`, to predict parts that were not measured.
+        json: Print JSON, one object for each call.
+    """
+
+    databases: tyro.conf.Positional[tuple[Path, ...]]
+    model: Path | None = None
+    json: bool = False
+
+    def execute(self) -> int:
+        """Pair, explain, print.
+
+        Raises:
+            ConfigError: No database was named.
+            DataError: A file cannot be read, or no call has all its parts.
+        """
+        if not self.databases:
+            raise ConfigError("no database was named: give one or more .costs.json files")
+        rows = CostDatabase.merged(CostDatabase.load(path) for path in self.databases).rows
+        calls = find_calls(rows, None if self.model is None else KernelCostModel.load(self.model))
+        explained = explain_calls(calls, rows)
+        if not explained:
+            raise DataError(why_none(calls))
+        for one in explained:
+            print(json.dumps(one.as_dict()) if self.json else in_words(one))
+        if not self.json:
+            print(f"{len(explained)} of {len(calls)} expert MLP calls have all their parts")
+        return 0
+
+
+def explain_calls(calls: Sequence[Call], rows: Sequence[CostRow]) -> list[Explanation]:
+    """Explanations of the calls that are complete, with the limits of their devices."""
+    devices = dict.fromkeys(call.row.device.gpu for call in calls)
+    limits = {gpu: limits_of(gpu, [r for r in rows if r.device.gpu == gpu]) for gpu in devices}
+    return [explain(call, limits[call.row.device.gpu]) for call in calls if not call.missing]
+
+
+def why_none(calls: Sequence[Call]) -> str:
+    """One line on why no call can be explained."""
+    if not calls:
+        return "no expert_mlp row: measure some with thermoe profile"
+    nearest = min(calls, key=lambda call: len(call.missing))
+    return (
+        f"none of {len(calls)} expert MLP calls has all its parts; {describe(nearest.row)} lacks "
+        f"{', '.join(nearest.missing)}: measure them with thermoe profile, or give --model to predict them"
+    )
+
+
+def in_words(one: Explanation) -> str:
+    """A few lines on one call."""
+    call, found = one.call, one.as_dict()
+    parts = ", ".join(f"{p.op} {p.latency_s * 1e6:.1f}{'' if p.rows else ' predicted'}" for p in call.parts)
+    return "\n".join(
+        [
+            f"{describe(call.row)} on {call.row.device.gpu} ({one.kind})",
+            f"  parts [us]: {parts}",
+            f"  latency [us]: {_told(found['latency_us'])}",
+            f"  energy [mJ]: {_told(found['energy_mj'])}",
+        ]
+    )
+
+
+_SUMS = ("fused", "parts", "difference", "predicted_from_parts", "error_pct")
+
+
+def _told(split: dict[str, float] | None) -> str:
+    if split is None:
+        return "not known of all parts"
+    terms = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in split.items() if name not in _SUMS)
+    return (
+        f"parts {split['parts']:.2f}, call {split['fused']:.2f}, difference {split['difference']:.2f}: {terms}; "
+        f"the parts predict {split['predicted_from_parts']:.2f} ({split['error_pct']:+.1f} %)"
+    )

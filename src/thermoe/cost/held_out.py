@@ -1,0 +1,117 @@
+"""What the cost model says of shapes that it has not seen: all rows of a shape are left out together, B rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+
+from thermoe.cost.calibrated_roofline import calibrated_roofline_s
+from thermoe.cost.database import CostDatabase
+from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.cost.observations import Observations, group_database
+from thermoe.cost.rows import CostRow
+from thermoe.errors import DataError
+from thermoe.types import BoolArray, FloatArray, Kind
+
+Shape = tuple[int, int, int, int]
+MIN_SHAPES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Measured rows of one operation beside what was predicted for them; NaN where it is not known.
+
+    Attributes:
+        measured_s, measured_j: Latency while energy was measured, or alone [s], and energy [J], (B,).
+        latency_s, energy_j: Predicted [s], [J], (B,).
+        latency_half, energy_half: Logarithmic half width of the 90 % intervals (B,).
+        temp_c: Core temperature of the measurement [deg C], (B,).
+        roofline_s, roofline_j: Calibrated roofline, its time at the mean power [s], [J], (B,).
+        mean_power_j: The predicted latency at the mean power [J], (B,).
+    """
+
+    measured_s: FloatArray
+    measured_j: FloatArray
+    latency_s: FloatArray
+    energy_j: FloatArray
+    latency_half: FloatArray
+    energy_half: FloatArray
+    temp_c: FloatArray
+    roofline_s: FloatArray
+    roofline_j: FloatArray
+    mean_power_j: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.measured_s)
+
+    def take(self, rows: BoolArray) -> Self:
+        """The rows of a mask (B,)."""
+        return type(self)(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: "list[Predictions]") -> Self:
+        """All rows of several, in their order."""
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+
+def folds_of_shapes(costs: CostDatabase, num_folds: int, seed: int) -> list[set[Shape]]:
+    """Shapes (D, I, E, k) of each fold; one shape each for 0 folds."""
+    shapes = sorted({_shape(r) for r in costs.rows})
+    count = len(shapes) if num_folds == 0 else min(num_folds, len(shapes))
+    order = np.random.default_rng(seed).permutation(len(shapes))
+    return [{shapes[i] for i in order[fold::count]} for fold in range(count)]
+
+
+def held_out(
+    costs: CostDatabase, num_folds: int = 0, seed: int = 0, report: Callable[[str], None] | None = None
+) -> dict[str, Predictions]:
+    """By operation: every measured row, predicted by a model fitted to the rows of other shapes.
+
+    Args:
+        costs: Rows of one GPU; what was not measured is left aside.
+        num_folds: Folds of shapes; 0 leaves out each shape in turn.
+        seed: Of the folds and of the fits.
+        report: Told a line after each fold.
+
+    Raises:
+        DataError: Fewer than two shapes, or more than one GPU.
+    """
+    costs = CostDatabase([r for r in costs.rows if r.kind is Kind.MEASURED])
+    folds = folds_of_shapes(costs, num_folds, seed)
+    if sum(map(len, folds)) < MIN_SHAPES or len(folds) < MIN_SHAPES:
+        raise DataError(f"{sum(map(len, folds))} measured shape(s) in {len(folds)} fold(s): leaving shapes out needs 2")
+    found: dict[str, list[Predictions]] = {}
+    for number, unseen in enumerate(folds, 1):
+        seen = CostDatabase([r for r in costs.rows if _shape(r) not in unseen])
+        left = group_database(CostDatabase([r for r in costs.rows if _shape(r) in unseen]))
+        known, model = group_database(seen), KernelCostModel(seed=seed).fit(seen)
+        for op, observed in left.items():
+            found.setdefault(op, []).append(predictions(model, observed, known.get(op)))
+        if report is not None:
+            report(f"fold {number} of {len(folds)}: {len(unseen)} shapes left out")
+    return {op: Predictions.joined(parts) for op, parts in found.items()}
+
+
+def predictions(model: KernelCostModel, observed: Observations, known: Observations | None = None) -> Predictions:
+    """What a fitted model says of measured rows; `known` are the rows that the rivals are fitted to."""
+    priced = model.predict_cases(observed.cases)
+    roofline_s = calibrated_roofline_s(known, observed)
+    has_power = known is not None and np.isfinite(known.power_w).any()
+    mean_w = float(np.nanmean(known.power_w)) if known is not None and has_power else np.nan
+    return Predictions(
+        measured_s=observed.window_s,
+        measured_j=observed.energy_j,
+        latency_s=priced.latency_s,
+        energy_j=priced.energy_j,
+        latency_half=priced.log_error[:, 0],
+        energy_half=priced.log_error[:, 1],
+        temp_c=observed.temp_c,
+        roofline_s=roofline_s,
+        roofline_j=roofline_s * mean_w,
+        mean_power_j=priced.latency_s * mean_w,
+    )
+
+
+def _shape(row: CostRow) -> Shape:
+    return row.hidden_size, row.inter_size, row.num_experts, row.top_k

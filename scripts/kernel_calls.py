@@ -21,7 +21,9 @@ from thermoe.kernels.expert_mlp.configs import default, shape_of
 from thermoe.kernels.expert_mlp.cuda.build import cubin
 from thermoe.kernels.expert_mlp.cuda_grouped.build import Build
 from thermoe.kernels.expert_mlp.cuda_grouped.build import cubin as grouped_cubin
+from thermoe.kernels.expert_mlp.cuda_grouped.launch import build_of as grouped_build_of
 from thermoe.kernels.expert_mlp.triton_launch import expert_mlp_few, expert_mlp_many
+from thermoe.kernels.expert_mlp.triton_order import in_code_order
 from thermoe.kernels.expert_mlp.weights import DenseMatrices, ExpertWeights, Fp8Matrices, Matrices, PlaneMatrices
 from thermoe.kernels.few_linear.triton import few_linear_triton
 from thermoe.kernels.route.launch import launch, outputs
@@ -51,6 +53,7 @@ def calls(architecture: int) -> dict[str, Call]:
         made["fp8-channel and e4m3 tokens, 4096 tokens"] = partial(_mlp, "fp8-channel", 4096, 90, eight=True)
         made["routing, 4096 tokens"] = partial(_route, 4096)
         made["plan, 4096 tokens"] = partial(_plan, 4096)
+        made["order of codes"] = partial(in_code_order, EMPTY(4096, D, dtype=BF16))
         made |= _cuda()
     return made
 
@@ -61,8 +64,13 @@ def _cuda() -> dict[str, Call]:
     decode: dict[str, Call] = {
         f"CUDA decode, {name}": partial(cubin, name, warps=8, architecture="sm_90") for name in formats
     }
+    builds = {
+        "bf16": Build(),
+        "e4m3": Build(eight=True),
+        "int4": grouped_build_of(ExpertWeights(fc1=_matrices("int4", 2 * I, D), fc2=_matrices("int4", D, I))),
+    }
     grouped: dict[str, Call] = {
-        f"CUDA grouped, {name}": partial(grouped_cubin, Build(eight=name == "e4m3")) for name in ("bf16", "e4m3")
+        f"CUDA grouped, {name}": partial(grouped_cubin, build) for name, build in builds.items()
     }
     plan: dict[str, Call] = {f"CUDA plan, {n} tokens": partial(_plan_code, n) for n in (65, 4096, 32768)}
     return decode | grouped | plan | {f"CUDA routing, {n} tokens": partial(_routing_code, n) for n in (1, 16, 64, 4096)}

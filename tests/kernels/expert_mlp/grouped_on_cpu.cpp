@@ -4,6 +4,7 @@
 template <int WIDTH>
 struct Product {
   static void add(float (&d)[VALUES], uint64_t a, uint64_t b, int keep) { add_product<EIGHT>(d, a, b, keep, WIDTH); }
+  static void add(float (&d)[VALUES], const uint32_t (&a)[4], uint64_t b, int keep) { add_product(d, a, b, keep, WIDTH); }
 };
 
 #include "grouped.cuh"

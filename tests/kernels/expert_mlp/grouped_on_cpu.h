@@ -10,6 +10,7 @@ DEV int thread_index() { return cpu::self().thread; }
 DEV uint32_t num_blocks() { return static_cast<uint32_t>(cpu::machine->blocks.size()); }
 
 DEV void lds128(uint32_t at, uint32_t (&r)[4]) { std::memcpy(r, cpu::at(at, 16), 16); }
+DEV void lds64(uint32_t at, uint32_t (&r)[2]) { std::memcpy(r, cpu::at(at, 8), 8); }
 DEV uint32_t lds32(uint32_t at) {
   uint32_t v;
   std::memcpy(&v, cpu::at(at, 4), 4);
@@ -108,10 +109,14 @@ struct Matrix {  // what a test lays into a tensor map
 };
 constexpr uint32_t BOX_BYTES = 128, BOX_ROWS = 64, PLACES = 16;
 DEV void prefetch_map(const TensorMap*) {}
-DEV void copy_rows(cpu::Block& block, uint32_t to, const TensorMap* map, int byte, uint32_t rows,
-                   const std::function<int64_t(int)>& row_of, uint32_t bar) {
+DEV Matrix matrix_of(const TensorMap* map) {
   Matrix matrix;
   std::memcpy(&matrix, map, sizeof(matrix));
+  return matrix;
+}
+DEV void copy_rows(cpu::Block& block, uint32_t to, const TensorMap* map, int byte, uint32_t rows,
+                   const std::function<int64_t(int)>& row_of, uint32_t bar) {
+  const Matrix matrix = matrix_of(map);
   if (to % 1024 || byte < 0) cpu::fail("bad copy", to);
   uint8_t* shared = block.shared.data();
   cpu::at(to + rows * BOX_BYTES - 16, 16);
@@ -141,6 +146,29 @@ DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int gro
   const auto row_of = [half, group](int r) { return 32 * (group + r / 16) + 16 * half + r % 16; };
   for (int i = 0; i < TEAM; ++i) copy_rows(mate(i), to, map, byte, BOX_ROWS, row_of, bar);
 }
+DEV void copy_codes(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
+  constexpr uint32_t ROWS = 128, BYTES = 32;
+  const Matrix matrix = matrix_of(map);
+  if (to % 128 || row < 0 || byte < 0) cpu::fail("bad copy of codes", to);
+  for (int i = 0; i < TEAM; ++i) {
+    cpu::Block& block = mate(i);
+    uint8_t* shared = block.shared.data();
+    cpu::at(to + ROWS * BYTES - 16, 16);
+    std::memset(shared + to, 0xff, ROWS * BYTES);
+    cpu::Barrier& b = barrier_of(block, bar);
+    cpu::launch_copy([=, &block, &b] {
+      if (block.left) return cpu::complain("codes landed in a block that has left", to);
+      for (uint32_t r = 0; r < ROWS; ++r) {
+        const bool inside = row + r < matrix.rows && byte + BYTES <= matrix.row_bytes;
+        if (inside) std::memcpy(shared + to + r * BYTES, matrix.base + (row + r) * matrix.row_bytes + byte, BYTES);
+        else std::memset(shared + to + r * BYTES, 0, BYTES);
+      }
+      b.bytes -= ROWS * BYTES;
+      b.settle();
+    });
+  }
+}
+DEV void prefetch_codes(const TensorMap*, int, int) {}
 DEV void prefetch_box(const TensorMap*, int, int) {}
 DEV void prefetch_box(const TensorMap*, int, int, int) {}
 DEV void copy_piece(uint32_t to, const char* start, uint32_t pieces, bool inside) {
@@ -184,11 +212,13 @@ inline float element(uint64_t start, int row, int k, bool eight) {
 }  // namespace cpu
 DEV void products_open() { cpu::products[&cpu::self()].emplace_back(); }
 DEV void products_close() {}
+DEV void stays_behind(float&) {}
 template <int LEFT>
 void products_wait() {
   auto& groups = cpu::products[&cpu::self()];
   for (; groups.size() > LEFT; groups.pop_front())
     for (const auto& product : groups.front()) product();
+  cpu::meet(cpu::warp().group, 32);  // no lane goes on before all have read
 }
 template <bool EIGHT_BITS>
 void add_product(float* d, uint64_t a, uint64_t b, int keep, int width) {
@@ -204,6 +234,30 @@ void add_product(float* d, uint64_t a, uint64_t b, int keep, int width) {
   };
   cpu::products[&cpu::self()].back().push_back(product);
 }
+// The left side from registers, which may not change before the product is waited for.
+DEV void add_product(float* d, const uint32_t (&a)[4], uint64_t b, int keep, int width) {
+  cpu::Warp& warp = cpu::warp();
+  const int lane = cpu::self().thread % 32;
+  std::memcpy(warp.in[lane], a, 16);
+  std::vector<float> left(32);  // 16 positions of row r, then of row r + 8
+  cpu::meet(warp.group, 32);
+  for (int k = 0; k < 32; ++k) {
+    const int held = k / 16 + 2 * (k % 16 / 8);
+    left[k] = cpu::bf16(warp.in[lane / 4 * 4 + k % 8 / 2][held] >> 16 * (k % 2) & 0xffff);
+  }
+  cpu::meet(warp.group, 32);
+  const std::vector<uint32_t> kept(a, a + 4);
+  const auto product = [=, &a] {
+    if (!std::equal(kept.begin(), kept.end(), a)) cpu::fail("an operand changed under a product", lane);
+    for (int i = 0; i < width / 2; ++i) {
+      const int lower = i % 4 / 2, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      float sum = keep ? d[i] : 0.0f;
+      for (int k = 0; k < 16; ++k) sum += left[16 * lower + k] * cpu::element(b, column, k, false);
+      d[i] = sum;
+    }
+  };
+  cpu::products[&cpu::self()].back().push_back(product);
+}
 
 DEV uint32_t load_acquire(const uint32_t* from) { return *from; }
 DEV void add_release(uint32_t* to, uint32_t v) { *to += v; }
@@ -213,14 +267,8 @@ DEV void store_piece(void* to, const uint32_t (&r)[4]) {
   if (reinterpret_cast<uintptr_t>(to) % 16) cpu::fail("store not aligned in global memory", 0);
   std::memcpy(to, r, 16);
 }
-DEV void load_piece(uint32_t (&r)[4], const void* from) {
-  if (reinterpret_cast<uintptr_t>(from) % 16) cpu::fail("load not aligned in global memory", 0);
-  std::memcpy(r, from, 16);
-}
+DEV void store_output(void* to, const uint32_t (&r)[4]) { store_piece(to, r); }
 DEV uint32_t load_half(const uint16_t* from) { return *from; }
-DEV void ask_bytes(const void* from, uint32_t bytes) {
-  if (reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16) cpu::fail("crooked piece asked for", bytes);
-}
 DEV void pause() {
   cpu::self().spins = true;
   cpu::wait_until([passed = false]() mutable { return std::exchange(passed, true); });
@@ -253,18 +301,8 @@ uint32_t of_pairs(Operation&& operation) {
 DEV uint32_t add_bf16(uint32_t a, uint32_t b) {
   return of_pairs([=](int by) { return cpu::bf16(a >> by) + cpu::bf16(b >> by); });
 }
-DEV uint32_t multiply_bf16(uint32_t a, uint32_t b) {
-  return of_pairs([=](int by) { return cpu::bf16(a >> by) * cpu::bf16(b >> by); });
-}
 DEV uint32_t add_product_bf16(uint32_t a, uint32_t b, uint32_t c) {
   return of_pairs([=](int by) { return cpu::bf16(a >> by) * cpu::bf16(b >> by) + cpu::bf16(c >> by); });
-}
-template <int NAMES>
-uint32_t pick_bytes(uint32_t a, uint32_t b) {
-  const uint64_t both = a | static_cast<uint64_t>(b) << 32;
-  uint32_t r = 0;
-  for (int i = 0; i < 4; ++i) r |= static_cast<uint32_t>(both >> 8 * (NAMES >> 4 * i & 7) & 255) << 8 * i;
-  return r;
 }
 DEV float fast_exp(float v) { return std::exp(v); }
 DEV float fast_divide(float a, float b) { return a / b; }

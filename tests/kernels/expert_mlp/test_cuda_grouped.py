@@ -63,7 +63,7 @@ def run(inputs: tuple[Tensor, Tensor, Tensor, ExpertWeights], **tuning) -> Tenso
     x_TD, ids_TK, _, experts = inputs
     assert cuda_grouped.refusal(experts, *ids_TK.shape, x_TD.dtype) is None
     out_TD = torch.full_like(x_TD, float("nan"))
-    cuda_grouped.run(*inputs, out_TD, tuning=cuda_grouped.Tuning(**tuning))
+    cuda_grouped.run(*inputs, out_TD, tuning=cuda_grouped.Tuning(**tuning) if tuning else None)
     return out_TD
 
 
@@ -102,13 +102,44 @@ def test_e4m3_tokens_meet_e4m3_weights(shape):
     assert relative_error(run(inputs), want) < TOLERANCE_EIGHT
 
 
+CODES_OF_4_BITS = [
+    {"tokens": 144, "lead": 1, "pair": False, "ahead": 1},
+    {"tokens": 128, "lead": 0, "pair": False, "lag": 5},
+    {"tokens": 144, "lead": 1, "pair": False, "keep": 3},
+    {"tokens": 144, "lead": 1},  # pairs
+]
+
+
 @gpu
 @pytest.mark.parametrize("shape", ["129 tokens", "1000 tokens", "dropped slots", "widths that fill no tile", "wide"])
 def test_codes_of_four_bits_are_widened(shape):
     inputs, want = inputs_of(replace(AWKWARD[shape], format="int4", group_size=128))
+    got = run(inputs)
 
-    assert relative_error(run(inputs, tokens=144, ahead=1), want) < TOLERANCE
-    assert torch.equal(run(inputs, tokens=144), run(inputs, tokens=128, ahead=1))
+    assert relative_error(got, want) < TOLERANCE
+    assert all(torch.equal(got, run(inputs, **tuning)) for tuning in CODES_OF_4_BITS)
+
+
+@gpu
+@pytest.mark.parametrize("shape", ["129 tokens", "dropped slots", "widths that fill no tile"])
+@pytest.mark.parametrize("name", ["int2", "int8", "bank4", "bank8"])
+def test_codes_of_every_precision_are_widened(name, shape):
+    inputs, want = inputs_of(replace(AWKWARD[shape], format=name, group_size=128))
+
+    assert relative_error(run(inputs), want) < TOLERANCE
+
+
+@gpu
+def test_a_bank_is_read_at_the_precisions_of_the_moment():
+    shape = case(format="bank8", group_size=128)
+    inputs, _ = inputs_of(shape)
+    experts = inputs[3]
+    run(inputs)
+
+    for bits in (2, 4, 8):
+        experts.bits_E.fill_(bits)
+        want = wanted(*drawn(shape)[:3], replace(drawn(shape)[3], bits_E=torch.full((24,), bits, dtype=torch.int32)))
+        assert relative_error(run(inputs), want) < TOLERANCE
 
 
 @gpu
@@ -122,6 +153,7 @@ def test_codes_of_four_bits_are_widened(shape):
         {"lag": 5},
         {"lag": -1},
         {"ahead": 4},
+        {"keep": 3},
         {"pair": False},
         {"pair": False, "lag": 5},
     ],
@@ -189,9 +221,13 @@ REFUSED = {
     "e4m3 columns of part of a piece": (layer(format="fp8-channel", inter_size=136), "expert width in 16s"),
     "weights of float32": (layer(dtype=torch.float32), "weights in torch.float32: the kernel takes bf16"),
     "scales of blocks": (layer(format="fp8-block"), "blocks of e4m3"),
-    "groups of 32": (layer(format="int4"), "int4 in groups of 128"),
-    "codes of 8 bits": (layer(format="int8", group_size=128), "weights in int8: the kernel takes bf16"),
-    "a nested bank": (layer(format="bank4", group_size=128), "nested or other bit planes"),
+    "groups of 32": (layer(format="int4"), "int4 in other groups or with zeros"),
+    "codes with zeros": (layer(format="int4-zeros", group_size=128), "int4 in other groups or with zeros: the kernel"),
+    "a bank in groups of 32": (layer(format="bank8"), "bank8 in other groups"),
+    "matrices of other precisions": (
+        replace(layer(format="int4", group_size=128), fc2=layer(format="int8", group_size=128).fc2),
+        "weights in int4 and int8",
+    ),
     "too many experts": (layer(experts=513, d_model=32, inter_size=16), "up to 512"),
     "biases of bf16": (replace(layer(), bias1_EN=torch.zeros(24, 512, dtype=BF16)), "biases of torch.bfloat16"),
     "one matrix in another format": (replace(layer(), fc2=layer(format="fp8-channel").fc2), "in bf16 and e4m3"),
@@ -233,7 +269,14 @@ def test_a_call_that_would_be_refused_raises_with_the_reason():
 
 
 @pytest.mark.skipif(not has_compiler(), reason="neither NVRTC nor nvcc is here")
-@pytest.mark.parametrize("build", [Build(tokens=16), Build(tokens=16, eight=True, activation=1, lead=0)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        Build(tokens=16, keep=3),
+        Build(tokens=16, eight=True, activation=1, lead=0),
+        Build(tokens=16, planes=2, pair=False, keep=3),
+    ],
+)
 def test_the_source_compiles(build, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 

@@ -113,5 +113,28 @@ def test_no_cuda_kernels_and_no_overlapping_launches_before_hopper():
         older, newer = (default(Shape(format_, 2048, 768, 128, 8, tokens), capability) for capability in (80, 90))
         assert not any((older.dependent, older.cuda, older.grouped))
         assert newer.cuda == (tokens <= 64)
-        assert newer.grouped == (format_ == "bf16" and tokens > 64)
         assert newer.dependent == (tokens <= 64)
+
+
+@pytest.mark.parametrize(
+    ("format_", "tokens", "grouped"),
+    [
+        ("bf16", 64, False),
+        ("bf16", 65, True),
+        ("bf16", 4096, True),
+        ("int4-g128", 64, False),
+        ("int4-g128", 1023, False),  # below 64 places of an expert it was not measured
+        ("int4-g128", 1024, True),
+        ("int4-g32", 4096, False),
+        ("bank8-g128", 4096, False),
+        ("fp8-channel", 4096, False),  # e4m3 tokens change the result: see the tuner's candidates
+    ],
+)
+def test_the_grouped_kernel_is_chosen_where_it_leads(format_, tokens, grouped):
+    shape = Shape(format_, 2048, 768, 128, 8, tokens)
+    assert default(shape, 90).grouped == grouped
+    assert not default(shape, 80).grouped
+    others = list(config_space(shape, 90))[1:]
+    assert any(not config.grouped for config in others)
+    assert all(config.eight for config in others if config.grouped)
+    assert any(config.grouped for config in others) == (format_ == "fp8-channel")

@@ -18,13 +18,20 @@ from thermoe.kernels.combine import combine
 from thermoe.kernels.dispatch import dispatch_plan
 from thermoe.kernels.expert_mlp import Activation
 from thermoe.kernels.expert_mlp.cuda_grouped.build import SOURCES, Build
-from thermoe.kernels.expert_mlp.cuda_grouped.problem import COUNTER_WORDS, Problem, fill, layer_refusal, weights_of
+from thermoe.kernels.expert_mlp.cuda_grouped.problem import (
+    COUNTER_WORDS,
+    Problem,
+    fill,
+    layer_refusal,
+    source_columns,
+    weights_of,
+)
 
 HERE = Path(__file__).parent
 BF16 = torch.bfloat16
 TOLERANCE = 5e-3  # one rounding of h and one of the output
 NARROW = Build(tokens=32)
-FOUR_BITS = Build(tokens=32, pair=False, planes=True, ahead=1)
+CODES = Build(tokens=32, planes=2, lead=1)
 ALONE = Build(tokens=32, pair=False, ahead=3)  # blocks that share nothing, weights asked for ahead
 ALL = 1000  # a lag beyond every expert: all first products come first
 
@@ -63,6 +70,16 @@ def describe(matrix: Tensor, tensor_map: ctypes.Array) -> None:
         tensor_map[word] = value
 
 
+def in_code_order(x_TC: Tensor) -> Tensor:
+    """Of codes.cuh: positions are slot & 1, slot / 2, word, odd, q, second; columns slot, q, word, second, odd."""
+    position = torch.arange(128)
+    bit = [position >> i & 1 for i in range(7)]
+    second, q, odd, word, slot_high, slot_low = bit[0], position >> 1 & 3, bit[3], bit[4], bit[5], bit[6]
+    column = 32 * (2 * slot_high + slot_low) + 8 * q + 4 * word + 2 * second + odd
+    chunks_TG128 = torch.nn.functional.pad(x_TC, (0, -x_TC.shape[1] % 128)).unflatten(1, (-1, 128))
+    return chunks_TG128[..., column].flatten(1).contiguous()
+
+
 class Layer:
     """A case with poisoned memory between and behind its products."""
 
@@ -72,7 +89,8 @@ class Layer:
         self.want_TD = wanted(self.x_TD, self.ids_TK, self.weights_TK, self.experts)
         assert layer_refusal(self.experts, self.ids_TK.numel()) is None
         self.plan = dispatch_plan(self.ids_TK, self.weights_TK, case.experts)
-        self.hidden_NI = torch.empty(self.ids_TK.numel(), case.inter_size, dtype=BF16)
+        self.planes = bool(build.planes)
+        self.hidden_NI = torch.empty(self.ids_TK.numel(), source_columns(self.experts)[1], dtype=BF16)
         self.y_ND = torch.empty(self.ids_TK.numel(), case.d_model, dtype=BF16)
         self.counters = torch.zeros(COUNTER_WORDS, dtype=torch.int32)
         self.problem = fill(self.experts, self.plan, case.top_k, self.hidden_NI, self.y_ND)
@@ -80,6 +98,9 @@ class Layer:
         for m, matrices in enumerate((self.experts.fc1, self.experts.fc2)):
             if not build.planes:
                 describe(weights_of(matrices), self.problem.map[m])
+                continue
+            for part, plane in enumerate(matrices.planes):
+                describe(plane, self.problem.plane[m][part])
 
     def run(self, *, teams: int = 2, seed: int = 0, uneven: bool = False, lag: int | None = ALL) -> Tensor:
         """(T, D) with both products in one launch, or in two where `lag` is None."""
@@ -100,6 +121,8 @@ class Layer:
         read = []
         for m, source in enumerate((first, second)):
             code, scale = quantized(source) if self.eight else (source, torch.empty(0))
+            if self.planes and m == 0:
+                code = in_code_order(source)
             self.problem.source_scale[m] = scale.data_ptr()
             if m == 0:
                 self.problem.tokens = code.data_ptr()
@@ -167,16 +190,45 @@ CODED = {
     "whole tiles": {"biases": True},
     "widths that fill no tile": {"d_model": 288, "inter_size": 200, "routing": "dropped"},
     "part of a chunk": {"d_model": 64, "inter_size": 48},
+    "many chunks, one warpgroup ahead": {"d_model": 1056, "tokens": 9, "experts": 2},
 }
 
 
 @pytest.mark.parametrize("changes", CODED.values(), ids=CODED.keys())
 def test_codes_of_four_bits_are_widened(kernel_of, changes):
-    layer = Layer(kernel_of, case(format="int4", group_size=128, **changes), FOUR_BITS)
+    layer = Layer(kernel_of, case(format="int4", group_size=128, **changes), CODES)
     got = layer.run()
 
     assert relative_error(got, layer.want_TD) < TOLERANCE
-    assert all(torch.equal(got, layer.run(teams=3, lag=1, seed=seed, uneven=True)) for seed in range(3))
+    assert all(torch.equal(got, layer.run(teams=3, lag=1, seed=seed, uneven=True)) for seed in range(2))
+
+
+FORMATS = {
+    "int2": Build(tokens=32, planes=1, lead=1, pair=False),
+    "int8": Build(tokens=32, planes=3, lead=1, stages=3),
+    "bank8": Build(tokens=32, planes=3, lead=1, stages=3, nested=True),
+    "bank4": Build(tokens=32, planes=2, lead=1, nested=True, pair=False, ahead=1),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "bank8" else pytest.mark.slow) for name in FORMATS]
+)
+def test_codes_of_every_precision(kernel_of, name):
+    layer = Layer(kernel_of, case(format=name, group_size=128, inter_size=136, biases=True), FORMATS[name])
+
+    assert relative_error(layer.run(), layer.want_TD) < TOLERANCE
+
+
+def test_scales_of_zero_give_nothing_and_great_steps_of_scale_lose_nothing(kernel_of):
+    layer = Layer(kernel_of, case(format="int4", group_size=128, d_model=512), CODES)
+    scale_GNC = layer.experts.fc1.scale_PENG[0]
+    scale_GNC[:, ::3, 1:3] = 0.0
+    scale_GNC[:, 1::3, 0] = 2.0**-24
+    scale_GNC[:, 2::3] *= -1
+    layer.want_TD = wanted(layer.x_TD, layer.ids_TK, layer.weights_TK, layer.experts)
+
+    assert relative_error(layer.run(), layer.want_TD) < TOLERANCE
 
 
 UNEVEN = {
@@ -192,7 +244,7 @@ def test_warps_far_apart_and_copies_long_under_way_change_nothing(kernel_of, sha
     layer = Layer(kernel_of, shape, build)
     even = layer.run(teams=teams, lag=lag)
 
-    results = [layer.run(teams=teams, lag=lag, seed=seed, uneven=True) for seed in range(4)]
+    results = [layer.run(teams=teams, lag=lag, seed=seed, uneven=True) for seed in range(2)]
 
     assert relative_error(even, layer.want_TD) < TOLERANCE
     assert all(torch.equal(even, result) for result in results)

@@ -25,15 +25,43 @@ DEV void bring_boxes(const Problem& p, const Tile& tile, int step, uint32_t to, 
   }
 }
 
+// Codes of one chunk: of the gate (or first) rows, then of the up (or other) rows.
+template <bool COPIED>
+DEV void bring_codes(const Problem& p, const Tile& tile, int chunk, uint32_t to, uint32_t full) {
+  const int width = p.columns[1 - tile.matrix], start = tile.expert * (tile.matrix ? width : 2 * width);
+  const int first = start + tile.block * (tile.matrix ? OUT_COLUMNS : HIDDEN_COLUMNS);
+#pragma unroll
+  for (int i = 0; i < 2 / TEAM; ++i) {
+    const int half = TEAM == 1 ? i : team_rank(), row = first + half * (tile.matrix ? TILE_ROWS / 2 : width);
+#pragma unroll
+    for (int part = 0; part < PARTS; ++part) {
+      const TensorMap* map = &p.plane[tile.matrix][part < 2 ? part : 2];
+      const int byte = CODE_BYTES * (part < 2 ? chunk : 2 * chunk + part - 2);
+      if constexpr (COPIED)
+        copy_codes(to + (2 * part + half) * CODE_BOX, map, byte, row, full);
+      else
+        prefetch_codes(map, byte, row);
+    }
+  }
+}
+
+template <bool COPIED>
+DEV void bring_stage(const Problem& p, const Tile& tile, int stage, uint32_t to, uint32_t full) {
+  if constexpr (PLANES)
+    bring_codes<COPIED>(p, tile, stage, to, full);
+  else
+    bring_boxes<COPIED>(p, tile, stage, to, full);
+}
+
 DEV void ask_ahead(const Problem& p, const Tile& tile, const Turn<TILES>& place, int step) {
-  const int steps = steps_of(p, tile.matrix), ahead = step + AHEAD;
-  if (ahead < steps) return bring_boxes<false>(p, tile, ahead, 0, 0);
+  const int steps = stages_of(p, tile.matrix), ahead = step + AHEAD;
+  if (ahead < steps) return bring_stage<false>(p, tile, ahead, 0, 0);
   Turn<TILES> following = place;
   following.next();
   barrier_wait(BAR_TILE_FULL + 8 * following.at, following.parity);
   const Tile next = read_tile(following.at);
-  if (next.matrix >= 0 && ahead - steps < steps_of(p, next.matrix))
-    bring_boxes<false>(p, next, ahead - steps, 0, 0);
+  if (next.matrix >= 0 && ahead - steps < stages_of(p, next.matrix))
+    bring_stage<false>(p, next, ahead - steps, 0, 0);
 }
 
 DEV void bring_weights(const Problem& p) {  // one thread
@@ -42,12 +70,12 @@ DEV void bring_weights(const Problem& p) {  // one thread
     barrier_wait(BAR_TILE_FULL + 8 * place.at, place.parity);
     const Tile tile = read_tile(place.at);
     if (tile.matrix < 0) return;
-    const int steps = steps_of(p, tile.matrix);
+    const int steps = stages_of(p, tile.matrix);
     for (int step = 0; step < steps; ++step, turn.next()) {
       const uint32_t full = BAR_FULL + 8 * turn.at;
       barrier_wait(BAR_EMPTY + 8 * turn.at, turn.parity ^ 1);
       barrier_expect(full, WEIGHT_BYTES);
-      bring_boxes<true>(p, tile, step, STAGE + turn.at * STAGE_BYTES, full);
+      bring_stage<true>(p, tile, step, STAGE + turn.at * STAGE_BYTES, full);
       if constexpr (AHEAD > 0) ask_ahead(p, tile, place, step);
     }
     barrier_arrive(BAR_TILE_EMPTY + 8 * place.at);
@@ -56,32 +84,35 @@ DEV void bring_weights(const Problem& p) {  // one thread
 
 DEV void gather_rows(const Problem& p, const Tile& tile, int at, Turn<STAGES>& turn, int thread) {
   const int row = thread / 8, piece = thread % 8;  // of 8 rows by 128 bytes
-  const int row_bytes = p.columns[0] * ELEMENT_BYTES, steps = steps_of(p, 0);
-  uint32_t from[OCTETS];  // in pieces
+  const int row_bytes = source_columns(p, 0) * ELEMENT_BYTES, stages = stages_of(p, 0);
+  const uint32_t rows = ROWS + ROWS_BYTES * at + 4 * row;
+  uint32_t from[PLANES ? 1 : OCTETS];  // where they start, in pieces; beside codes there are no registers for it
 #pragma unroll
-  for (int i = 0; i < OCTETS; ++i) {
-    if (16 * (i / 2) >= tile.count) continue;
-    from[i] = lds32(ROWS + ROWS_BYTES * at + 4 * (8 * i + row));
-  }
+  for (int i = 0; i < (PLANES ? 0 : OCTETS); ++i)
+    if (16 * (i / 2) < tile.count) from[i] = lds32(rows + 32 * i);
+  const auto start_of = [&](int i) { return PLANES ? lds32(rows + 32 * i) : from[i]; };
   const char* source = p.tokens + 16 * piece;
   const uint32_t swizzled = WEIGHT_BYTES + row * STEP_BYTES + ((piece ^ row) << 4);
-  for (int step = 0; step < steps; ++step, turn.next(), source += STEP_BYTES) {
-    const uint32_t to = STAGE + turn.at * STAGE_BYTES + swizzled;
-    const bool inside = step * STEP_BYTES + 16 * piece < row_bytes;
+  for (int stage = 0; stage < stages; ++stage, turn.next()) {
     barrier_wait(BAR_EMPTY + 8 * turn.at, turn.parity ^ 1);
 #pragma unroll
-    for (int i = 0; i < OCTETS; i += 2)
-      if (8 * i < tile.count) {
-        copy_piece(to + 8 * STEP_BYTES * i, source, from[i], inside);
-        copy_piece(to + 8 * STEP_BYTES * (i + 1), source, from[i + 1], inside);
-      }
+    for (int step = 0; step < STEPS_A_STAGE; ++step, source += STEP_BYTES) {
+      const uint32_t to = STAGE + turn.at * STAGE_BYTES + step * STEP_TOKENS + swizzled;
+      const bool inside = PLANES || stage * STEP_BYTES + 16 * piece < row_bytes;
+#pragma unroll
+      for (int i = 0; i < OCTETS; i += 2)
+        if (8 * i < tile.count) {
+          copy_piece(to + 8 * STEP_BYTES * i, source, start_of(i), inside);
+          copy_piece(to + 8 * STEP_BYTES * (i + 1), source, start_of(i + 1), inside);
+        }
+    }
     copy_piece_arrive(BAR_FULL + 8 * turn.at);
   }
 }
 
 // One thread of each warp starts every second copy and arrives for all; the others go round the ring with it.
 DEV void bring_hidden(const Problem& p, const Tile& tile, Turn<STAGES>& turn, int thread) {
-  const int steps = steps_of(p, 1), boxes = ceil_div(tile.count, PLACE_BOX_ROWS);
+  const int stages = stages_of(p, 1), boxes = ceil_div(tile.count, PLACE_BOX_ROWS);
   const int warp = thread / 32, share = (boxes + GATHER_WARPS - 1 - warp) / GATHER_WARPS;
   const bool first_lane = thread % 32 == 0;
   if (first_lane && p.parts == 3) {
@@ -89,14 +120,17 @@ DEV void bring_hidden(const Problem& p, const Tile& tile, Turn<STAGES>& turn, in
     while (load_acquire(p.counters + COUNTER_DONE + tile.expert) != all) pause();
     fence_async_global();
   }
-  for (int step = 0; step < steps; ++step, turn.next()) {
+  for (int stage = 0; stage < stages; ++stage, turn.next()) {
     const uint32_t to = STAGE + turn.at * STAGE_BYTES + WEIGHT_BYTES, full = BAR_FULL + 8 * turn.at;
     barrier_wait(BAR_EMPTY + 8 * turn.at, turn.parity ^ 1);
     if (first_lane) {
       barrier_arrive(full, 31);
-      barrier_expect(full, share * PLACE_BOX);
+      barrier_expect(full, STEPS_A_STAGE * share * PLACE_BOX);
       for (int box = warp; box < boxes; box += GATHER_WARPS)
-        copy_alone(to + box * PLACE_BOX, &p.hidden_map, step * STEP_BYTES, tile.first + PLACE_BOX_ROWS * box, full);
+#pragma unroll
+        for (int step = 0; step < STEPS_A_STAGE; ++step)
+          copy_alone(to + step * STEP_TOKENS + box * PLACE_BOX, &p.hidden_map,
+                     (STEPS_A_STAGE * stage + step) * STEP_BYTES, tile.first + PLACE_BOX_ROWS * box, full);
     }
     sync_warp();
   }

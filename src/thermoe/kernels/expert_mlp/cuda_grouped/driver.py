@@ -6,9 +6,10 @@ from functools import lru_cache
 from thermoe.kernels.cuda_build import check, libcuda
 
 TensorMap = ctypes.c_uint64 * 16
-_UINT8, _SWIZZLE_128, _PROMOTE_256 = 0, 3, 3  # CUtensorMap's enumerations
+_UINT8, _NO_SWIZZLE, _SWIZZLE_128, _PROMOTE_256 = 0, 0, 3, 3  # CUtensorMap's enumerations
 _BOX_BYTES = 128
 _HALF, _GROUP = 16, 32  # rows
+_CODE_BYTES, _CODE_ROWS = 32, 128  # of a part of a chunk, of a copy
 
 
 @lru_cache(maxsize=4096)
@@ -22,16 +23,30 @@ def tensor_map(pointer: int, rows: int, row_bytes: int, *, halves: bool = False,
         halves: whether the rows are the lower (or the upper) 16 of each of neighbouring groups of 32 rows.
         box_rows: as many rows at a time; a multiple of 8, with halves of 16.
     """
-    room = ctypes.create_string_buffer(ctypes.sizeof(TensorMap) + 64)
-    start = -(-ctypes.addressof(room) // 64) * 64
-    sizes: tuple[int, ...]
-    pitches: tuple[int, ...]
-    boxes: tuple[int, ...]
     if halves:
         sizes, pitches = (row_bytes, _HALF, 2, rows // _GROUP), (row_bytes, _HALF * row_bytes, _GROUP * row_bytes)
         boxes = (_BOX_BYTES, _HALF, 1, box_rows // _HALF)
-    else:
-        sizes, pitches, boxes = (row_bytes, rows), (row_bytes,), (_BOX_BYTES, box_rows)
+        return _encoded(pointer, sizes, pitches, boxes, _SWIZZLE_128)
+    return _encoded(pointer, (row_bytes, rows), (row_bytes,), (_BOX_BYTES, box_rows), _SWIZZLE_128)
+
+
+@lru_cache(maxsize=4096)
+def code_map(pointer: int, rows: int, row_bytes: int) -> bytes:
+    """A plane of codes as the copy engine sees it, 128 rows by 32 bytes at a time.
+
+    Args:
+        pointer: to its first byte.
+        rows: of all experts.
+        row_bytes: a multiple of 32.
+    """
+    return _encoded(pointer, (row_bytes, rows), (row_bytes,), (_CODE_BYTES, _CODE_ROWS), _NO_SWIZZLE)
+
+
+def _encoded(
+    pointer: int, sizes: tuple[int, ...], pitches: tuple[int, ...], boxes: tuple[int, ...], swizzle: int
+) -> bytes:
+    room = ctypes.create_string_buffer(ctypes.sizeof(TensorMap) + 64)
+    start = -(-ctypes.addressof(room) // 64) * 64
     rank = len(sizes)
     status = libcuda().cuTensorMapEncodeTiled(
         ctypes.c_void_p(start),
@@ -43,9 +58,9 @@ def tensor_map(pointer: int, rows: int, row_bytes: int, *, halves: bool = False,
         (ctypes.c_uint32 * rank)(*boxes),
         (ctypes.c_uint32 * rank)(*[1] * rank),
         0,
-        _SWIZZLE_128,
+        swizzle,
         _PROMOTE_256,
         0,
     )
-    check(status, f"describing {rows} rows of {row_bytes} bytes")
+    check(status, f"describing a matrix of {sizes} bytes and rows")
     return ctypes.string_at(start, ctypes.sizeof(TensorMap))

@@ -1,7 +1,7 @@
 // What becomes of a warpgroup's sums: scales, biases, the activation, and rows of 16 bytes and more in device memory.
 //
-// A thread holds, of each product, rows r and r + 8 of its warp's 16 (r = lane / 4) for places 8 i + 2 (lane % 4) and the
-// next. Groups of 8 places pass through shared memory, so that a lane stores 8 neighbouring rows of one place.
+// A thread holds, of each product, rows r and r + 8 of its warp's 16 (r = lane / 4) for places 8 i + 2 (lane % 4) and
+// the next. Groups of 8 places pass through shared memory, so that a lane stores 8 neighbouring rows of one place.
 #pragma once
 
 #include "schedule.cuh"
@@ -11,6 +11,7 @@ struct Product;  // build.py writes one for each width: 64 rows by WIDTH places,
 
 struct Sums {  // of the two products: gate and up rows, or the lower and upper 16 of each 32 rows
   float first[VALUES], second[VALUES];
+  float unit[4];  // codes: what the sums of rows r and r + 8 of either are multiples of
 };
 
 DEV float sigmoid(float v) { return fast_divide(1.0f, 1.0f + fast_exp(-v)); }
@@ -32,7 +33,7 @@ struct Finisher {
   const uint32_t staging;
   uint32_t slot[KEPT];    // lane l of number i: that of place 32 i + l
   float scale[KEPT];      // e4m3: of the tokens, likewise
-  float bias[4], row_scale[4];  // rows r and r + 8 of the first product, then of the second
+  float bias[4], row_scale[4];  // rows r and r + 8 of the first product, then of the second; codes: 0 past the last
 
   DEV Finisher(const Problem& problem, const Tile& t, int group, int warp, int l)
       : p(problem), tile(t), lane(l),
@@ -47,21 +48,35 @@ struct Finisher {
         scale[i] = p.source_scale[tile.matrix][tile.matrix ? tile.first + place : static_cast<int>(slot[i]) / p.top_k];
     }
     const int width = p.columns[1 - tile.matrix], second = tile.matrix ? 16 : width;
-    const int64_t start = static_cast<int64_t>(tile.expert) * (tile.matrix ? width : 2 * width) + column + lane / 4;
+    const int64_t start = static_cast<int64_t>(tile.expert) * (tile.matrix ? width : 2 * width);
     const float* biases = p.bias[tile.matrix];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const bool inside = column + lane / 4 + 8 * (i & 1) + (tile.matrix ? 8 * (i & 2) : 0) < width;
-      const int64_t at = start + 8 * (i & 1) + (i < 2 ? 0 : second);
+      const int row = row_at(column + lane / 4 + 8 * (i & 1)) + (tile.matrix ? 8 * (i & 2) : 0);
+      const bool inside = row < width;
+      const int64_t at = start + row + (tile.matrix || i < 2 ? 0 : second);
       bias[i] = biases && inside ? biases[at] : 0.0f;
       if constexpr (EIGHT) row_scale[i] = inside ? p.row_scale[tile.matrix][at] : 0.0f;
+      if constexpr (PLANES) row_scale[i] = inside ? 1.0f : 0.0f;
     }
+  }
+
+  // The row of a position: with codes, hidden values come in the order in which they are multiplied.
+  DEV int row_at(int position) const {
+    if (PLANES == 0 || tile.matrix) return position;
+    return position / CHUNK * CHUNK + column_at(position % CHUNK);
+  }
+
+  DEV void take_units(const Sums& sums) {
+    if constexpr (PLANES)
+      for (int i = 0; i < 4; ++i) row_scale[i] *= sums.unit[i];
   }
 
   // Value v of group i of a product, where `row` is 0 for the first product and 2 for the second.
   DEV float finished(const float (&sums)[VALUES], int i, int v, int row, const float (&token_scale)[2]) const {
     const int r = row + v / 2;
     if constexpr (EIGHT) return sums[4 * i + v] * (row_scale[r] * token_scale[v % 2]) + bias[r];
+    if constexpr (PLANES) return sums[4 * i + v] * row_scale[r] + bias[r];
     return sums[4 * i + v] + bias[r];
   }
 
@@ -73,7 +88,7 @@ struct Finisher {
 
   // Two groups of 8 places by 16 hidden values at a time: 32 bytes of a place.
   DEV void store_hidden(const Sums& sums) const {
-    const int width = p.columns[1], named = 8 * (lane / 16) + lane % 8, named_piece = lane / 8 % 2;
+    const int width = source_columns(p, 1), named = 8 * (lane / 16) + lane % 8, named_piece = lane / 8 % 2;
     const uint32_t into = 32 * named + 16 * (named_piece ^ (named / 4 % 2));
     const int place = lane / 2, piece = lane % 2;
     const uint32_t from = 32 * place + 16 * (piece ^ (place / 4 % 2));
@@ -132,7 +147,8 @@ struct Finisher {
 #pragma unroll
       for (int g = 0; g < 2; ++g) {
         const int64_t target = shuffle_from(slot[i / 4], 8 * (i % 4 + g) + place);
-        if (inside && 8 * (i + g) + place < tile.count) store_piece(p.out + target * width + column + 8 * piece, row[g]);
+        uint16_t* to = p.out + target * width + column + 8 * piece;
+        if (inside && 8 * (i + g) + place < tile.count) store_output(to, row[g]);
       }
     }
   }

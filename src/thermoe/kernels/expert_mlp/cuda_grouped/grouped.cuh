@@ -4,12 +4,11 @@
 #include "bring.cuh"
 #include "list.cuh"
 #include "multiply.cuh"
-#include "widen.cuh"
 
 DEV void prepare(const Problem& p, int thread) {
   if (thread == 0) {
     for (int i = 0; i < STAGES; ++i) {
-      barrier_init(BAR_FULL + 8 * i, (PLANES ? WIDEN_WARPS : 1) + GATHER_THREADS);
+      barrier_init(BAR_FULL + 8 * i, 1 + GATHER_THREADS);
       barrier_init(BAR_EMPTY + 8 * i, TEAM * MULTIPLY_WARPS);
     }
     for (int i = 0; i < TILES; ++i) {
@@ -20,7 +19,10 @@ DEV void prepare(const Problem& p, int thread) {
     barrier_init(BAR_TICKET_FULL, 1);
     barrier_init(BAR_TICKET_EMPTY, 1);
     barrier_init_fence();
-    if constexpr (!PLANES) prefetch_map(&p.map[0]), prefetch_map(&p.map[1]);
+    for (int m = 0; m < 2; ++m) {
+      if constexpr (PLANES == 0) prefetch_map(&p.map[m]);
+      for (int plane = 0; plane < PLANES; ++plane) prefetch_map(&p.plane[m][plane]);
+    }
     prefetch_map(&p.hidden_map);
   }
   load_offsets(p, thread);
@@ -33,18 +35,11 @@ DEV void grouped_block(const Problem& p) {
   if (thread >= MULTIPLY_START) {
     take_registers<MULTIPLY_REGISTERS>();
     multiply_tiles(p, thread - MULTIPLY_START);
-  } else if (PLANES && thread >= 128) {
-    leave_registers<WIDEN_REGISTERS>();
-    widen_tiles(p, thread - 128);
   } else {
     leave_registers<BRING_REGISTERS>();
     const int warp = thread / 32, lane = thread % 32;
     if (warp == WEIGHT_WARP) {
-      if constexpr (PLANES) {
-        if (lane == 0) ask_codes(p);
-      } else if (lane == 0) {
-        bring_weights(p);
-      }
+      if (lane == 0) bring_weights(p);
     } else if (warp == LIST_WARP) {
       count_tiles(p, lane);
       list_tiles(p, lane);

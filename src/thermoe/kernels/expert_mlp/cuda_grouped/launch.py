@@ -25,11 +25,13 @@ from thermoe.kernels.expert_mlp.cuda_grouped.problem import (
     Problem,
     fill,
     layer_refusal,
+    source_columns,
     weights_of,
 )
 from thermoe.kernels.expert_mlp.weights import ExpertWeights, Fp8Matrices, PlaneMatrices
 
 _SHARED_BYTES = 227 * 1024  # of layout.cuh: all that a block may have
+_THREADS = 384
 _FIRST, _SECOND = 1, 2
 
 
@@ -38,7 +40,7 @@ class Tuning:
     """What a launch may choose.
 
     Attributes:
-        tokens, stages, lead, pair, ahead: of `Build`.
+        tokens, stages, lead, pair, ahead, keep: of `Build`.
         lag: experts between the first product of one and its second, in one launch; None: all first products come
             first; -1: two launches.
     """
@@ -48,10 +50,12 @@ class Tuning:
     lead: int = 2
     pair: bool = True
     ahead: int = 0
+    keep: int = 0
     lag: int | None = None
 
 
-PLANES_TUNING = Tuning(tokens=144, pair=False, ahead=1)
+_CODES = Tuning(tokens=144, lead=1, pair=False)
+_BY_PLANES = {0: Tuning(), 1: _CODES, 2: _CODES, 3: Tuning(tokens=128, stages=3, lead=1, pair=False)}
 
 
 def supports(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dtype) -> bool:
@@ -76,17 +80,19 @@ def refusal(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dt
 
 def build_of(experts: ExpertWeights, tuning: Tuning | None = None) -> Build:
     """What has to be compiled for a layer that `layer_refusal` lets pass."""
-    planes = isinstance(experts.fc1, PlaneMatrices)
-    tuning = tuning or (PLANES_TUNING if planes else Tuning())
+    planes = len(experts.fc1.planes) if isinstance(experts.fc1, PlaneMatrices) else 0
+    tuning = tuning or _BY_PLANES[planes]
     return Build(
         activation=ACTIVATIONS[experts.activation],
         eight=isinstance(experts.fc1, Fp8Matrices),
         tokens=tuning.tokens,
         stages=tuning.stages,
         lead=tuning.lead,
-        pair=tuning.pair and not planes,
+        pair=tuning.pair,
         planes=planes,
+        nested=isinstance(experts.fc1, PlaneMatrices) and experts.fc1.nested,
         ahead=tuning.ahead,
+        keep=tuning.keep,
     )
 
 
@@ -160,7 +166,7 @@ class Call:
         self._kernel = kernel
         self.x_TD = x_TD if x_TD.data_ptr() % 16 == 0 else x_TD.clone()
         self._top_k = ids_TK.shape[1]
-        self.hidden_NI = x_TD.new_empty(ids_TK.numel(), experts.inter_size)
+        self.hidden_NI = x_TD.new_empty(ids_TK.numel(), source_columns(experts)[1])
         self.y_ND = x_TD.new_empty(ids_TK.numel(), experts.d_model)
 
     def products(self) -> None:
@@ -187,20 +193,27 @@ class Call:
         kept = self._name_sources(problem, sources)
         for m, matrices in enumerate((experts.fc1, experts.fc2)):
             if isinstance(matrices, PlaneMatrices):
-                continue
-            weight = weights_of(matrices)
-            problem.map[m] = _described(weight, halves=m == 1)
+                for part, plane in enumerate(matrices.planes):
+                    rows, row_bytes = plane.numel() // plane.shape[-1], plane.shape[-1]
+                    described = driver.code_map(plane.data_ptr(), rows, row_bytes)
+                    problem.plane[m][part] = driver.TensorMap.from_buffer_copy(described)
+            else:
+                problem.map[m] = _described(weights_of(matrices), halves=m == 1)
         with torch.cuda.device(device):
             stream = torch.cuda.current_stream(device).cuda_stream
             make_current(device.index)
             problem.counters = counters("grouped", device.index, stream, COUNTER_WORDS)
             blocks = torch.cuda.get_device_properties(device).multi_processor_count
             blocks -= blocks % 2 if self._build.pair else 0
-            self._kernel.launch(problem, blocks=blocks, threads=self._build.threads, stream=stream)
+            self._kernel.launch(problem, blocks=blocks, threads=_THREADS, stream=stream)
         del kept
 
     def _name_sources(self, problem: Problem, sources: tuple[Tensor, Tensor]) -> list[Tensor]:
         """Point the problem at its sources, quantised where the weights are e4m3; returns what must stay alive."""
+        if isinstance(self._experts.fc1, PlaneMatrices):
+            from thermoe.kernels.expert_mlp.triton_order import in_code_order
+
+            sources = (in_code_order(sources[0]), sources[1])
         if not isinstance(self._experts.fc1, Fp8Matrices):
             problem.tokens, problem.hidden_map = sources[0].data_ptr(), _described(sources[1], box_rows=PLACE_BOX_ROWS)
             return list(sources)

@@ -27,28 +27,33 @@
 #define THERMOE_EIGHT 0  // e4m3 instead of bf16
 #endif
 #ifndef THERMOE_PLANES
-#define THERMOE_PLANES 0  // codes of 4 bits in two planes, widened to bf16
+#define THERMOE_PLANES 0  // planes of integer codes, which become bf16 operands in registers; 0: no codes
+#endif
+#ifndef THERMOE_NESTED
+#define THERMOE_NESTED 0  // each expert has a precision of its own
 #endif
 
 constexpr int TOKENS = THERMOE_TOKENS, STAGES = THERMOE_STAGES, LEAD = THERMOE_LEAD;
-constexpr bool EIGHT = THERMOE_EIGHT, PLANES = THERMOE_PLANES;
+constexpr bool EIGHT = THERMOE_EIGHT, NESTED = THERMOE_NESTED;
+constexpr int PLANES = THERMOE_PLANES;
 constexpr int AHEAD = THERMOE_AHEAD;
 constexpr int OCTETS = TOKENS / 8, VALUES = TOKENS / 2;
 static_assert(TOKENS % 16 == 0 && TOKENS <= 256 && STAGES >= 2 && LEAD < STAGES);
 constexpr int ELEMENT_BYTES = EIGHT ? 1 : 2;
 constexpr int STEP_BYTES = 128;  // of a row
+constexpr int STEPS_A_STAGE = PLANES ? 2 : 1;  // codes come by chunks of 128 columns
+constexpr int CHUNK = 128, CODE_BYTES = 32;    // of a chunk: its columns, and bytes of a row in each part
+constexpr int PARTS = PLANES == 3 ? 4 : PLANES;  // the third plane has two
 constexpr int MAX_EXPERTS = 512;
 
 // Warps before those that multiply: one for weights, two for tokens, one for the list of tiles.
 constexpr int WEIGHT_WARP = 0, LIST_WARP = 3, GATHER_WARPS = 2, GATHER_THREADS = 32 * GATHER_WARPS;
-constexpr int WIDEN_WARPS = PLANES ? 4 : 0, MULTIPLY_WARPS = 8;
-constexpr int MULTIPLY_START = 32 * (4 + WIDEN_WARPS), THREADS = MULTIPLY_START + 32 * MULTIPLY_WARPS;
-static_assert(!PLANES || (TEAM == 1 && !EIGHT), "codes are widened by each block for itself");
-// Registers of a thread: as launched, where it brings operands, where it widens codes, where it multiplies.
-constexpr int REGISTERS = PLANES ? 128 : 168, BRING_REGISTERS = 56, WIDEN_REGISTERS = 72;
-constexpr int MULTIPLY_REGISTERS = PLANES ? 192 : 224;
-static_assert(4 * BRING_REGISTERS + WIDEN_WARPS * WIDEN_REGISTERS + MULTIPLY_WARPS * MULTIPLY_REGISTERS <=
-              THREADS / 32 * REGISTERS);
+constexpr int MULTIPLY_WARPS = 8, MULTIPLY_START = 32 * 4, THREADS = MULTIPLY_START + 32 * MULTIPLY_WARPS;
+static_assert(!(PLANES && EIGHT), "codes meet bf16 tokens");
+// Registers of a thread: as launched, where it brings operands, where it multiplies.
+constexpr int REGISTERS = 168, BRING_REGISTERS = PLANES ? 40 : 56;
+constexpr int MULTIPLY_REGISTERS = (3 * REGISTERS - BRING_REGISTERS) / 16 * 8;
+static_assert(4 * BRING_REGISTERS + MULTIPLY_WARPS * MULTIPLY_REGISTERS <= THREADS / 32 * REGISTERS);
 
 enum ActivationKind : int { SWIGLU = 0, GEGLU = 1, SWIGLU_CLAMPED = 2 };
 constexpr int ACTIVATION = THERMOE_ACTIVATION;
@@ -56,15 +61,16 @@ constexpr int HIDDEN_COLUMNS = 128, OUT_COLUMNS = 256;  // of a tile
 
 struct Problem {
   TensorMap map[2];           // rows of bytes; matrix 1 in groups of 32 rows, cut into two halves of 16
+  TensorMap plane[2][3];      // codes: rows of 32 bytes, of one part of a chunk after the other
   TensorMap hidden_map;       // (N, I) what matrix 1 reads, in the order of the plan
-  const char* tokens;         // (T, D) what matrix 0 reads
-  uint16_t* hidden;           // (N, I) bf16, what matrix 0 gives
+  const char* tokens;         // (T, D) what matrix 0 reads; for codes whole chunks, their columns in order of position
+  uint16_t* hidden;           // (N, I) bf16, what matrix 0 gives; for codes likewise
   uint16_t* out;              // (N, D) bf16 by slot, what matrix 1 gives
   const int32_t* slots;       // (N) slot of each place
   const int32_t* offsets;     // (E + 1) first place of each expert
   uint32_t* counters;         // COUNTER_WORDS, zero before the first launch; each launch leaves them so
-  const char* plane[2][2];    // codes: of each matrix the high and the low two bits, chunks of 128 columns in 32 bytes
-  const uint16_t* scale[2];   // codes: f16, one for each row and chunk
+  const uint16_t* scale[2];   // codes: f16, one for each precision, expert, row and chunk
+  const int32_t* bits;        // nested codes: (E) the precision at which each expert is read, or null
   const float* bias[2];       // (E, 2 I), (E, D), or null
   const float* row_scale[2];    // e4m3: (E, 2 I), (E, D)
   const float* source_scale[2];  // e4m3: (T), (N)
@@ -82,8 +88,11 @@ constexpr int COUNTER_WORDS = COUNTER_DONE + MAX_EXPERTS;
 
 // ---- shared memory, addresses in bytes
 constexpr uint32_t WEIGHT_BOX = 64 * STEP_BYTES;  // what one product of a warpgroup takes at a time
-constexpr uint32_t WEIGHT_BYTES = 4 * WEIGHT_BOX;
-constexpr uint32_t STAGE_BYTES = WEIGHT_BYTES + TOKENS * STEP_BYTES;
+constexpr int TILE_ROWS = 256;
+constexpr uint32_t CODE_BOX = TILE_ROWS / 2 * CODE_BYTES;  // of one part: gate or up rows, or half of the output rows
+constexpr uint32_t WEIGHT_BYTES = PLANES ? 2 * PARTS * CODE_BOX : 4 * WEIGHT_BOX;
+constexpr uint32_t STEP_TOKENS = TOKENS * STEP_BYTES;
+constexpr uint32_t STAGE_BYTES = WEIGHT_BYTES + STEPS_A_STAGE * STEP_TOKENS;
 constexpr uint32_t STAGE = SHARED_START;
 constexpr int PLACE_BOX_ROWS = 16;  // hidden values of as many places are copied at a time
 constexpr uint32_t PLACE_BOX = PLACE_BOX_ROWS * STEP_BYTES;
@@ -140,4 +149,16 @@ DEV Tile read_tile(int at) {
 }
 
 DEV int ceil_div(int a, int b) { return (a + b - 1) / b; }
-DEV int steps_of(const Problem& p, int matrix) { return ceil_div(p.columns[matrix] * ELEMENT_BYTES, STEP_BYTES); }
+// Of what a matrix reads, as it lies in memory.
+DEV int source_columns(const Problem& p, int matrix) {
+  return PLANES ? ceil_div(p.columns[matrix], CHUNK) * CHUNK : p.columns[matrix];
+}
+DEV int stages_of(const Problem& p, int matrix) {
+  return ceil_div(source_columns(p, matrix) * ELEMENT_BYTES, STEPS_A_STAGE * STEP_BYTES);
+}
+
+// Codes: the column of its chunk that stands at a position of the products' order (codes.cuh says why).
+DEV int column_at(int position) {
+  return (position & 0x20) << 1 | (position & 0x40) >> 1 | (position & 6) << 2 | (position & 0x10) >> 2 |
+         (position & 1) << 1 | (position & 8) >> 3;
+}

@@ -3,7 +3,7 @@
 
 #include "schedule.cuh"
 
-constexpr int TILE_READERS = GATHER_WARPS + WIDEN_WARPS + 2;  // arrivals before a place of the list is used again
+constexpr int TILE_READERS = GATHER_WARPS + 2;  // arrivals before a place of the list is used again
 
 // The next ticket of the team: its first block takes it and lays it into the memory of the second.
 DEV uint32_t next_ticket(const Problem& p, Turn<1>& turn, int lane) {
@@ -28,7 +28,7 @@ DEV uint32_t next_ticket(const Problem& p, Turn<1>& turn, int lane) {
 
 // Where the tokens of a tile start, in pieces of 16 bytes; places past the last repeat it.
 DEV void list_rows(const Problem& p, const Tile& tile, int at, int lane) {
-  const uint32_t pitch = p.columns[0] * ELEMENT_BYTES / 16;
+  const uint32_t pitch = source_columns(p, 0) * ELEMENT_BYTES / 16;
   for (int place = lane; place < ceil_div(tile.count, 16) * 16; place += 32) {
     const int slot = p.slots[tile.first + (place < tile.count ? place : tile.count - 1)];
     sts32(ROWS + ROWS_BYTES * at + 4 * place, static_cast<uint32_t>(slot) / static_cast<uint32_t>(p.top_k) * pitch);

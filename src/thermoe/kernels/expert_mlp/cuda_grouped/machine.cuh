@@ -59,6 +59,9 @@ DEV void lds128(uint32_t at, uint32_t (&r)[4]) {
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address_of(at)) : "memory");
 }
+DEV void lds64(uint32_t at, uint32_t (&r)[2]) {
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address_of(at)) : "memory");
+}
 DEV uint32_t lds32(uint32_t at) {
   uint32_t r;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(address_of(at)) : "memory");
@@ -143,6 +146,24 @@ DEV void barrier_wait_cluster(uint32_t bar, uint32_t parity) {  // for what anot
       "}" ::"r"(address_of(bar)), "r"(parity) : "memory");
 }
 
+// ---- what the L2 cache is told of a piece: the code that createpolicy gives for all of it. Copies of tokens tell it
+// nothing: with a hint, ptxas 13.0 adds uniform registers that nobody has written to their place in a cluster's memory.
+constexpr uint64_t GO_FIRST = 0x12f0000000000000ull;
+#if THERMOE_KEEP & 1
+#define WEIGHTS_HINTED ".L2::cache_hint"
+#define WEIGHTS_HINT ", %0"
+#else
+#define WEIGHTS_HINTED
+#define WEIGHTS_HINT
+#endif
+#if THERMOE_KEEP & 2
+#define OUTPUTS_HINTED ".L2::cache_hint"
+#define OUTPUTS_HINT ", %0"
+#else
+#define OUTPUTS_HINTED
+#define OUTPUTS_HINT
+#endif
+
 // ---- copies into shared memory that run by themselves
 DEV void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 DEV void fence_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
@@ -157,23 +178,28 @@ DEV void copy_alone(uint32_t to, const TensorMap* map, int byte, int row, uint32
 // Into all blocks of the team, at the same place, and each one's barrier counts the bytes.
 constexpr uint16_t WHOLE_TEAM = (1 << TEAM) - 1;
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
-  if constexpr (TEAM == 1) return copy_alone(to, map, byte, row, bar);
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-      " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(row), "r"(address_of(bar)),
-      "h"(WHOLE_TEAM) : "memory");
+  if constexpr (TEAM == 1)
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes" WEIGHTS_HINTED
+        " [%1], [%2, {%3, %4}], [%5]" WEIGHTS_HINT ";" ::"l"(GO_FIRST), "r"(address_of(to)), "l"(map), "r"(byte),
+        "r"(row), "r"(address_of(bar)) : "memory");
+  else
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster" WEIGHTS_HINTED
+        " [%1], [%2, {%3, %4}], [%5], %6" WEIGHTS_HINT ";" ::"l"(GO_FIRST), "r"(address_of(to)), "l"(map), "r"(byte),
+        "r"(row), "r"(address_of(bar)), "h"(WHOLE_TEAM) : "memory");
 }
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int group, uint32_t bar) {
   if constexpr (TEAM == 1)
     asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        " [%0], [%1, {%2, 0, %3, %4}], [%5];" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(half), "r"(group),
-        "r"(address_of(bar)) : "memory");
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes" WEIGHTS_HINTED
+        " [%1], [%2, {%3, 0, %4, %5}], [%6]" WEIGHTS_HINT ";" ::"l"(GO_FIRST), "r"(address_of(to)), "l"(map), "r"(byte),
+        "r"(half), "r"(group), "r"(address_of(bar)) : "memory");
   else
     asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-        " [%0], [%1, {%2, 0, %3, %4}], [%5], %6;" ::"r"(address_of(to)), "l"(map), "r"(byte), "r"(half), "r"(group),
-        "r"(address_of(bar)), "h"(WHOLE_TEAM) : "memory");
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster" WEIGHTS_HINTED
+        " [%1], [%2, {%3, 0, %4, %5}], [%6], %7" WEIGHTS_HINT ";" ::"l"(GO_FIRST), "r"(address_of(to)), "l"(map),
+        "r"(byte), "r"(half), "r"(group), "r"(address_of(bar)), "h"(WHOLE_TEAM) : "memory");
 }
 DEV void prefetch_box(const TensorMap* map, int byte, int row) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(byte), "r"(row)
@@ -184,6 +210,11 @@ DEV void prefetch_box(const TensorMap* map, int byte, int half, int group) {
                "r"(group)
                : "memory");
 }
+// The same for rows of codes, whose map has a box of its own.
+DEV void copy_codes(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
+  copy_box(to, map, byte, row, bar);
+}
+DEV void prefetch_codes(const TensorMap* map, int byte, int row) { prefetch_box(map, byte, row); }
 // 16 bytes, zeros where not inside. The address is computed here, for the compiler would keep it in two registers.
 DEV void copy_piece(uint32_t to, const char* start, uint32_t pieces, bool inside) {
   asm volatile(
@@ -202,6 +233,8 @@ DEV void products_open() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"
 DEV void products_close() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int LEFT>
 DEV void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
+// What comes later in the source uses the value later: products write it unseen.
+DEV void stays_behind(float& v) { asm volatile("" : "+f"(v)::"memory"); }
 // Rows of 128 bytes in groups of 8, swizzled as the copy engine does it; 16-byte units throughout.
 DEV uint64_t operand(uint32_t at) {
   constexpr uint64_t SWIZZLE_128 = 1ull << 62, GROUP_PITCH = 64ull << 32, UNUSED_PITCH = 1ull << 16;
@@ -231,17 +264,14 @@ DEV void store_piece(void* to, const uint32_t (&r)[4]) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
-DEV void load_piece(uint32_t (&r)[4], const void* from) {  // of what no launch writes
-  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(from));
+DEV void store_output(void* to, const uint32_t (&r)[4]) {
+  asm volatile("st.global" OUTPUTS_HINTED ".v4.u32 [%1], {%2, %3, %4, %5}" OUTPUTS_HINT ";" ::"l"(GO_FIRST), "l"(to),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
 }
 DEV uint32_t load_half(const uint16_t* from) {
   uint16_t v;
   asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(from));
   return v;
-}
-DEV void ask_bytes(const void* from, uint32_t bytes) {  // into the L2 cache, 16 at a time
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 DEV void pause() { __nanosleep(40); }
 
@@ -264,18 +294,11 @@ DEV uint32_t add_bf16(uint32_t a, uint32_t b) {
   asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 }
-DEV uint32_t multiply_bf16(uint32_t a, uint32_t b) {
-  uint32_t r;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
 DEV uint32_t add_product_bf16(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t r;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
   return r;
 }
-template <int NAMES>  // of four bytes among the eight of two words
-DEV uint32_t pick_bytes(uint32_t a, uint32_t b) { return __byte_perm(a, b, NAMES); }
 DEV float fast_exp(float v) { return __expf(v); }
 DEV float fast_divide(float a, float b) { return __fdividef(a, b); }
 

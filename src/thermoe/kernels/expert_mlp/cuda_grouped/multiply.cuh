@@ -1,14 +1,8 @@
-// The two warpgroups that multiply. Each has 128 rows of a tile's weights as two products of 64 rows, whose sums stay in
-// registers; both share the tile's tokens. One is LEAD steps ahead: while it stores, the other has the matrix units.
+// The two warpgroups that multiply. Each has 128 rows of a tile's weights as two products of 64 rows, whose sums stay
+// in registers; both share the tile's tokens. One is LEAD steps ahead: while it stores, the other has the matrix units.
 #pragma once
 
-#include "finish.cuh"
-
-// A stage is given back to all blocks that copy into it.
-DEV void give_back(uint32_t empty) {
-  const int lane = thread_index() % 32;
-  if (lane < TEAM) barrier_arrive_in(empty, lane);
-}
+#include "codes.cuh"
 
 template <int WIDTH>
 DEV void multiply_steps(Sums& sums, Turn<STAGES>& turn, int steps, int group, int told, bool gathered) {
@@ -36,17 +30,40 @@ DEV void multiply_steps(Sums& sums, Turn<STAGES>& turn, int steps, int group, in
 
 // The narrowest product that holds all places: its width is part of the instruction.
 template <int OF_8>
-DEV void multiply_width(Sums& sums, Turn<STAGES>& turn, int steps, int group, int told, const Tile& tile) {
+DEV void multiply_width(Sums& sums, Turn<STAGES>& turn, int stages, int group, int told, const Tile& tile) {
   if constexpr (OF_8 < OCTETS)
-    if (tile.count > 8 * OF_8) return multiply_width<OF_8 + 1>(sums, turn, steps, group, told, tile);
-  multiply_steps<8 * OF_8>(sums, turn, steps, group, told, tile.matrix == 0);
+    if (tile.count > 8 * OF_8) return multiply_width<OF_8 + 1>(sums, turn, stages, group, told, tile);
+  multiply_steps<8 * OF_8>(sums, turn, stages, group, told, tile.matrix == 0);
+}
+template <int BITS, int OF_8>
+DEV void multiply_width(Sums& sums, Turn<STAGES>& turn, int stages, Coded<BITS>& coded, int told, const Tile& tile) {
+  if constexpr (OF_8 < OCTETS)
+    if (tile.count > 8 * OF_8) return multiply_width<BITS, OF_8 + 1>(sums, turn, stages, coded, told, tile);
+  multiply_chunks<8 * OF_8>(sums, turn, stages, coded, told);
 }
 
-DEV void multiply(Sums& sums, Turn<STAGES>& turn, int steps, int group, const Tile& tile) {
-  const bool led = LEAD > 0 && steps >= 2 * STAGES;  // else the leader might be a whole tile ahead
+template <int BITS>
+DEV void multiply_codes(const Problem& p, Sums& sums, Turn<STAGES>& turn, int group, int told, const Tile& tile) {
+  Coded<BITS> coded(p, tile, group, thread_index() / 32 % 4, thread_index() % 32);
+  multiply_width<BITS, 1>(sums, turn, stages_of(p, tile.matrix), coded, told, tile);
+}
+
+DEV void multiply(const Problem& p, Sums& sums, Turn<STAGES>& turn, int group, const Tile& tile) {
+  const int stages = stages_of(p, tile.matrix);
+  const bool led = LEAD > 0 && stages >= 2 * STAGES;  // else the leader might be a whole tile ahead
   const int told = led && group == 0 ? LEAD - 1 : -1;
   if (led && group == 1) named_wait(LEADER_AHEAD, 32 * MULTIPLY_WARPS);
-  multiply_width<1>(sums, turn, steps, group, told, tile);
+  if constexpr (PLANES == 0) {
+    multiply_width<1>(sums, turn, stages, group, told, tile);
+  } else {
+    constexpr int MOST = 1 << PLANES;
+    const int bits = NESTED && p.bits ? p.bits[tile.expert] : MOST;
+    if constexpr (NESTED && MOST > 2)
+      if (bits < 4) return multiply_codes<2>(p, sums, turn, group, told, tile);
+    if constexpr (NESTED && MOST > 4)
+      if (bits < 8) return multiply_codes<4>(p, sums, turn, group, told, tile);
+    multiply_codes<MOST>(p, sums, turn, group, told, tile);
+  }
 }
 
 DEV void multiply_tiles(const Problem& p, int thread) {
@@ -56,9 +73,10 @@ DEV void multiply_tiles(const Problem& p, int thread) {
     barrier_wait(BAR_TILE_FULL + 8 * place.at, place.parity);
     const Tile tile = read_tile(place.at);
     if (tile.matrix < 0) return;
-    const Finisher finisher(p, tile, group, warp, lane);
+    Finisher finisher(p, tile, group, warp, lane);
     Sums sums;
-    multiply(sums, turn, steps_of(p, tile.matrix), group, tile);
+    multiply(p, sums, turn, group, tile);
+    finisher.take_units(sums);
     if (tile.matrix == 0)
       finisher.store_hidden(sums);
     else

@@ -24,6 +24,7 @@ MAX_EXPERTS = 512
 COUNTER_WORDS = 32 + MAX_EXPERTS
 PLACE_BOX_ROWS = 16  # of layout.cuh
 ACTIVATIONS = {Activation.SWIGLU: 0, Activation.GEGLU: 1, Activation.SWIGLU_CLAMPED: 2}
+_PLANES = ("int2", "int4", "int8", "bank4", "bank8")
 _PIECE_BYTES = 16  # by which rows are copied and stored
 _Pair, _Pointers = ctypes.c_int32 * 2, ctypes.c_void_p * 2
 
@@ -33,6 +34,7 @@ class Problem(ctypes.Structure):
 
     _fields_ = (
         ("map", TensorMap * 2),
+        ("plane", TensorMap * 3 * 2),
         ("hidden_map", TensorMap),
         ("tokens", ctypes.c_void_p),
         ("hidden", ctypes.c_void_p),
@@ -40,8 +42,8 @@ class Problem(ctypes.Structure):
         ("slots", ctypes.c_void_p),
         ("offsets", ctypes.c_void_p),
         ("counters", ctypes.c_void_p),
-        ("plane", _Pointers * 2),
         ("scale", _Pointers),
+        ("bits", ctypes.c_void_p),
         ("bias", _Pointers),
         ("row_scale", _Pointers),
         ("source_scale", _Pointers),
@@ -50,8 +52,15 @@ class Problem(ctypes.Structure):
         ("columns", _Pair),
         ("parts", ctypes.c_int32),
         ("lag", ctypes.c_int32),
-        ("unused", _Pair * 3),  # up to a multiple of the alignment of tensor maps
+        ("unused", _Pair * 6),  # up to a multiple of the alignment of tensor maps
     )
+
+
+def source_columns(experts: ExpertWeights) -> tuple[int, int]:
+    """Of tokens and hidden values as the kernel reads them: with codes whole chunks."""
+    if not isinstance(experts.fc1, PlaneMatrices):
+        return experts.d_model, experts.inter_size
+    return -(-experts.d_model // CHUNK) * CHUNK, -(-experts.inter_size // CHUNK) * CHUNK
 
 
 def weights_of(matrices: Matrices) -> Tensor:
@@ -64,7 +73,7 @@ def weights_of(matrices: Matrices) -> Tensor:
     return matrices.code_ENC
 
 
-_TAKEN = "bf16, e4m3 with a scale for each row, or int4 in groups of 128 without zeros"
+_TAKEN = "bf16, e4m3 with a scale for each row, or bit planes in groups of 128 without zeros, both alike"
 
 
 def layer_refusal(experts: ExpertWeights, num_slots: int) -> str | None:
@@ -72,7 +81,7 @@ def layer_refusal(experts: ExpertWeights, num_slots: int) -> str | None:
     if experts.activation not in ACTIVATIONS:
         return f"activation {experts.activation}: the kernel takes gated ones"
     kinds = {_kind(matrices) for matrices in (experts.fc1, experts.fc2)}
-    if len(kinds) > 1 or not kinds <= {"bf16", "e4m3", "int4"}:
+    if len(kinds) > 1 or not kinds <= {"bf16", "e4m3", *_PLANES}:
         return f"weights in {' and '.join(sorted(kinds))}: the kernel takes {_TAKEN}"
     D, I = experts.d_model, experts.inter_size  # noqa: E741
     step = 16 if "e4m3" in kinds else 8
@@ -90,8 +99,9 @@ def _kind(matrices: Matrices) -> str:
         return "bf16" if matrices.weight_ENC.dtype == torch.bfloat16 else str(matrices.weight_ENC.dtype)
     if isinstance(matrices, Fp8Matrices):
         return "blocks of e4m3" if matrices.blocks else "e4m3"
-    plain = not matrices.nested and matrices.zero_PENG is None and matrices.group_size == CHUNK
-    return f"int{matrices.max_bits}" if plain else "nested or other bit planes"
+    name = f"{'bank' if matrices.nested else 'int'}{matrices.max_bits}"
+    taken = matrices.zero_PENG is None and matrices.group_size == CHUNK
+    return name if taken else f"{name} in other groups or with zeros"
 
 
 def _memory(experts: ExpertWeights) -> str | None:
@@ -119,8 +129,8 @@ def fill(experts: ExpertWeights, plan: DispatchPlan, top_k: int, hidden_NI: Tens
         problem.row_scale[m] = matrices.scale.data_ptr() if isinstance(matrices, Fp8Matrices) else None
         if isinstance(matrices, PlaneMatrices):
             problem.scale[m] = matrices.scale_PENG.data_ptr()
-            for part, plane in enumerate(matrices.planes):
-                problem.plane[m][part] = plane.data_ptr()
+    nested = isinstance(experts.fc1, PlaneMatrices) and experts.fc1.nested
+    problem.bits = experts.bits_E.data_ptr() if nested and experts.bits_E is not None else None
     problem.experts, problem.top_k = experts.num_experts, top_k
     problem.columns = _Pair(experts.d_model, experts.inter_size)
     return problem

@@ -54,6 +54,7 @@ DEV void barrier_wait(uint32_t bar, uint32_t parity) {
   cpu::Barrier& b = barrier_of(*cpu::self().block, bar);
   cpu::wait_until([&b, parity] { return (b.phase & 1) != parity; });
 }
+DEV void barrier_wait_cluster(uint32_t bar, uint32_t parity) { barrier_wait(bar, parity); }
 
 DEV int cluster_threads() { return THERMOE_CLUSTER * cpu::machine->threads; }
 DEV cpu::Block& cluster_block(int rank) {

@@ -4,11 +4,18 @@
 
 #include "layout.cuh"
 
-DEV const uint16_t* row_of(const Problem& p, int output) {
-  const bool first = output < p.ends[0], second = output < p.ends[1];
-  const uint16_t* matrix = first ? p.weight[0] : second ? p.weight[1] : p.weight[2];
-  return matrix + static_cast<int64_t>(output - (first ? 0 : second ? p.ends[0] : p.ends[1])) * COLUMNS;
-}
+struct Source {
+  const uint16_t* row;
+  int left;  // of its matrix, this row included
+
+  DEV Source(const Problem& p, int output) {
+    const bool first = output < p.ends[0], second = output < p.ends[1];
+    const int begin = first ? 0 : second ? p.ends[0] : p.ends[1];
+    row = first ? p.weight[0] : second ? p.weight[1] : p.weight[2];
+    row += static_cast<int64_t>(output - begin) * COLUMNS;
+    left = (first ? p.ends[0] : second ? p.ends[1] : p.ends[2]) - output;
+  }
+};
 
 // Gaps at the ends of rows hold zeros: they meet columns of x that are not there, and may not be infinite.
 DEV void clear_gaps(const Problem& p, const Work& work, int thread) {
@@ -26,11 +33,16 @@ DEV void ask_for_stage(const Problem& p, const Work& work, int stage, int slot, 
   const uint32_t bar = full_barrier(slot), to = shared_start() + p.stages_at + slot * STAGE_ROWS * PITCH;
   barrier_expect(bar, rows > asker ? (rows - asker + ASKERS - 1) / ASKERS * work.row_bytes : 0);
   if (work.row_bytes == 0) return;
+  const Source source(p, first);
+  if (source.left >= STAGE_ROWS && rows == STAGE_ROWS) {
+    const uint16_t* from = source.row + work.first_column + asker * COLUMNS;
 #pragma unroll
-  for (int i = 0; i < STAGE_ROWS / ASKERS; ++i) {
-    const int row = ASKERS * i + asker;
-    if (row < rows)
-      copy_bytes(to + row * PITCH, row_of(p, first + row) + work.first_column, work.row_bytes, bar, policy);
+    for (int i = 0; i < STAGE_ROWS / ASKERS; ++i)
+      copy_bytes(to + asker * PITCH + i * ASKERS * PITCH, from + i * ASKERS * COLUMNS, work.row_bytes, bar, policy);
+  } else {
+#pragma unroll 1
+    for (int row = asker; row < rows; row += ASKERS)
+      copy_bytes(to + row * PITCH, Source(p, first + row).row + work.first_column, work.row_bytes, bar, policy);
   }
 }
 

@@ -74,7 +74,7 @@ DEV void join(const Problem& p, const Work& work, const Parts& parts, const Roun
     }
   }
   if (CLUSTER == 1) return;
-  barrier_wait(bar, round.number / 2 % 2);
+  barrier_wait_cluster(bar, round.number / 2 % 2);
   for (int unit = work.rank + CLUSTER * warp; unit < units; unit += CLUSTER * WARPS) {
     float sum[4];
     sum_up<CLUSTER>(sum, [&](int rank) { return inbox_at(p, round, unit / CLUSTER, rank, lane); });

@@ -4,19 +4,24 @@
 #include "bring.cuh"
 #include "join.cuh"
 
-DEV void lay_barriers(const Problem& p, int thread) {
-  if (thread < p.stages) barrier_init(full_barrier(thread), ASKERS);
-  if (thread < p.stages) barrier_init(empty_barrier(thread), SLICES);
-  if (thread < 2) barrier_init(inbox_barrier(thread), 1);
+// Each warp some of them.
+DEV void lay_barriers(const Problem& p, const Work& work, int warp) {
+  if (!elected()) return;
+  const bool again = work.stages() > p.stages;
+  for (int slot = warp; slot < p.stages; slot += WARPS + ASKERS) {
+    barrier_init(full_barrier(slot), ASKERS);
+    if (again) barrier_init(empty_barrier(slot), SLICES);
+  }
+  if (CLUSTER > 1 && warp < 2) barrier_init(inbox_barrier(warp), 1);
   barrier_init_fence();
 }
 
 DEV void multiply_all(const Problem& p, const Work& work, int warp, int lane) {
   const int slice = warp % SLICES, group = warp / SLICES;
+  Rows x(p, work, slice, lane);
   wait_for_launch_before();
   let_next_launch_begin();
-  Rows x;
-  x.load(p, work, slice, lane);
+  x.load();
   const Parts parts(p);
   const bool again = work.stages() > p.stages;
   Slot slot(group, p.stages);
@@ -49,7 +54,7 @@ DEV void multiply_all(const Problem& p, const Work& work, int warp, int lane) {
 DEV void linear_block(const Problem& p) {
   const int thread = thread_index(), warp = same_in_warp(thread / 32);
   const Work work(p);
-  lay_barriers(p, thread);
+  lay_barriers(p, work, warp);
   clear_gaps(p, work, thread);
   sync_block();
   cluster_arrive();

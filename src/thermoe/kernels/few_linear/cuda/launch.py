@@ -53,7 +53,7 @@ class Tuning:
     Attributes:
         cluster, slices, groups, askers: of `Build`.
         clusters: of the launch, as many as run at once if None.
-        early: stages (16 rows of weights) of a block that are asked for before the launch before has ended; all if None.
+        early: stages (of 16 rows) of a block that are asked for before the launch before has ended; all if None.
     """
 
     cluster: int | None = None

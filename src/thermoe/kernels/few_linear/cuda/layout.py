@@ -3,6 +3,7 @@
 Shapes: T tokens, C columns, N outputs. The terms (tile, stage, slice, round, parts) are explained in layout.cuh.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
@@ -50,8 +51,8 @@ class Build:
     @property
     def slice_blocks(self) -> int:
         """Of 32 columns, that a warp takes."""
-        blocks = -(-self.columns // _BLOCK_COLUMNS)
-        return -(-(-(-blocks // self.cluster)) // self.slices)
+        blocks = math.ceil(self.columns / _BLOCK_COLUMNS)
+        return math.ceil(math.ceil(blocks / self.cluster) / self.slices)
 
     @property
     def pitch(self) -> int:

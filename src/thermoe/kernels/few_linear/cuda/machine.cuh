@@ -67,7 +67,18 @@ DEV void barrier_arrive(uint32_t bar) {
 DEV void barrier_expect(uint32_t bar, uint32_t bytes) {  // arrives, and expects bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
-DEV void barrier_wait(uint32_t bar, uint32_t parity) {  // what other blocks of the cluster sent is seen too
+DEV void barrier_wait(uint32_t bar, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra over;\n"
+      "bra again;\n"
+      "over:\n"
+      "}" ::"r"(bar), "r"(parity) : "memory");
+}
+DEV void barrier_wait_cluster(uint32_t bar, uint32_t parity) {  // for what other blocks of the cluster sent
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
@@ -79,11 +90,12 @@ DEV void barrier_wait(uint32_t bar, uint32_t parity) {  // what other blocks of 
       "}" ::"r"(bar), "r"(parity) : "memory");
 }
 
-// ---- the blocks of a cluster: all threads arrive, and what waits learns that every block has laid its barriers
+// ---- the blocks of a cluster: all threads arrive, and who waits learns that every block has laid its barriers; the
+// fence above stands before the arrival of whoever laid them
 DEV void cluster_arrive() {
   if constexpr (THERMOE_CLUSTER > 1) {
     __syncwarp();  // whole warps arrive
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
   }
 }
 DEV void cluster_wait() {

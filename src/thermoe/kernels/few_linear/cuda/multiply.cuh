@@ -8,22 +8,28 @@
 
 struct Rows {
   uint32_t v[SLICE_BLOCKS][TOKEN_TILES][2][4];  // of tokens l / 4 and l / 4 + 8
+  const uint16_t* from;
+  int tokens, left;  // from this lane's first on; columns likewise
 
-  DEV void load(const Problem& p, const Work& work, int slice, int lane) {
+  DEV Rows(const Problem& p, const Work& work, int slice, int lane) {
+    const int column = slice * SLICE_BLOCKS * BLOCK_COLUMNS + 8 * (lane % 4), token = lane / 4;
+    from = p.x + static_cast<int64_t>(token) * COLUMNS + work.first_column + column;
+    tokens = p.tokens - token, left = work.row_bytes / 2 - column;
+  }
+  DEV void load() {
 #pragma unroll
     for (int block = 0; block < SLICE_BLOCKS; ++block)
 #pragma unroll
       for (int tile = 0; tile < TOKEN_TILES; ++tile)
 #pragma unroll
         for (int upper = 0; upper < 2; ++upper) {
-          const int inside = (slice * SLICE_BLOCKS + block) * BLOCK_COLUMNS + 8 * (lane % 4);
-          const int token = 16 * tile + 8 * upper + lane / 4;
+          const int token = 16 * tile + 8 * upper, column = block * BLOCK_COLUMNS;
+          const bool inside = token < tokens && (WHOLE || column < left);
           if (EIGHT && upper) {
             v[block][tile][upper][0] = v[block][tile][upper][1] = 0;
             v[block][tile][upper][2] = v[block][tile][upper][3] = 0;
           } else {
-            const int64_t at = static_cast<int64_t>(token) * COLUMNS + work.first_column + inside;
-            load_fresh(p.x + at, token < p.tokens && 2 * inside < work.row_bytes, v[block][tile][upper]);
+            load_fresh(from + token * COLUMNS + column, inside, v[block][tile][upper]);
           }
         }
   }

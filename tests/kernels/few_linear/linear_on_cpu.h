@@ -2,6 +2,8 @@
 // late, and copies spoil their destination when they start.
 #pragma once
 
+#include <map>
+
 #include "cuda_on_cpu_machine.h"
 
 #define IN_CLUSTER
@@ -9,6 +11,14 @@
 namespace cpu {
 inline bool before_waited_for = false, before_ended = false;  // the launch before this one
 inline std::function<void()> end_before;
+// Copies that one barrier waits for take about as long: were each drawn for itself, one of many would always be the
+// last thing to happen, and no warp could run ahead of another.
+inline std::map<std::pair<const Barrier*, uint32_t>, int> delays;
+inline void launch_copy_for(const Barrier& b, std::function<void()> land) {
+  const int choices[] = {0, 40, 400, NEVER_BY_ITSELF}, choice = static_cast<int>(machine->random() % 4);
+  const auto drawn = delays.emplace(std::make_pair(&b, b.phase), machine->uneven ? choices[choice] : choice).first;
+  machine->flights.emplace_back(drawn->second, std::move(land));
+}
 }  // namespace cpu
 
 DEV int thread_index() { return cpu::self().thread; }
@@ -74,7 +84,7 @@ DEV void send(uint32_t to, int rank, const uint32_t (&r)[4], uint32_t bar) {
   cpu_place(to, 16);
   cpu::Barrier& b = barrier_of(block, bar);
   std::vector<uint32_t> words(r, r + 4);
-  cpu::launch_copy([=, &block, &b] {
+  cpu::launch_copy_for(b, [=, &block, &b] {
     if (block.left) return cpu::complain("words landed in a block that has left", to);
     std::memcpy(block.shared.data() + to, words.data(), 16);
     b.bytes -= 16;
@@ -101,7 +111,7 @@ DEV void copy_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t bar,
   cpu::Block& block = *cpu::self().block;
   std::memset(block.shared.data() + to, 0xff, bytes);
   cpu::Barrier& b = barrier_of(block, bar);
-  cpu::launch_copy([=, &block, &b] {
+  cpu::launch_copy_for(b, [=, &block, &b] {
     if (block.left) return cpu::complain("a copy landed in a block that has left", to);
     std::memcpy(block.shared.data() + to, from, bytes);
     b.bytes -= bytes;

@@ -122,6 +122,12 @@ def test_rounds_with_parts_apart_and_no_ring(kernel_of):
     assert cut.round_tiles == 4
 
 
+def test_blocks_that_begin_late_are_waited_for(kernel_of):
+    for seed in range(8):  # a send before all have begun fails the run
+        got, want, _ = run(kernel_of, (3, 512, (1,)), clusters=1, uneven=True, seed=seed)
+        close(got, want)
+
+
 def test_the_same_bits_in_every_schedule(kernel_of):
     first, *others = (
         run(kernel_of, (16, 384, (70,)), clusters=2, seed=seed, uneven=seed % 2 == 1)[0] for seed in range(5)

@@ -25,6 +25,8 @@ from thermoe.kernels.expert_mlp.cuda_grouped.launch import build_of as grouped_b
 from thermoe.kernels.expert_mlp.triton_launch import expert_mlp_few, expert_mlp_many
 from thermoe.kernels.expert_mlp.triton_order import in_code_order
 from thermoe.kernels.expert_mlp.weights import DenseMatrices, ExpertWeights, Fp8Matrices, Matrices, PlaneMatrices
+from thermoe.kernels.few_linear.cuda.launch import cubin as linear_cubin
+from thermoe.kernels.few_linear.cuda.layout import build_for
 from thermoe.kernels.few_linear.triton import few_linear_triton
 from thermoe.kernels.route.launch import launch, outputs
 
@@ -73,7 +75,17 @@ def _cuda() -> dict[str, Call]:
         f"CUDA grouped, {name}": partial(grouped_cubin, build) for name, build in builds.items()
     }
     plan: dict[str, Call] = {f"CUDA plan, {n} tokens": partial(_plan_code, n) for n in (65, 4096, 32768)}
-    return decode | grouped | plan | {f"CUDA routing, {n} tokens": partial(_routing_code, n) for n in (1, 16, 64, 4096)}
+    linear: dict[str, Call] = {
+        f"CUDA linear, {n} tokens of {columns}": partial(_linear_code, columns, n)
+        for columns, n in ((2048, 1), (2048, 16), (4096, 16), (2880, 32), (4096, 64))
+    }
+    return (
+        decode
+        | grouped
+        | plan
+        | linear
+        | {f"CUDA routing, {n} tokens": partial(_routing_code, n) for n in (1, 16, 64, 4096)}
+    )
 
 
 def _routing_code(num_tokens: int) -> bytes:
@@ -84,6 +96,12 @@ def _routing_code(num_tokens: int) -> bytes:
     assert layout is not None
     shape = cuda.shape_of(EMPTY(num_tokens, E), EMPTY(4 * E), None, K, [0, 1, 1, 1, 1], layout)
     return compile_source(cuda.source(shape, layout.cluster), "route.cu", (9, 0))
+
+
+def _linear_code(columns: int, num_tokens: int) -> bytes:
+    build = build_for(columns, num_tokens)
+    assert build is not None
+    return linear_cubin(build)
 
 
 def _plan_code(num_tokens: int) -> bytes:

@@ -3,7 +3,7 @@ import torch
 from few_linear_cases import CASES, drawn, in_float64
 
 from thermoe.errors import ConfigError
-from thermoe.kernels.few_linear import few_linear
+from thermoe.kernels.few_linear import cuda, few_linear
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -30,3 +30,17 @@ def test_bad_input_is_refused():
     for wrong in ((x.double(), weights), (x.t().contiguous().t(), weights), (x, [weights[0].half(), weights[1]])):
         with pytest.raises(ConfigError, match="contiguous"):
             few_linear(*wrong)
+
+
+def test_tensors_that_the_cuda_kernel_does_not_take_are_named():
+    x, weights, _ = drawn(3, 64, (8, 5), torch.bfloat16)
+    crooked = torch.empty(8 * 64 + 1, dtype=torch.bfloat16)[1:].view(8, 64)
+    assert "runs on a GPU" in cuda.refusal(x, weights)
+    assert "takes bf16" in cuda.refusal(x.half(), weights)
+    assert "in eights" in cuda.refusal(x[:, :60], weights)
+    assert "takes 1 to 64" in cuda.refusal(x[:0], weights)
+    assert "takes 1 to 64" in cuda.refusal(torch.empty(64, 16384, dtype=torch.bfloat16), [])
+    assert "multiple of 16" in cuda.refusal(x, [crooked])
+    assert "outputs" in cuda.refusal(x, [torch.empty(1 << 24, 64, dtype=torch.bfloat16, device="meta"), weights[0]])
+    with pytest.raises(ConfigError, match=r"takes bf16"):
+        cuda.run(x.float(), weights, (), x)

@@ -12,6 +12,37 @@ from functools import cache
 from thermoe.errors import ThermoeError
 
 _MAX_SHARED, _RELAXED = 8, 2  # CUfunction_attribute, CUstreamCaptureMode
+_CLUSTER, _OVERLAPS = 4, 6  # CUlaunchAttributeID
+
+
+class _Attribute(ctypes.Structure):
+    """`CUlaunchAttribute`: a number and a union of 64 bytes, of which a flag takes the first four, a shape twelve."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_uint * 3), ("rest", ctypes.c_int * 13))
+
+
+class _Config(ctypes.Structure):
+    """`CUlaunchConfig`."""
+
+    _fields_ = (
+        ("blocks", ctypes.c_uint * 3),
+        ("threads", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", ctypes.c_uint),
+    )
+
+
+def _config(blocks: int, threads: int, shared_bytes: int, stream: int, attribute: _Attribute) -> _Config:
+    return _Config(
+        blocks=(blocks, 1, 1),
+        threads=(threads, 1, 1),
+        shared_bytes=shared_bytes,
+        stream=stream,
+        attributes=ctypes.pointer(attribute),
+        num_attributes=1,
+    )
 
 
 class CudaUnavailableError(ThermoeError):
@@ -86,15 +117,50 @@ class Kernel:
         self._name = name
 
     def launch(
-        self, arguments: ctypes.Structure, *, blocks: int, threads: int, stream: int, resident: bool = False
+        self,
+        arguments: ctypes.Structure,
+        *,
+        blocks: int,
+        threads: int,
+        stream: int,
+        resident: bool = False,
+        overlaps: bool = False,
+        shared_bytes: int | None = None,
     ) -> None:
-        """Queue it on a stream; `resident` blocks all run together or not at all (cooperative launch).
+        """Queue it on a stream.
+
+        Args:
+            arguments: its only parameter.
+            blocks, threads: of the grid, and of a block.
+            stream: that it is queued on.
+            resident: all blocks run together or not at all (cooperative launch).
+            overlaps: it begins before the launch before it has ended, and waits for its end by itself (programmatic
+                dependent launch, compute capability 9.0).
+            shared_bytes: of dynamic shared memory, if less than all that the kernel was given.
 
         Raises:
             CudaUnavailableError: the driver refuses the launch.
         """
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        call = libcuda().cuLaunchCooperativeKernel if resident else libcuda().cuLaunchKernel
-        extra = () if resident else (None,)
-        shape = (blocks, 1, 1, threads, 1, 1, self._shared_bytes)
-        check(call(self._function, *shape, ctypes.c_void_p(stream), parameters, *extra), f"launching {self._name}")
+        shared_bytes = self._shared_bytes if shared_bytes is None else shared_bytes
+        if overlaps:
+            config = _config(blocks, threads, shared_bytes, stream, _Attribute(id=_OVERLAPS, value=(1, 0, 0)))
+            status = libcuda().cuLaunchKernelEx(ctypes.byref(config), self._function, parameters, None)
+        else:
+            call = libcuda().cuLaunchCooperativeKernel if resident else libcuda().cuLaunchKernel
+            extra = () if resident else (None,)
+            shape = (blocks, 1, 1, threads, 1, 1, shared_bytes)
+            status = call(self._function, *shape, ctypes.c_void_p(stream), parameters, *extra)
+        check(status, f"launching {self._name}")
+
+    def clusters_at_once(self, size: int, threads: int) -> int:
+        """How many clusters of `size` blocks, with all of the kernel's shared memory, can run at a time.
+
+        Raises:
+            CudaUnavailableError: the driver does not say.
+        """
+        found = ctypes.c_int()
+        config = _config(size, threads, self._shared_bytes, 0, _Attribute(id=_CLUSTER, value=(size, 1, 1)))
+        asked = libcuda().cuOccupancyMaxActiveClusters(ctypes.byref(found), self._function, ctypes.byref(config))
+        check(asked, f"asking how many clusters of {self._name} run at once")
+        return found.value

@@ -1,6 +1,7 @@
 """Linear layers that share their input, for so few rows that the time is that of reading the weights: one launch."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
@@ -14,7 +15,13 @@ MOST_ROWS = 64
 MOST_MATRICES = 3
 
 
-def few_linear(x_TC: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None] = ()) -> Tensor:
+def few_linear(
+    x_TC: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None] = (),
+    *,
+    kernel: Literal["cuda", "triton"] | None = None,
+) -> Tensor:
     """The products of the same rows with up to three weight matrices, side by side.
 
     Args:
@@ -22,16 +29,27 @@ def few_linear(x_TC: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor 
         weights: Matrices (N_i, C) of x's dtype, contiguous. On a GPU of capability 9.0 they are read before the launch
             just before this one has ended, so that one must not write them; `x_TC` may come from it.
         biases: (N_i,) or None for each; empty where no matrix has one.
+        kernel: What computes up to `MOST_ROWS` rows on a GPU; None: the CUDA C++ kernel where it can be built and takes
+            the tensors, the Triton kernel otherwise.
 
     Returns:
         (T, sum of N_i) in x's dtype, accumulated in float32 and rounded once.
 
     Raises:
-        ConfigError: Shapes, dtypes, strides or numbers that do not fit.
+        ConfigError: Shapes, dtypes, strides or numbers that do not fit, or the kernel that was named does not.
     """
     _check(x_TC, weights, biases)
     if not x_TC.is_cuda or x_TC.shape[0] > MOST_ROWS:
         return few_linear_reference(x_TC, weights, biases)
+    from thermoe.kernels.few_linear import cuda
+
+    reason = "another was named" if kernel == "triton" else cuda.refusal(x_TC, weights)
+    if reason is None:
+        out_TN = x_TC.new_empty(x_TC.shape[0], sum(weight.shape[0] for weight in weights))
+        cuda.run(x_TC, weights, biases, out_TN)
+        return out_TN
+    if kernel == "cuda":
+        raise ConfigError(f"the CUDA kernel cannot take {reason}; leave the choice of the kernel open")
     from thermoe.kernels.few_linear.triton import few_linear_triton
 
     return few_linear_triton(x_TC, weights, biases)

@@ -209,6 +209,10 @@ DEV void mma_bytes(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   });
   for (int i = 0; i < 4; ++i) d[i] = static_cast<int32_t>(warp.out[lane][i]);
 }
+DEV void mma_bytes_from(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int32_t from) {
+  for (int32_t& v : d) v = from;
+  mma_bytes(d, a, b0, b1);
+}
 DEV uint32_t keep_and_set(uint32_t v, uint32_t keep, uint32_t set) { return (v & keep) | set; }
 DEV uint32_t blend(uint32_t a, uint32_t b, uint32_t from_a) { return (a & from_a) | (b & ~from_a); }
 DEV uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
@@ -235,4 +239,3 @@ DEV uint32_t round_bf16(float v) {
 DEV uint32_t pack_bf16(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
 DEV float fast_exp(float v) { return std::exp(v); }
 DEV float fast_divide(float a, float b) { return a / b; }
-DEV float fast_tanh(float v) { return std::tanh(v); }

@@ -26,7 +26,7 @@ DEV void copy_byte_tiles(const Problem& p, const Place& at, int index, const Job
 
 // What both have in common: a token is a column of a tile of eight.
 struct ByteRows {
-  static constexpr int TILE_TOKENS = 8, TILE_COST = 8, ONE_WAVE_ROWS = MAX_ROWS + 1;
+  static constexpr int TILE_TOKENS = 8, TILE_COST = 8, RUN_COST = 0, ONE_WAVE_ROWS = MAX_ROWS + 1;
 
   // Where a lane finds its column of a tile; past the last token it is the last one's, and nobody looks at the product.
   DEV static uint32_t column(uint32_t rows_at, int tile, int rows, const Lane& lane, uint32_t pitch) {

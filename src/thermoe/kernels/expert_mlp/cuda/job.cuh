@@ -6,6 +6,7 @@
 //   TILE_TOKENS   tokens of a tile;
 //   TILE_COST     of a job for each tile beyond the first, where 64 bytes of weights cost 1 (as measured on an H200);
 //   ONE_WAVE_ROWS tokens of a segment, on average, from which both matrices go in one wave (as measured on an H200);
+//   RUN_COST      of a run beside its jobs, for each of its tokens and for six more (as measured on an H200);
 //   COLUMN_BYTES  of a job's activations in one column of a tile;
 //   SCALE_BYTES   of a job in the ring, beside its data;
 //   FULL_ARRIVALS on the barrier of a slot: the thread that expects bytes, and 32 where words are copied;

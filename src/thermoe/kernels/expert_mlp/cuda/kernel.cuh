@@ -45,8 +45,6 @@ DEV void prepare(const Problem& p, int thread, int role, bool alone, const Slots
   make_plan<Format>(p, alone ? Slots(p, thread, false) : read, thread);  // ends with a barrier of the block
 }
 
-constexpr int FIRST_SLOTS = 2;  // of a warp's ring, while the first activations are read: they keep the memory busy
-
 template <class Format>
 DEV void decode_block(const Problem& p) {
   const int thread = thread_index(), role = same_in_warp(thread / 32);
@@ -57,23 +55,14 @@ DEV void decode_block(const Problem& p) {
   const uint32_t generation = lds32(INFO_GENERATION);
   const Split split = split_shared<Format>(p);
   const int lane = thread % 32;
-  const bool early = only.read && lds32(INFO_MAX_ROWS) == 1;  // it may have the same expert twice
+  Multiplier<Format> multiplier(p, split, role, thread);  // nobody's, beyond the warps that multiply
+  stage_first<Format>(p, split, only, role, lane, [&multiplier, role] {
+    if (role < WARPS) multiplier.fill_ring();
+  });
+  sync_block();
   if (role < WARPS) {
-    Multiplier<Format> multiplier(p, split, role, thread);
-    if (early) {
-      multiplier.fill_ring(FIRST_SLOTS);
-      only.template stage<Format>(p, split, thread);
-    } else {
-      stage_first<Format>(p, split, role, lane, [&multiplier] { multiplier.fill_ring(FIRST_SLOTS); });
-    }
-    sync_block();
     multiplier.all();
   } else {
-    if (early)
-      only.template stage<Format>(p, split, thread);
-    else
-      stage_first<Format>(p, split, role, lane, [] {});
-    sync_block();
     if (role == TELLER) {
       if (lane == 0) tell_all(p, split, generation);
     } else {

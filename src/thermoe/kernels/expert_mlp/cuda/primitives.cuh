@@ -167,6 +167,12 @@ DEV void mma_bytes(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+DEV void mma_bytes_from(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int32_t from) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"
+      " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(from));
+}
 // One instruction each, which the compiler does not find where both constants are immediate.
 DEV uint32_t keep_and_set(uint32_t v, uint32_t keep, uint32_t set) {  // (v & keep) | set
   uint32_t r;
@@ -194,6 +200,5 @@ DEV uint32_t pack_bf16(float low, float high) {
 }
 DEV float fast_exp(float v) { return __expf(v); }
 DEV float fast_divide(float a, float b) { return __fdividef(a, b); }
-DEV float fast_tanh(float v) { return tanhf(v); }
 
 #endif

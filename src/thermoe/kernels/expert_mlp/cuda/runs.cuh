@@ -33,6 +33,7 @@ struct Runs {
     measure();
   }
   DEV void measure() { length = in_run - row < left ? in_run - row : left; }
+  DEV int turn() const { return (5 * (segment + split) + 3 * matrix) % WARPS; }
   DEV bool more() const { return left > 0; }
   DEV void next() {
     left -= length, row = 0;
@@ -41,5 +42,6 @@ struct Runs {
   }
 };
 
-// The jobs of a run that a warp takes: neighbours, as many as any other warp's give or take one.
-DEV int first_job(int jobs, int warp) { return jobs * warp / WARPS; }
+// The jobs of a run that a warp takes: neighbours, as many as any other warp's give or take one. Which warps have one
+// more changes from run to run (`turn`).
+DEV int first_job(int jobs, int warp, int turn) { return (jobs * warp + turn) / WARPS; }

@@ -98,6 +98,10 @@ DEV void barrier_arrive(uint32_t bar) {
   if (--b.pending < 0) cpu::fail("one arrival too many", bar);
   b.settle();
 }
+DEV void barrier_leave(uint32_t bar) {
+  --barrier_at(bar).expected;
+  barrier_arrive(bar);
+}
 DEV void barrier_expect(uint32_t bar, uint32_t bytes) {
   cpu::Barrier& b = barrier_at(bar);
   b.bytes += bytes;
@@ -152,12 +156,21 @@ DEV void copy_word_arrive(uint32_t bar) {
 }
 
 DEV void load_fresh(const void* from, uint32_t (&r)[4]) {
+  if (!cpu::self().waited) cpu::fail("reads before the last launch ended", 0);
   if (reinterpret_cast<uintptr_t>(from) % 16) cpu::fail("load not aligned in global memory", 0);
   std::memcpy(r, from, 16);
 }
-DEV uint32_t load_acquire(const uint32_t* from) { return *from; }
-DEV uint32_t load_steady(const uint32_t* from) { return *from; }
-DEV void add_release(uint32_t* to, uint32_t v) { *to += v; }
+DEV void wait_for_last_launch() { cpu::self().waited = true; }
+DEV void let_next_launch_begin() {
+  if (!cpu::self().waited) cpu::fail("lets the next launch begin before the last one ended", 0);
+}
+DEV const uint32_t* counted(const uint32_t* word) {  // what the launch before writes too
+  if (!cpu::self().waited) cpu::fail("looks at counters before the last launch ended", 0);
+  return word;
+}
+DEV uint32_t load_acquire(const uint32_t* from) { return *counted(from); }
+DEV uint32_t load_steady(const uint32_t* from) { return *counted(from); }
+DEV void add_release(uint32_t* to, uint32_t v) { counted(to), *to += v; }
 DEV void pause() {
   cpu::self().spins = true;
   cpu::wait_until([passed = false]() mutable { return std::exchange(passed, true); });

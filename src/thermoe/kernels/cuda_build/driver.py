@@ -12,6 +12,7 @@ from functools import cache
 from thermoe.errors import ThermoeError
 
 _MAX_SHARED, _RELAXED = 8, 2  # CUfunction_attribute, CUstreamCaptureMode
+_COOPERATIVE, _OVERLAPS = 2, 6  # CUlaunchAttributeID
 
 
 class CudaUnavailableError(ThermoeError):
@@ -66,6 +67,25 @@ def make_current(device: int) -> None:
         check(libcuda().cuCtxSetCurrent(context), "entering the context")
 
 
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: a number, and a union of 64 bytes at offset 8, of which flags take the first 4."""
+
+    _fields_ = (("id", ctypes.c_uint32), ("_", ctypes.c_uint32), ("value", ctypes.c_int32), ("__", ctypes.c_uint8 * 60))
+
+
+class _Launch(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("shared_bytes", ctypes.c_uint32),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", ctypes.c_uint32),
+    )
+
+
 class Kernel:
     """A kernel of a cubin, loaded into the current context, that takes one structure by value."""
 
@@ -86,15 +106,39 @@ class Kernel:
         self._name = name
 
     def launch(
-        self, arguments: ctypes.Structure, *, blocks: int, threads: int, stream: int, resident: bool = False
+        self,
+        arguments: ctypes.Structure,
+        *,
+        blocks: int,
+        threads: int,
+        stream: int,
+        resident: bool = False,
+        overlaps: bool = False,
     ) -> None:
-        """Queue it on a stream; `resident` blocks all run together or not at all (cooperative launch).
+        """Queue it on a stream.
+
+        Args:
+            arguments: its one parameter.
+            blocks, threads: of the launch, threads of a block.
+            stream: where it is queued.
+            resident: whether blocks all run together or not at all (cooperative launch).
+            overlaps: whether it may begin before the launch before it has ended (programmatic dependent launch,
+                compute capability 9.0): the kernel itself waits for that, where it must.
 
         Raises:
             CudaUnavailableError: the driver refuses the launch.
         """
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        call = libcuda().cuLaunchCooperativeKernel if resident else libcuda().cuLaunchKernel
-        extra = () if resident else (None,)
-        shape = (blocks, 1, 1, threads, 1, 1, self._shared_bytes)
-        check(call(self._function, *shape, ctypes.c_void_p(stream), parameters, *extra), f"launching {self._name}")
+        wanted = [
+            _Attribute(id=n, value=1) for n, is_wanted in ((_COOPERATIVE, resident), (_OVERLAPS, overlaps)) if is_wanted
+        ]
+        launch = _Launch(
+            grid=(blocks, 1, 1),
+            block=(threads, 1, 1),
+            shared_bytes=self._shared_bytes,
+            stream=stream,
+            attributes=(_Attribute * len(wanted))(*wanted),
+            num_attributes=len(wanted),
+        )
+        status = libcuda().cuLaunchKernelEx(ctypes.byref(launch), self._function, parameters, None)
+        check(status, f"launching {self._name}")

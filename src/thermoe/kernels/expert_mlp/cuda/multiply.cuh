@@ -152,7 +152,9 @@ struct Multiplier {
   }
 
   template <int TILES>
-  DEV void run_units(const Runs& run, int odd_run, const Segment& segment, uint32_t rows_at) {
+  DEV void run_units(const Runs& run, int block, const Segment& segment) {
+    const int at_block = block % split.row_blocks, odd_run = block & 1;
+    const uint32_t rows_at = split.rows + at_block * split.rows_bytes;
     const int matrix = run.matrix;
     constexpr int FOLDED = (TILES * Format::TILE_TOKENS + 7) / 8;  // tiles of eight tokens
     uint32_t rows[TILES];
@@ -165,6 +167,7 @@ struct Multiplier {
     const int last = first_job(total, warp + 1, turn);
     int unit = quotient(next, jobs), job = next - unit * jobs;
     Place at{matrix, segment.expert, segment.bits, (matrix == 0 ? 16 : 32) * (run.row + unit), 0};
+    barrier_wait(BAR_ROWS_FULL + 8 * at_block, block / split.row_blocks & 1);
     for (; next < last; ++unit, job = 0, at.row += matrix == 0 ? 16 : 32) {
       const int end = jobs - job < last - next ? jobs : job + last - next;
       const Finish<Format> finish(p, at, run, lane);
@@ -191,17 +194,14 @@ struct Multiplier {
     int block = 0;
     for (int phase = 0; phase < 2 * waves; ++phase)
       for (Runs run(p, phase, waves); run.more(); run.next(), ++block) {
-        const int at = block % split.row_blocks, turn = block / split.row_blocks;
         const Segment segment = segment_at(run.segment);
-        const uint32_t rows_at = split.rows + at * split.rows_bytes;
-        barrier_wait(BAR_ROWS_FULL + 8 * at, turn & 1);
         switch (tiles_of(segment.rows, Format::TILE_TOKENS)) {
-          case 1: run_units<1>(run, block & 1, segment, rows_at); break;
-          case 2: run_units<2>(run, block & 1, segment, rows_at); break;
-          case 4: run_units<4>(run, block & 1, segment, rows_at); break;
-          default: run_units<MAX_ROWS / Format::TILE_TOKENS>(run, block & 1, segment, rows_at);
+          case 1: run_units<1>(run, block, segment); break;
+          case 2: run_units<2>(run, block, segment); break;
+          case 4: run_units<4>(run, block, segment); break;
+          default: run_units<MAX_ROWS / Format::TILE_TOKENS>(run, block, segment);
         }
-        if (lane_index == 0) barrier_arrive(BAR_ROWS_DONE + 8 * at);
+        if (lane_index == 0) barrier_arrive(BAR_ROWS_DONE + 8 * (block % split.row_blocks));
       }
   }
 };

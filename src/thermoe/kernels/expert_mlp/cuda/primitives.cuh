@@ -96,6 +96,9 @@ DEV void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluste
 DEV void barrier_arrive(uint32_t bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
+DEV void barrier_leave(uint32_t bar) {  // arrives, and is not waited for in later phases
+  asm volatile("mbarrier.arrive_drop.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
 DEV void barrier_expect(uint32_t bar, uint32_t bytes) {  // arrives, and expects bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
@@ -153,6 +156,10 @@ DEV void add_release(uint32_t* to, uint32_t v) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
 }
 DEV void pause() { __nanosleep(20); }
+
+// ---- launches that overlap (programmatic dependent launch)
+DEV void wait_for_last_launch() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEV void let_next_launch_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // ---- arithmetic
 DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {  // 16 x 16 by 16 x 8, bf16

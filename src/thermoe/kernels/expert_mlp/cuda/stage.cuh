@@ -87,8 +87,12 @@ DEV void stage_first(const Problem& p, const Split& split, OnlyToken& only, int 
   const Runs run(p, 0, static_cast<int>(lds32(INFO_WAVES)));
   const bool read = only.read && lds32(INFO_MAX_ROWS) == 1;  // the token may have the same expert twice
   stage_rows<Format>(p, split, run, split.rows, role, ALL_WARPS, lane, only.v, read, meanwhile);
-  const bool stager = role >= WARPS && role < TELLER;
-  if (run.more() && stager && lane == 0) barrier_arrive(BAR_ROWS_FULL);  // the block meets before anybody reads
+  sync_warp();
+  if (lane > 0) return;
+  if (role < WARPS || role == TELLER)
+    barrier_leave(BAR_ROWS_FULL);  // those that stage the other runs stay
+  else if (run.more())
+    barrier_arrive(BAR_ROWS_FULL);
 }
 
 // The others, by the warps that stage.

@@ -1,4 +1,4 @@
-"""How a kernel is launched: what the driver reads of the structures that stand for its own; a library stands in for it."""
+"""How a kernel is launched: what the driver reads of the structures that stand for its own; a library is the driver."""
 
 import ctypes
 import shutil

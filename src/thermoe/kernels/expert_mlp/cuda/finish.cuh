@@ -88,7 +88,7 @@ DEV void tell_all(const Problem& p, const Split& split, uint32_t generation) {
   int block = 0;
   for (int phase = 0; phase < 2 * waves; ++phase)
     for (Runs run(p, phase, waves); run.more(); run.next(), ++block) {
-      const int at = block % split.row_blocks, turn = block / split.row_blocks;
+      const int at = split.place_of(block), turn = split.turn_of(block);
       barrier_wait(BAR_ROWS_DONE + 8 * at, turn & 1);
       barrier_arrive(BAR_ROWS_EMPTY + 8 * at);
       if (run.matrix == 0) add_release(finished_units(p, generation) + run.segment, run.length);
@@ -96,15 +96,15 @@ DEV void tell_all(const Problem& p, const Split& split, uint32_t generation) {
   barrier_of_blocks(p, generation, lds32(INFO_BASE));
 }
 
-// out = sum over a token's slots of gate * product, in order; a dropped slot is never read.
+// out = sum over a token's slots of gate * product, in order; a dropped slot is never read. All threads meet first.
 DEV void combine(const Problem& p, int thread) {
-  const int quads = p.columns[0] / 4;  // of a token
+  const int quads = p.columns[0] >> 2;  // of a token
   const int total = p.tokens * quads;
   const int64_t split_pitch = static_cast<int64_t>(p.tokens) * p.top_k * p.columns[0];
-  for (int warp = thread / 32 * num_blocks() + block_index(); 32 * warp < total; warp += THREADS / 32 * num_blocks()) {
-    const int index = 32 * warp + thread % 32;
-    if (index >= total) break;
-    const int token = index / quads, column = 4 * (index - token * quads);
+  int index = 32 * ((thread >> 5) * num_blocks() + block_index()) + (thread & 31), token = index / quads;
+  sync_block();
+  for (; index < total; index += THREADS * num_blocks(), token = index / quads) {
+    const int column = 4 * (index - token * quads);
     float sum[4] = {0.f, 0.f, 0.f, 0.f};
     for (int first = 0; first < p.top_k; first += 8) {
       for (int split = 0; split < p.splits; ++split) {

@@ -19,7 +19,7 @@
 
 struct Lane {  // matrix products see a warp as eight groups of four lanes
   int group, quad;
-  DEV explicit Lane(int lane) : group(lane / 4), quad(lane % 4) {}
+  DEV explicit Lane(int lane) : group(lane >> 2), quad(lane & 3) {}
 };
 
 // Where a unit lies among the weights.

@@ -51,7 +51,7 @@ DEV void plan(const Problem& p, int thread, int role, bool alone, const Slots& r
 
 template <class Format>
 DEV void decode_block(const Problem& p) {
-  const int thread = thread_index(), role = same_in_warp(thread / 32);
+  const int thread = thread_index(), role = same_in_warp(thread >> 5);
   const bool alone = p.tokens * p.top_k <= 32;
   prepare<Format>(p, role);
   wait_for_last_launch();  // whatever is read or written from here on may be its
@@ -61,7 +61,7 @@ DEV void decode_block(const Problem& p) {
   plan<Format>(p, thread, role, alone, read);
   const uint32_t generation = lds32(INFO_GENERATION);
   const Split split = split_shared<Format>(p);
-  const int lane = thread % 32;
+  const int lane = thread & 31;
   Multiplier<Format> multiplier(p, split, role, thread);  // nobody's, beyond the warps that multiply
   stage_first<Format>(p, split, only, role, lane, [&multiplier, role] {
     if (role < WARPS) multiplier.fill_ring();
@@ -77,6 +77,5 @@ DEV void decode_block(const Problem& p) {
         for (int i = thread - 32 * WARPS; i < MAX_SLOTS; i += STAGER_THREADS) finished_units(p, generation + 1)[i] = 0;
     }
   }
-  sync_block();
   combine(p, thread);
 }

@@ -79,7 +79,7 @@ struct Multiplier {
   uint32_t given;  // whether warp `lane_index` has handed over an odd number of shares: in even runs, in odd ones
 
   DEV Multiplier(const Problem& problem, const Split& s, int own_warp, int thread)
-      : p(problem), split(s), warp(own_warp), lane_index(thread % 32), lane(thread % 32), policy(stream_policy()),
+      : p(problem), split(s), warp(own_warp), lane_index(thread & 31), lane(thread & 31), policy(stream_policy()),
         waves(same_in_warp(lds32(INFO_WAVES))),
         ahead(problem, waves, own_warp), here{0, 0}, given(0) {}
 
@@ -153,7 +153,7 @@ struct Multiplier {
 
   template <int TILES>
   DEV void run_units(const Runs& run, int block, const Segment& segment) {
-    const int at_block = block % split.row_blocks, odd_run = block & 1;
+    const int at_block = split.place_of(block), odd_run = block & 1;
     const uint32_t rows_at = split.rows + at_block * split.rows_bytes;
     const int matrix = run.matrix;
     constexpr int FOLDED = (TILES * Format::TILE_TOKENS + 7) / 8;  // tiles of eight tokens
@@ -161,13 +161,13 @@ struct Multiplier {
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile)
       rows[tile] = Format::column(rows_at, tile, segment.rows, lane, row_pitch<Format>(p));
-    const int jobs = p.jobs[matrix], total = run.length * jobs, tiles = (segment.rows + 7) / 8;
+    const int jobs = p.jobs[matrix], total = run.length * jobs, tiles = (segment.rows + 7) >> 3;
     const int turn = run.turn();
     int next = first_job(total, warp, turn);
     const int last = first_job(total, warp + 1, turn);
     int unit = quotient(next, jobs), job = next - unit * jobs;
     Place at{matrix, segment.expert, segment.bits, (matrix == 0 ? 16 : 32) * (run.row + unit), 0};
-    barrier_wait(BAR_ROWS_FULL + 8 * at_block, block / split.row_blocks & 1);
+    barrier_wait(BAR_ROWS_FULL + 8 * at_block, split.turn_of(block) & 1);
     for (; next < last; ++unit, job = 0, at.row += matrix == 0 ? 16 : 32) {
       const int end = jobs - job < last - next ? jobs : job + last - next;
       const Finish<Format> finish(p, at, run, lane);
@@ -185,7 +185,8 @@ struct Multiplier {
     }
     if (lane_index < WARPS) {
       const int first = first_job(total, lane_index, turn);
-      if (first % jobs > 0 && first_job(total, lane_index + 1, turn) > first) given ^= 1u << odd_run;
+      const bool begins_unit = first == quotient(first, jobs) * jobs;
+      if (!begins_unit && first_job(total, lane_index + 1, turn) > first) given ^= 1u << odd_run;
     }
     sync_warp();
   }
@@ -201,7 +202,7 @@ struct Multiplier {
           case 4: run_units<4>(run, block, segment); break;
           default: run_units<MAX_ROWS / Format::TILE_TOKENS>(run, block, segment);
         }
-        if (lane_index == 0) barrier_arrive(BAR_ROWS_DONE + 8 * (block % split.row_blocks));
+        if (lane_index == 0) barrier_arrive(BAR_ROWS_DONE + 8 * split.place_of(block));
       }
   }
 };

@@ -118,7 +118,7 @@ struct Planes {
   // Where a lane finds its column of a tile: a token's high bytes, or its low ones half a row on.
   DEV static uint32_t column(uint32_t rows_at, int tile, int rows, const Lane& lane, uint32_t pitch) {
     const int token = 4 * tile + (lane.group & 3);
-    return rows_at + (token < rows ? token : rows - 1) * pitch + (lane.group & 4) / 4 * low_bytes_at(pitch) + 16 * lane.quad;
+    return rows_at + (token < rows ? token : rows - 1) * pitch + (lane.group >> 2) * low_bytes_at(pitch) + 16 * lane.quad;
   }
   DEV static void stage(uint32_t (&v)[4], int octet, int row, uint32_t to, uint32_t pitch, uint32_t sums, int stride) {
     stage_bytes<GROUP>(v, octet, row, to, pitch, sums, stride);

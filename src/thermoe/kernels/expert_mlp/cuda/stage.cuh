@@ -17,9 +17,13 @@ struct RowSource {
 
 DEV RowSource row_source(const Problem& p, int matrix, const Runs& run, int columns) {
   constexpr uint32_t WHOLE_SHARE = 1u << 20;  // slots are below 512: no quotient is rounded wrongly
-  if (matrix == 0) return {p.x, WHOLE_SHARE / p.top_k + 1, p.columns[0], p.columns[0] / 8};
+  if (matrix == 0) {
+    // Off by a quarter of what keeps it from the next whole number.
+    const float share = fast_divide(static_cast<float>(WHOLE_SHARE), static_cast<float>(p.top_k));
+    return {p.x, static_cast<uint32_t>(share) + 1, p.columns[0], p.columns[0] >> 3};
+  }
   const int first = run.split * columns, left = p.columns[1] - first;
-  return {p.hidden + first, WHOLE_SHARE, p.columns[1], left / 8};
+  return {p.hidden + first, WHOLE_SHARE, p.columns[1], left >> 3};
 }
 
 constexpr int BATCH = 4;  // loads of a warp in flight
@@ -30,7 +34,7 @@ constexpr int BATCH = 4;  // loads of a warp in flight
 template <class Format, class Meanwhile>
 DEV void stage_rows(const Problem& p, const Split& split, const Runs& run, uint32_t to, int warp, int warps, int lane,
                     uint32_t (&v)[BATCH][4], bool read, Meanwhile meanwhile) {
-  const int columns = p.jobs[run.matrix] * Format::JOB_COLUMNS, octets = columns / 8, whole = (octets + 31) / 32 * 32;
+  const int columns = p.jobs[run.matrix] * Format::JOB_COLUMNS, octets = columns >> 3, whole = (octets + 31) & ~31;
   const RowSource source = row_source(p, run.matrix, run, columns);
   const Segment segment = segment_at(run.segment);
   const int rows = run.more() ? segment.rows : 0;
@@ -103,7 +107,7 @@ DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, in
   uint32_t v[BATCH][4];
   for (int phase = 0; phase < 2 * waves; ++phase)
     for (Runs run(p, phase, waves); run.more(); run.next(), ++block) {
-      const int at = block % split.row_blocks, turn = block / split.row_blocks;
+      const int at = split.place_of(block), turn = split.turn_of(block);
       if (phase == 0 && block == 0) continue;  // staged already
       if (run.matrix == 1) {
         const uint32_t* finished = finished_units(p, generation) + run.segment;

@@ -96,7 +96,7 @@ struct Multiplier {
   }
 
   // Products of the unit's jobs `job` up to `end`.
-  template <int TILES>
+  template <int TILES, int PLANES>
   DEV void multiply(const Place& at, int job, int end, uint32_t rows_at, const uint32_t (&rows)[TILES],
                     float (&sum)[TILES][2][4]) {
     for (; job < end; ++job) {
@@ -106,7 +106,7 @@ struct Multiplier {
 #pragma unroll
       for (int tile = 0; tile < TILES; ++tile) from[tile] = rows[tile] + Format::COLUMN_BYTES * job;
       barrier_wait(slot.full, here.turn);
-      Format::template multiply<TILES>(at, slot, from, lane, sum);
+      Format::template multiply<TILES, PLANES>(at, slot, from, lane, sum);
       sync_warp();
       if (ahead.more()) issue(slot);
       here.next(split);
@@ -151,7 +151,7 @@ struct Multiplier {
     }
   }
 
-  template <int TILES>
+  template <int TILES, int PLANES>
   DEV void run_units(const Runs& run, int odd_run, const Segment& segment, uint32_t rows_at) {
     const int matrix = run.matrix;
     constexpr int FOLDED = (TILES * Format::TILE_TOKENS + 7) / 8;  // tiles of eight tokens
@@ -170,7 +170,7 @@ struct Multiplier {
       const Finish<Format> finish(p, at, run, lane);
       float products[TILES][2][4], sum[FOLDED][2][4];
       set_zero(products);
-      multiply<TILES>(at, job, end, rows_at, rows, products);
+      multiply<TILES, PLANES>(at, job, end, rows_at, rows, products);
       Format::template fold<TILES, FOLDED>(products, sum, lane);
       next += end - job;
       if (job > 0) {
@@ -187,6 +187,17 @@ struct Multiplier {
     sync_warp();
   }
 
+  // Where experts differ in bits, each number of planes has a loop of its own: one for all is short of registers.
+  template <int TILES>
+  DEV void run_planes(const Runs& run, int odd_run, const Segment& segment, uint32_t rows_at) {
+    if constexpr (!Format::PLANES_DIFFER) return run_units<TILES, 0>(run, odd_run, segment, rows_at);
+    switch (Format::depth(segment.bits)) {
+      case 1: return run_units<TILES, 1>(run, odd_run, segment, rows_at);
+      case 2: return run_units<TILES, 2>(run, odd_run, segment, rows_at);
+      default: return run_units<TILES, 3>(run, odd_run, segment, rows_at);
+    }
+  }
+
   DEV void all() {
     int block = 0;
     for (int phase = 0; phase < 2 * waves; ++phase)
@@ -196,10 +207,10 @@ struct Multiplier {
         const uint32_t rows_at = split.rows + at * split.rows_bytes;
         barrier_wait(BAR_ROWS_FULL + 8 * at, turn & 1);
         switch (tiles_of(segment.rows, Format::TILE_TOKENS)) {
-          case 1: run_units<1>(run, block & 1, segment, rows_at); break;
-          case 2: run_units<2>(run, block & 1, segment, rows_at); break;
-          case 4: run_units<4>(run, block & 1, segment, rows_at); break;
-          default: run_units<MAX_ROWS / Format::TILE_TOKENS>(run, block & 1, segment, rows_at);
+          case 1: run_planes<1>(run, block & 1, segment, rows_at); break;
+          case 2: run_planes<2>(run, block & 1, segment, rows_at); break;
+          case 4: run_units<4, 0>(run, block & 1, segment, rows_at); break;
+          default: run_units<MAX_ROWS / Format::TILE_TOKENS, 0>(run, block & 1, segment, rows_at);
         }
         if (lane_index == 0) barrier_arrive(BAR_ROWS_DONE + 8 * at);
       }

@@ -11,7 +11,8 @@
 //   SCALE_BYTES   of a job in the ring, beside its data;
 //   FULL_ARRIVALS on the barrier of a slot: the thread that expects bytes, and 32 where words are copied;
 //   ROW_SCALES    whether a finished row is multiplied by a float32 scale of its own; UNIT, by a constant;
-//   slot_bytes(bits), row(group), issue(...), column(...), stage(...), multiply<TILES>(...) and fold(...), explained at
+//   PLANES_DIFFER whether experts differ in the number of planes, depth(bits);
+//   slot_bytes(bits), row(group), issue(...), column(...), stage(...), multiply<TILES, PLANES>(...) and fold(...), explained at
 //   Bf16.
 #pragma once
 

@@ -96,7 +96,7 @@ struct Multiplier {
   }
 
   // Products of the unit's jobs `job` up to `end`.
-  template <int TILES>
+  template <int TILES, int PLANES>
   DEV void multiply(const Place& at, int job, int end, uint32_t rows_at, const uint32_t (&rows)[TILES],
                     float (&sum)[TILES][2][4]) {
     for (; job < end; ++job) {
@@ -106,7 +106,7 @@ struct Multiplier {
 #pragma unroll
       for (int tile = 0; tile < TILES; ++tile) from[tile] = rows[tile] + Format::COLUMN_BYTES * job;
       barrier_wait(slot.full, here.turn);
-      Format::template multiply<TILES>(at, slot, from, lane, sum);
+      Format::template multiply<TILES, PLANES>(at, slot, from, lane, sum);
       sync_warp();
       if (ahead.more()) issue(slot);
       here.next(split);
@@ -151,7 +151,7 @@ struct Multiplier {
     }
   }
 
-  template <int TILES>
+  template <int TILES, int PLANES>
   DEV void run_units(const Runs& run, int block, const Segment& segment) {
     const int at_block = split.place_of(block), odd_run = block & 1;
     const uint32_t rows_at = split.rows + at_block * split.rows_bytes;
@@ -173,7 +173,7 @@ struct Multiplier {
       const Finish<Format> finish(p, at, run, lane);
       float products[TILES][2][4], sum[FOLDED][2][4];
       set_zero(products);
-      multiply<TILES>(at, job, end, rows_at, rows, products);
+      multiply<TILES, PLANES>(at, job, end, rows_at, rows, products);
       Format::template fold<TILES, FOLDED>(products, sum, lane);
       next += end - job;
       if (job > 0) {
@@ -191,16 +191,27 @@ struct Multiplier {
     sync_warp();
   }
 
+  // Where experts differ in bits, each number of planes has a loop of its own: one for all is short of registers.
+  template <int TILES>
+  DEV void run_planes(const Runs& run, int block, const Segment& segment) {
+    if constexpr (!Format::PLANES_DIFFER) return run_units<TILES, 0>(run, block, segment);
+    switch (Format::depth(segment.bits)) {
+      case 1: return run_units<TILES, 1>(run, block, segment);
+      case 2: return run_units<TILES, 2>(run, block, segment);
+      default: return run_units<TILES, 3>(run, block, segment);
+    }
+  }
+
   DEV void all() {
     int block = 0;
     for (int phase = 0; phase < 2 * waves; ++phase)
       for (Runs run(p, phase, waves); run.more(); run.next(), ++block) {
         const Segment segment = segment_at(run.segment);
         switch (tiles_of(segment.rows, Format::TILE_TOKENS)) {
-          case 1: run_units<1>(run, block, segment); break;
-          case 2: run_units<2>(run, block, segment); break;
-          case 4: run_units<4>(run, block, segment); break;
-          default: run_units<MAX_ROWS / Format::TILE_TOKENS>(run, block, segment);
+          case 1: run_planes<1>(run, block, segment); break;
+          case 2: run_planes<2>(run, block, segment); break;
+          case 4: run_units<4, 0>(run, block, segment); break;
+          default: run_units<MAX_ROWS / Format::TILE_TOKENS, 0>(run, block, segment);
         }
         if (lane_index == 0) barrier_arrive(BAR_ROWS_DONE + 8 * split.place_of(block));
       }

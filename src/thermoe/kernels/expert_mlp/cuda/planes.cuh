@@ -80,7 +80,7 @@ struct Planes {
   static constexpr int ROW_SCALE_BYTES = 2 * JOB_SUMS;                  // of one row in one job
   static constexpr int ZEROS_AT = 32 * ROW_SCALE_BYTES;
   static constexpr int SCALE_BYTES = (ZEROS ? 2 : 1) * 32 * ROW_SCALE_BYTES;
-  static constexpr bool ROW_SCALES = false;
+  static constexpr bool ROW_SCALES = false, PLANES_DIFFER = NESTED && MAX_BITS > 2;
   static constexpr float UNIT = 1.f;
 
   DEV static constexpr int depth(int bits) {  // planes that are read
@@ -124,10 +124,10 @@ struct Planes {
     stage_bytes<GROUP>(v, octet, row, to, pitch, sums, stride);
   }
 
-  template <int TILES>
+  template <int TILES, int PLANES>
   DEV static void multiply(const Place& at, const Job& job, const uint32_t (&rows)[TILES], const Lane& lane,
                            float (&sum)[TILES][2][4]) {
-    const int planes = depth(at.bits);
+    const int planes = PLANES > 0 ? PLANES : depth(at.bits);
     if (planes == 1) {
       if (NESTED || MAX_BITS == 2) multiply_bits<2, TILES>(job, rows, lane, sum);
     } else if (planes == 2) {

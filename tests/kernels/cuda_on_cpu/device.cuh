@@ -87,6 +87,8 @@ inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
     return by % 32 ? high << by % 32 | low >> (32 - by % 32) : high;
 }
 inline void fence() {}
+inline void wait_for_last_launch() {}
+inline void let_next_launch_begin() {}
 inline void __syncwarp() { cpu::wait(cpu::warp().gate, 32); }
 inline void __syncthreads() { cpu::wait(cpu::block().gate, cpu::threads_per_block); }
 inline bool __syncthreads_or(bool value) {

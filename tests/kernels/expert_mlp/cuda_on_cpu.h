@@ -98,6 +98,10 @@ DEV void barrier_arrive(uint32_t bar) {
   if (--b.pending < 0) cpu::fail("one arrival too many", bar);
   b.settle();
 }
+DEV void barrier_leave(uint32_t bar) {
+  --barrier_at(bar).expected;
+  barrier_arrive(bar);
+}
 DEV void barrier_expect(uint32_t bar, uint32_t bytes) {
   cpu::Barrier& b = barrier_at(bar);
   b.bytes += bytes;
@@ -152,12 +156,21 @@ DEV void copy_word_arrive(uint32_t bar) {
 }
 
 DEV void load_fresh(const void* from, uint32_t (&r)[4]) {
+  if (!cpu::self().waited) cpu::fail("reads before the last launch ended", 0);
   if (reinterpret_cast<uintptr_t>(from) % 16) cpu::fail("load not aligned in global memory", 0);
   std::memcpy(r, from, 16);
 }
-DEV uint32_t load_acquire(const uint32_t* from) { return *from; }
-DEV uint32_t load_steady(const uint32_t* from) { return *from; }
-DEV void add_release(uint32_t* to, uint32_t v) { *to += v; }
+DEV void wait_for_last_launch() { cpu::self().waited = true; }
+DEV void let_next_launch_begin() {
+  if (!cpu::self().waited) cpu::fail("lets the next launch begin before the last one ended", 0);
+}
+DEV const uint32_t* counted(const uint32_t* word) {  // what the launch before writes too
+  if (!cpu::self().waited) cpu::fail("looks at counters before the last launch ended", 0);
+  return word;
+}
+DEV uint32_t load_acquire(const uint32_t* from) { return *counted(from); }
+DEV uint32_t load_steady(const uint32_t* from) { return *counted(from); }
+DEV void add_release(uint32_t* to, uint32_t v) { counted(to), *to += v; }
 DEV void pause() {
   cpu::self().spins = true;
   cpu::wait_until([passed = false]() mutable { return std::exchange(passed, true); });
@@ -209,6 +222,10 @@ DEV void mma_bytes(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   });
   for (int i = 0; i < 4; ++i) d[i] = static_cast<int32_t>(warp.out[lane][i]);
 }
+DEV void mma_bytes_from(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int32_t from) {
+  for (int32_t& v : d) v = from;
+  mma_bytes(d, a, b0, b1);
+}
 DEV uint32_t keep_and_set(uint32_t v, uint32_t keep, uint32_t set) { return (v & keep) | set; }
 DEV uint32_t blend(uint32_t a, uint32_t b, uint32_t from_a) { return (a & from_a) | (b & ~from_a); }
 DEV uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
@@ -235,4 +252,3 @@ DEV uint32_t round_bf16(float v) {
 DEV uint32_t pack_bf16(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
 DEV float fast_exp(float v) { return std::exp(v); }
 DEV float fast_divide(float a, float b) { return a / b; }
-DEV float fast_tanh(float v) { return std::tanh(v); }

@@ -68,6 +68,7 @@ struct Fiber {
   Block* block;
   int thread, index;
   bool done = false, spins = false;
+  bool waited = false;  // for the launch before this one
   std::function<bool()> ready;
   std::vector<std::function<void()>> words;  // copies not yet joined to a barrier
 };

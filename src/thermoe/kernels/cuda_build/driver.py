@@ -12,37 +12,7 @@ from functools import cache
 from thermoe.errors import ThermoeError
 
 _MAX_SHARED, _RELAXED = 8, 2  # CUfunction_attribute, CUstreamCaptureMode
-_CLUSTER, _OVERLAPS = 4, 6  # CUlaunchAttributeID
-
-
-class _Attribute(ctypes.Structure):
-    """`CUlaunchAttribute`: a number and a union of 64 bytes, of which a flag takes the first four, a shape twelve."""
-
-    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_uint * 3), ("rest", ctypes.c_int * 13))
-
-
-class _Config(ctypes.Structure):
-    """`CUlaunchConfig`."""
-
-    _fields_ = (
-        ("blocks", ctypes.c_uint * 3),
-        ("threads", ctypes.c_uint * 3),
-        ("shared_bytes", ctypes.c_uint),
-        ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.POINTER(_Attribute)),
-        ("num_attributes", ctypes.c_uint),
-    )
-
-
-def _config(blocks: int, threads: int, shared_bytes: int, stream: int, attribute: _Attribute) -> _Config:
-    return _Config(
-        blocks=(blocks, 1, 1),
-        threads=(threads, 1, 1),
-        shared_bytes=shared_bytes,
-        stream=stream,
-        attributes=ctypes.pointer(attribute),
-        num_attributes=1,
-    )
+_COOPERATIVE, _CLUSTER, _OVERLAPS = 2, 4, 6  # CUlaunchAttributeID
 
 
 class CudaUnavailableError(ThermoeError):
@@ -97,6 +67,41 @@ def make_current(device: int) -> None:
         check(libcuda().cuCtxSetCurrent(context), "entering the context")
 
 
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: a number, and 64 bytes at offset 8, of which a flag takes the first 4, a shape 12."""
+
+    _fields_ = (
+        ("id", ctypes.c_uint32),
+        ("_", ctypes.c_uint32),
+        ("value", ctypes.c_uint32 * 3),
+        ("__", ctypes.c_uint8 * 52),
+    )
+
+
+class _Launch(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("shared_bytes", ctypes.c_uint32),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", ctypes.c_uint32),
+    )
+
+
+def _launch(blocks: int, threads: int, shared_bytes: int, stream: int, *attributes: _Attribute) -> _Launch:
+    return _Launch(
+        grid=(blocks, 1, 1),
+        block=(threads, 1, 1),
+        shared_bytes=shared_bytes,
+        stream=stream,
+        attributes=(_Attribute * len(attributes))(*attributes),
+        num_attributes=len(attributes),
+    )
+
+
 class Kernel:
     """A kernel of a cubin, loaded into the current context, that takes one structure by value."""
 
@@ -130,27 +135,26 @@ class Kernel:
         """Queue it on a stream.
 
         Args:
-            arguments: its only parameter.
-            blocks, threads: of the grid, and of a block.
-            stream: that it is queued on.
-            resident: all blocks run together or not at all (cooperative launch).
-            overlaps: it begins before the launch before it has ended, and waits for its end by itself (programmatic
-                dependent launch, compute capability 9.0).
+            arguments: its one parameter.
+            blocks, threads: of the launch, threads of a block.
+            stream: where it is queued.
+            resident: whether blocks all run together or not at all (cooperative launch).
+            overlaps: whether it may begin before the launch before it has ended (programmatic dependent launch,
+                compute capability 9.0): the kernel itself waits for that, where it must.
             shared_bytes: of dynamic shared memory, if less than all that the kernel was given.
 
         Raises:
             CudaUnavailableError: the driver refuses the launch.
         """
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        wanted = [
+            _Attribute(id=n, value=(1, 0, 0))
+            for n, is_wanted in ((_COOPERATIVE, resident), (_OVERLAPS, overlaps))
+            if is_wanted
+        ]
         shared_bytes = self._shared_bytes if shared_bytes is None else shared_bytes
-        if overlaps:
-            config = _config(blocks, threads, shared_bytes, stream, _Attribute(id=_OVERLAPS, value=(1, 0, 0)))
-            status = libcuda().cuLaunchKernelEx(ctypes.byref(config), self._function, parameters, None)
-        else:
-            call = libcuda().cuLaunchCooperativeKernel if resident else libcuda().cuLaunchKernel
-            extra = () if resident else (None,)
-            shape = (blocks, 1, 1, threads, 1, 1, shared_bytes)
-            status = call(self._function, *shape, ctypes.c_void_p(stream), parameters, *extra)
+        launch = _launch(blocks, threads, shared_bytes, stream, *wanted)
+        status = libcuda().cuLaunchKernelEx(ctypes.byref(launch), self._function, parameters, None)
         check(status, f"launching {self._name}")
 
     def clusters_at_once(self, size: int, threads: int) -> int:
@@ -160,7 +164,7 @@ class Kernel:
             CudaUnavailableError: the driver does not say.
         """
         found = ctypes.c_int()
-        config = _config(size, threads, self._shared_bytes, 0, _Attribute(id=_CLUSTER, value=(size, 1, 1)))
-        asked = libcuda().cuOccupancyMaxActiveClusters(ctypes.byref(found), self._function, ctypes.byref(config))
+        launch = _launch(size, threads, self._shared_bytes, 0, _Attribute(id=_CLUSTER, value=(size, 1, 1)))
+        asked = libcuda().cuOccupancyMaxActiveClusters(ctypes.byref(found), self._function, ctypes.byref(launch))
         check(asked, f"asking how many clusters of {self._name} run at once")
         return found.value

@@ -26,7 +26,9 @@ DEV void copy_byte_tiles(const Problem& p, const Place& at, int index, const Job
 
 // What both have in common: a token is a column of a tile of eight.
 struct ByteRows {
-  static constexpr int TILE_TOKENS = 8, TILE_COST = 8, ONE_WAVE_ROWS = MAX_ROWS + 1;
+  static constexpr bool PLANES_DIFFER = false;
+  DEV static constexpr int depth(int) { return 1; }
+  static constexpr int TILE_TOKENS = 8, TILE_COST = 8, RUN_COST = 0, ONE_WAVE_ROWS = MAX_ROWS + 1;
 
   // Where a lane finds its column of a tile; past the last token it is the last one's, and nobody looks at the product.
   DEV static uint32_t column(uint32_t rows_at, int tile, int rows, const Lane& lane, uint32_t pitch) {
@@ -60,7 +62,7 @@ struct Bf16 : ByteRows {
     sts128(to + row * pitch + 16 * octet, v);
   }
 
-  template <int TILES>
+  template <int TILES, int PLANES>
   DEV static void multiply(const Place&, const Job& job, const uint32_t (&rows)[TILES], const Lane& lane,
                            float (&sum)[TILES][2][4]) {
     const uint32_t from[2] = {job.data + ByteLanes::offset(lane), job.data + (ByteLanes::offset(lane) ^ 64u)};
@@ -132,7 +134,7 @@ struct Fp8 : ByteRows {
     return keep_and_set(codes >> 4, 0x07f007f0u, codes & 0x80008000u);
   }
 
-  template <int TILES>
+  template <int TILES, int PLANES>
   DEV static void multiply(const Place&, const Job& job, const uint32_t (&rows)[TILES], const Lane& lane,
                            float (&sum)[TILES][2][4]) {
     const uint32_t from[2] = {job.data + ByteLanes::offset(lane), job.data + (ByteLanes::offset(lane) ^ 64u)};

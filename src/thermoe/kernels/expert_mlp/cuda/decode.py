@@ -34,12 +34,15 @@ class Tuning:
         blocks: of the launch, one for each processor if None.
         ring: copies of weights that a warp has on their way, 1 to 4. More than keep the memory busy make whatever else
             is read wait behind them.
+        overlaps: whether the launch begins before the one before it has ended: it lays its barriers meanwhile, and
+            reads nothing but its parameters and the maps of its weights.
     """
 
     warps: int = 8
     together: bool = True
     blocks: int | None = None
     ring: int = 2
+    overlaps: bool = True
 
 
 def supports(experts: ExpertWeights, num_tokens: int, top_k: int, dtype: torch.dtype) -> bool:
@@ -133,6 +136,7 @@ def run(
             threads=32 * (tuning.warps + _OTHER_WARPS),
             stream=stream,
             resident=tuning.together,
+            overlaps=tuning.overlaps,
         )
     if result_TD is not out_TD:
         out_TD.copy_(result_TD)

@@ -5,18 +5,16 @@
 #include "job.cuh"
 #include "runs.cuh"
 
+// All are gate * sigmoid(slope) * up: GeLU by its tanh form, because (1 + tanh(v)) / 2 is sigmoid(2 v).
 DEV float activate(int kind, float gate, float up) {
-  if (kind == GEGLU) {
-    float inner = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
-    return 0.5f * gate * (1.f + fast_tanh(inner)) * up;
-  }
-  float slope = 1.f;
+  float slope = gate;
+  if (kind == GEGLU) slope = 1.5957691216057308f * (gate + 0.044715f * gate * gate * gate);
   if (kind == SWIGLU_CLAMPED) {
     gate = gate > 7.f ? 7.f : gate;
     up = up > 7.f ? 8.f : up < -7.f ? -6.f : up + 1.f;
-    slope = 1.702f;
+    slope = 1.702f * gate;
   }
-  return fast_divide(gate, 1.f + fast_exp(-slope * gate)) * up;
+  return fast_divide(gate, 1.f + fast_exp(-slope)) * up;
 }
 
 // The four rows of a unit that a lane holds: of each half, two that lie 8 apart.
@@ -41,23 +39,33 @@ struct Finish {
   template <int TILES>
   DEV void store(const Problem& p, const Segment& segment, const Runs& run, const Lane& lane,
                  const float (&sum)[TILES][2][4]) const {
+    // Of the lane's tokens: [2 * half + low]. The loop is one copy of its code, hence the next is always the first.
+    float left[2 * TILES][4];
 #pragma unroll
+    for (int i = 0; i < 8 * TILES; ++i) left[i / 4][i % 4] = sum[i / 8][i / 2 % 2][2 * (i % 2) + i / 4 % 2];
+#pragma unroll 1
     for (int i = 0; i < 2 * TILES; ++i) {
       const int token = 8 * (i / 2) + 2 * lane.quad + i % 2;
-      if (token >= segment.rows) continue;
-      const int64_t slot = lds16(ROW_SLOT + 2 * (segment.first_row + token));
-      uint16_t* const hidden = p.hidden + slot * p.columns[1] + row;
-      float* const product =
-          p.product + (static_cast<int64_t>(run.split) * p.tokens * p.top_k + slot) * p.columns[0] + row;
+      if (token < segment.rows) store_token(p, segment, run, token, left[0]);
 #pragma unroll
-      for (int low = 0; low < 2; ++low) {
-        const float upper = sum[i / 2][0][2 * low + i % 2] * scale[0][low] + bias[0][low];
-        const float lower = sum[i / 2][1][2 * low + i % 2] * scale[1][low] + bias[1][low];
-        if (matrix == 0)
-          hidden[8 * low] = static_cast<uint16_t>(pack_bf16(activate(p.activation, upper, lower), 0.f));
-        else
-          product[8 * low] = upper, product[16 + 8 * low] = lower;
-      }
+      for (int j = 0; j < 4 * (2 * TILES - 1); ++j) left[j / 4][j % 4] = left[j / 4 + 1][j % 4];
+    }
+  }
+
+  DEV void store_token(const Problem& p, const Segment& segment, const Runs& run, int token,
+                       const float (&sum)[4]) const {
+    const int64_t slot = lds16(ROW_SLOT + 2 * (segment.first_row + token));
+    uint16_t* const hidden = p.hidden + slot * p.columns[1] + row;
+    float* const product =
+        p.product + (static_cast<int64_t>(run.split) * p.tokens * p.top_k + slot) * p.columns[0] + row;
+#pragma unroll
+    for (int low = 0; low < 2; ++low) {
+      const float upper = sum[low] * scale[0][low] + bias[0][low];
+      const float lower = sum[2 + low] * scale[1][low] + bias[1][low];
+      if (matrix == 0)
+        hidden[8 * low] = static_cast<uint16_t>(pack_bf16(activate(p.activation, upper, lower), 0.f));
+      else
+        product[8 * low] = upper, product[16 + 8 * low] = lower;
     }
   }
 };
@@ -80,7 +88,7 @@ DEV void tell_all(const Problem& p, const Split& split, uint32_t generation) {
   int block = 0;
   for (int phase = 0; phase < 2 * waves; ++phase)
     for (Runs run(p, phase, waves); run.more(); run.next(), ++block) {
-      const int at = block % split.row_blocks, turn = block / split.row_blocks;
+      const int at = split.place_of(block), turn = split.turn_of(block);
       barrier_wait(BAR_ROWS_DONE + 8 * at, turn & 1);
       barrier_arrive(BAR_ROWS_EMPTY + 8 * at);
       if (run.matrix == 0) add_release(finished_units(p, generation) + run.segment, run.length);
@@ -88,15 +96,15 @@ DEV void tell_all(const Problem& p, const Split& split, uint32_t generation) {
   barrier_of_blocks(p, generation, lds32(INFO_BASE));
 }
 
-// out = sum over a token's slots of gate * product, in order; a dropped slot is never read.
+// out = sum over a token's slots of gate * product, in order; a dropped slot is never read. All threads meet first.
 DEV void combine(const Problem& p, int thread) {
-  const int quads = p.columns[0] / 4;  // of a token
+  const int quads = p.columns[0] >> 2;  // of a token
   const int total = p.tokens * quads;
   const int64_t split_pitch = static_cast<int64_t>(p.tokens) * p.top_k * p.columns[0];
-  for (int warp = thread / 32 * num_blocks() + block_index(); 32 * warp < total; warp += THREADS / 32 * num_blocks()) {
-    const int index = 32 * warp + thread % 32;
-    if (index >= total) break;
-    const int token = index / quads, column = 4 * (index - token * quads);
+  int index = 32 * ((thread >> 5) * num_blocks() + block_index()) + (thread & 31), token = index / quads;
+  sync_block();
+  for (; index < total; index += THREADS * num_blocks(), token = index / quads) {
+    const int column = 4 * (index - token * quads);
     float sum[4] = {0.f, 0.f, 0.f, 0.f};
     for (int first = 0; first < p.top_k; first += 8) {
       for (int split = 0; split < p.splits; ++split) {

@@ -6,11 +6,13 @@
 //   TILE_TOKENS   tokens of a tile;
 //   TILE_COST     of a job for each tile beyond the first, where 64 bytes of weights cost 1 (as measured on an H200);
 //   ONE_WAVE_ROWS tokens of a segment, on average, from which both matrices go in one wave (as measured on an H200);
+//   RUN_COST      of a run beside its jobs, for each of its tokens and for six more (as measured on an H200);
 //   COLUMN_BYTES  of a job's activations in one column of a tile;
 //   SCALE_BYTES   of a job in the ring, beside its data;
 //   FULL_ARRIVALS on the barrier of a slot: the thread that expects bytes, and 32 where words are copied;
 //   ROW_SCALES    whether a finished row is multiplied by a float32 scale of its own; UNIT, by a constant;
-//   slot_bytes(bits), row(group), issue(...), column(...), stage(...), multiply<TILES>(...) and fold(...), explained at
+//   PLANES_DIFFER whether experts differ in the number of planes, depth(bits);
+//   slot_bytes(bits), row(group), issue(...), column(...), stage(...), multiply<TILES, PLANES>(...) and fold(...), explained at
 //   Bf16.
 #pragma once
 
@@ -18,7 +20,7 @@
 
 struct Lane {  // matrix products see a warp as eight groups of four lanes
   int group, quad;
-  DEV explicit Lane(int lane) : group(lane / 4), quad(lane % 4) {}
+  DEV explicit Lane(int lane) : group(lane >> 2), quad(lane & 3) {}
 };
 
 // Where a unit lies among the weights.

@@ -16,7 +16,7 @@ DEV void lay_barriers(int role) {
   }
   if (role == TELLER)
     for (int at = 0; at < 2; ++at) {
-      barrier_init(BAR_ROWS_FULL + 8 * at, STAGERS);
+      barrier_init(BAR_ROWS_FULL + 8 * at, at == 0 ? ALL_WARPS : STAGERS);  // all stage the first run
       barrier_init(BAR_ROWS_DONE + 8 * at, WARPS);
       barrier_init(BAR_ROWS_EMPTY + 8 * at, 1);
     }
@@ -24,17 +24,21 @@ DEV void lay_barriers(int role) {
 }
 
 template <class Format>
-DEV void prepare(const Problem& p, int thread, int role, bool alone, const Slots& read) {
-  if (elected()) {
-    uint32_t generation = 0, base = 0;
-    if (role == TELLER)
-      generation = load_steady(p.counters + COUNTER_GENERATION), base = load_steady(p.counters + COUNTER_BASE);
-    if (role == TELLER - 1)  // translations of addresses that are met later
-      prefetch(p.x), prefetch(p.hidden), prefetch(p.product), prefetch(p.out);
-    lay_barriers<Format>(role);
-    if (role == TELLER) sts32(INFO_GENERATION, generation), sts32(INFO_BASE, base);
+DEV void prepare(const Problem& p, int role) {  // while the last launch ends: what needs nothing of it
+  if (!elected()) return;
+  lay_barriers<Format>(role);
+  if (role < 2 * p.planes) prefetch_map(&p.map[role & 1][role / 2]);
+  if (role == TELLER - 1)  // translations of addresses that are met later
+    prefetch(p.x), prefetch(p.hidden), prefetch(p.product), prefetch(p.out);
+}
+
+template <class Format>
+DEV void plan(const Problem& p, int thread, int role, bool alone, const Slots& read) {
+  if (role == TELLER && elected()) {
+    const uint32_t generation = load_steady(p.counters + COUNTER_GENERATION);
+    const uint32_t base = load_steady(p.counters + COUNTER_BASE);
+    sts32(INFO_GENERATION, generation), sts32(INFO_BASE, base);
   }
-  if (role < 2 * p.planes && elected()) prefetch_map(&p.map[role & 1][role / 2]);
   if (alone) {
     if (p.bits)
       for (int i = 0; i < 2; ++i)
@@ -45,35 +49,26 @@ DEV void prepare(const Problem& p, int thread, int role, bool alone, const Slots
   make_plan<Format>(p, alone ? Slots(p, thread, false) : read, thread);  // ends with a barrier of the block
 }
 
-constexpr int FIRST_SLOTS = 2;  // of a warp's ring, while the first activations are read: they keep the memory busy
-
 template <class Format>
 DEV void decode_block(const Problem& p) {
-  const int thread = thread_index(), role = same_in_warp(thread / 32);
+  const int thread = thread_index(), role = same_in_warp(thread >> 5);
   const bool alone = p.tokens * p.top_k <= 32;
+  prepare<Format>(p, role);
+  wait_for_last_launch();  // whatever is read or written from here on may be its
+  let_next_launch_begin();
   const Slots read(p, thread, alone);
   OnlyToken only(p, thread);
-  prepare<Format>(p, thread, role, alone, read);
+  plan<Format>(p, thread, role, alone, read);
   const uint32_t generation = lds32(INFO_GENERATION);
   const Split split = split_shared<Format>(p);
-  const int lane = thread % 32;
-  const bool early = only.read && lds32(INFO_MAX_ROWS) == 1;  // it may have the same expert twice
+  const int lane = thread & 31;
+  Multiplier<Format> multiplier(p, split, role, thread);  // nobody's, beyond the warps that multiply
+  stage_first<Format>(p, split, only, role, lane, [&multiplier, role] {
+    if (role < WARPS) multiplier.fill_ring();
+  });
   if (role < WARPS) {
-    Multiplier<Format> multiplier(p, split, role, thread);
-    if (early) {
-      multiplier.fill_ring(FIRST_SLOTS);
-      only.template stage<Format>(p, split, thread);
-    } else {
-      stage_first<Format>(p, split, role, lane, [&multiplier] { multiplier.fill_ring(FIRST_SLOTS); });
-    }
-    sync_block();
     multiplier.all();
   } else {
-    if (early)
-      only.template stage<Format>(p, split, thread);
-    else
-      stage_first<Format>(p, split, role, lane, [] {});
-    sync_block();
     if (role == TELLER) {
       if (lane == 0) tell_all(p, split, generation);
     } else {
@@ -82,6 +77,5 @@ DEV void decode_block(const Problem& p) {
         for (int i = thread - 32 * WARPS; i < MAX_SLOTS; i += STAGER_THREADS) finished_units(p, generation + 1)[i] = 0;
     }
   }
-  sync_block();
   combine(p, thread);
 }

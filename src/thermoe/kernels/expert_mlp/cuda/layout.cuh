@@ -116,6 +116,9 @@ struct Split {
   uint32_t sums;                       // where in a block the sums begin
   int sums_stride;                     // bytes from group to group
   int row_blocks;                      // 1 or 2
+
+  DEV int place_of(int block) const { return block & (row_blocks - 1); }  // of a block of activations
+  DEV int turn_of(int block) const { return block >> (row_blocks - 1); }  // blocks before it in the same place
 };
 
 template <class Format>

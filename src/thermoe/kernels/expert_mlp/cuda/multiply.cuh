@@ -26,8 +26,8 @@ struct Stream {
         run = Runs(p, phase, waves);
       }
       at.matrix = run.matrix;
-      const int jobs = p.jobs[at.matrix], total = run.length * jobs, first = first_job(total, warp);
-      left = first_job(total, warp + 1) - first;
+      const int jobs = p.jobs[at.matrix], total = run.length * jobs, first = first_job(total, warp, run.turn());
+      left = first_job(total, warp + 1, run.turn()) - first;
       if (left == 0) continue;
       const uint32_t what = lds32(SEGMENT_ROWS + 4 * run.segment), where = lds32(SEGMENT + 4 * run.segment);
       const int unit = quotient(first, jobs);
@@ -75,27 +75,28 @@ struct Multiplier {
   const uint64_t policy;
   const int waves;
   Stream ahead;    // the job whose copy starts when this warp's current slot is free
-  Ring filled;     // the first slot that nothing was copied to yet
   Ring here;       // of the current job
   uint32_t given;  // whether warp `lane_index` has handed over an odd number of shares: in even runs, in odd ones
 
   DEV Multiplier(const Problem& problem, const Split& s, int own_warp, int thread)
-      : p(problem), split(s), warp(own_warp), lane_index(thread % 32), lane(thread % 32), policy(stream_policy()),
+      : p(problem), split(s), warp(own_warp), lane_index(thread & 31), lane(thread & 31), policy(stream_policy()),
         waves(same_in_warp(lds32(INFO_WAVES))),
-        ahead(problem, waves, own_warp), filled{0, 0}, here{0, 0}, given(0) {}
+        ahead(problem, waves, own_warp), here{0, 0}, given(0) {}
 
   DEV void issue(const Job& job) {
     Format::issue(p, ahead.at, ahead.at.first_job + ahead.job, job, policy, lane_index);
     ahead.next(p);
   }
 
-  // Starts copies into up to so many slots that are still empty.
-  DEV void fill_ring(int slots) {
-    for (; slots > 0 && filled.turn == 0 && ahead.more(); --slots, filled.next(split)) issue(filled.job<Format>(split, warp));
+  // Starts copies into all slots of the ring.
+  DEV void fill_ring() {
+    Ring filled{0, 0};
+#pragma unroll 1
+    for (; filled.turn == 0 && ahead.more(); filled.next(split)) issue(filled.job<Format>(split, warp));
   }
 
   // Products of the unit's jobs `job` up to `end`.
-  template <int TILES>
+  template <int TILES, int PLANES>
   DEV void multiply(const Place& at, int job, int end, uint32_t rows_at, const uint32_t (&rows)[TILES],
                     float (&sum)[TILES][2][4]) {
     for (; job < end; ++job) {
@@ -105,7 +106,7 @@ struct Multiplier {
 #pragma unroll
       for (int tile = 0; tile < TILES; ++tile) from[tile] = rows[tile] + Format::COLUMN_BYTES * job;
       barrier_wait(slot.full, here.turn);
-      Format::template multiply<TILES>(at, slot, from, lane, sum);
+      Format::template multiply<TILES, PLANES>(at, slot, from, lane, sum);
       sync_warp();
       if (ahead.more()) issue(slot);
       here.next(split);
@@ -131,12 +132,12 @@ struct Multiplier {
 
   // The shares of the warps that go on with a unit, whose last job comes before job `end` of the run.
   template <int TILES>
-  DEV void gather(float (&sum)[TILES][2][4], int tiles, int total, int end, int odd_run) {
+  DEV void gather(float (&sum)[TILES][2][4], int tiles, int total, int end, int turn, int odd_run) {
     for (int other = warp + 1; other < WARPS; ++other) {
-      const int first = first_job(total, other);
+      const int first = first_job(total, other, turn);
       if (first >= end) break;
       const uint32_t turns = shuffle_from(given, other);
-      if (first == first_job(total, other + 1)) continue;
+      if (first == first_job(total, other + 1, turn)) continue;
       barrier_wait(BAR_PART_FULL + 8 * (2 * other + odd_run), turns >> odd_run & 1);
 #pragma unroll
       for (int i = 0; i < 2 * TILES; ++i)
@@ -150,57 +151,69 @@ struct Multiplier {
     }
   }
 
-  template <int TILES>
-  DEV void run_units(const Runs& run, int odd_run, const Segment& segment, uint32_t rows_at) {
+  template <int TILES, int PLANES>
+  DEV void run_units(const Runs& run, int block, const Segment& segment) {
+    const int at_block = split.place_of(block), odd_run = block & 1;
+    const uint32_t rows_at = split.rows + at_block * split.rows_bytes;
     const int matrix = run.matrix;
     constexpr int FOLDED = (TILES * Format::TILE_TOKENS + 7) / 8;  // tiles of eight tokens
     uint32_t rows[TILES];
 #pragma unroll
     for (int tile = 0; tile < TILES; ++tile)
       rows[tile] = Format::column(rows_at, tile, segment.rows, lane, row_pitch<Format>(p));
-    const int jobs = p.jobs[matrix], total = run.length * jobs, tiles = (segment.rows + 7) / 8;
-    int next = first_job(total, warp);
-    const int last = first_job(total, warp + 1);
+    const int jobs = p.jobs[matrix], total = run.length * jobs, tiles = (segment.rows + 7) >> 3;
+    const int turn = run.turn();
+    int next = first_job(total, warp, turn);
+    const int last = first_job(total, warp + 1, turn);
     int unit = quotient(next, jobs), job = next - unit * jobs;
     Place at{matrix, segment.expert, segment.bits, (matrix == 0 ? 16 : 32) * (run.row + unit), 0};
+    barrier_wait(BAR_ROWS_FULL + 8 * at_block, split.turn_of(block) & 1);
     for (; next < last; ++unit, job = 0, at.row += matrix == 0 ? 16 : 32) {
       const int end = jobs - job < last - next ? jobs : job + last - next;
       const Finish<Format> finish(p, at, run, lane);
       float products[TILES][2][4], sum[FOLDED][2][4];
       set_zero(products);
-      multiply<TILES>(at, job, end, rows_at, rows, products);
+      multiply<TILES, PLANES>(at, job, end, rows_at, rows, products);
       Format::template fold<TILES, FOLDED>(products, sum, lane);
       next += end - job;
       if (job > 0) {
         hand_over<FOLDED>(sum, tiles, odd_run);
         continue;
       }
-      if (end < jobs) gather<FOLDED>(sum, tiles, total, (unit + 1) * jobs, odd_run);
+      if (end < jobs) gather<FOLDED>(sum, tiles, total, (unit + 1) * jobs, turn, odd_run);
       finish.template store<FOLDED>(p, segment, run, lane, sum);
     }
     if (lane_index < WARPS) {
-      const int first = first_job(total, lane_index);
-      if (first % jobs > 0 && first_job(total, lane_index + 1) > first) given ^= 1u << odd_run;
+      const int first = first_job(total, lane_index, turn);
+      const bool begins_unit = first == quotient(first, jobs) * jobs;
+      if (!begins_unit && first_job(total, lane_index + 1, turn) > first) given ^= 1u << odd_run;
     }
     sync_warp();
   }
 
+  // Where experts differ in bits, each number of planes has a loop of its own: one for all is short of registers.
+  template <int TILES>
+  DEV void run_planes(const Runs& run, int block, const Segment& segment) {
+    if constexpr (!Format::PLANES_DIFFER) return run_units<TILES, 0>(run, block, segment);
+    switch (Format::depth(segment.bits)) {
+      case 1: return run_units<TILES, 1>(run, block, segment);
+      case 2: return run_units<TILES, 2>(run, block, segment);
+      default: return run_units<TILES, 3>(run, block, segment);
+    }
+  }
+
   DEV void all() {
-    fill_ring(split.ring);
     int block = 0;
     for (int phase = 0; phase < 2 * waves; ++phase)
       for (Runs run(p, phase, waves); run.more(); run.next(), ++block) {
-        const int at = block % split.row_blocks, turn = block / split.row_blocks;
         const Segment segment = segment_at(run.segment);
-        const uint32_t rows_at = split.rows + at * split.rows_bytes;
-        barrier_wait(BAR_ROWS_FULL + 8 * at, turn & 1);
         switch (tiles_of(segment.rows, Format::TILE_TOKENS)) {
-          case 1: run_units<1>(run, block & 1, segment, rows_at); break;
-          case 2: run_units<2>(run, block & 1, segment, rows_at); break;
-          case 4: run_units<4>(run, block & 1, segment, rows_at); break;
-          default: run_units<MAX_ROWS / Format::TILE_TOKENS>(run, block & 1, segment, rows_at);
+          case 1: run_planes<1>(run, block, segment); break;
+          case 2: run_planes<2>(run, block, segment); break;
+          case 4: run_units<4, 0>(run, block, segment); break;
+          default: run_units<MAX_ROWS / Format::TILE_TOKENS, 0>(run, block, segment);
         }
-        if (lane_index == 0) barrier_arrive(BAR_ROWS_DONE + 8 * at);
+        if (lane_index == 0) barrier_arrive(BAR_ROWS_DONE + 8 * split.place_of(block));
       }
   }
 };

@@ -128,19 +128,29 @@ DEV int waves_of(const Problem& p, int num_segments, int kept) {
   return num_segments * (p.columns[1] / 16) < MAX_WAVES * WAVE_UNITS * num_blocks() ? 1 : MAX_WAVES;
 }
 
+// What the runs of earlier segments cost beside their units: each as much as six rows, and its rows.
+DEV uint32_t cost_of_runs(uint32_t run_cost, uint32_t segments, uint32_t rows) {
+  return run_cost * (6 * segments + rows);
+}
+
 // One of the boundaries of the block's ranges, by a warp: the segment that holds it writes it.
-DEV void write_range(const Problem& p, int boundary, int waves, int num_segments, uint32_t total, int lane) {
+template <class Format>
+DEV void write_range(const Problem& p, int boundary, int waves, int num_segments, uint32_t total, uint32_t kept,
+                     int lane) {
   const int phase = boundary / 2, matrix = phase / waves, wave = phase % waves;
-  const uint32_t num = units_of(p, matrix);
-  const uint32_t target = share_of(total * num, wave * num_blocks() + block_index() + boundary % 2, waves * num_blocks());
-  if (total == 0 && lane < 2) sts32(INFO_RANGE + 8 * boundary + 4 * lane, 0);
+  const uint32_t num = units_of(p, matrix), run_cost = quotient(Format::RUN_COST, p.jobs[matrix]);
+  const uint32_t all = total * num + cost_of_runs(run_cost, num_segments, kept);
+  const uint32_t target = share_of(all, wave * num_blocks() + block_index() + boundary % 2, waves * num_blocks());
+  if (all == 0 && lane < 2) sts32(INFO_RANGE + 8 * boundary + 4 * lane, 0);
 #pragma unroll 1
   for (int segment = lane; segment < num_segments; segment += 32) {
-    const uint32_t from = lds32(COST + 4 * segment), to = lds32(COST + 4 * segment + 4);
-    const bool last = segment == num_segments - 1 && target == total * num;
-    if (target < from * num || !(target < to * num || last)) continue;
+    const uint32_t before = lds32(COST + 4 * segment), cost = lds32(COST + 4 * segment + 4) - before;
+    const uint32_t row = lds32(SEGMENT + 4 * segment) & 0xffff, rows = lds32(SEGMENT_ROWS + 4 * segment) & 0xffff;
+    const uint32_t from = before * num + cost_of_runs(run_cost, segment, row), own = cost_of_runs(run_cost, 1, rows);
+    const bool last = segment == num_segments - 1 && target == all;
+    if (target < from || !(target < from + own + cost * num || last)) continue;
     sts32(INFO_RANGE + 8 * boundary, segment);
-    sts32(INFO_RANGE + 8 * boundary + 4, unit_at(target - from * num, to - from, num));
+    sts32(INFO_RANGE + 8 * boundary + 4, target < from + own ? 0 : unit_at(target - from - own, cost, num));
   }
 }
 
@@ -153,7 +163,8 @@ DEV void write_ranges(const Problem& p, int thread) {
   if (few_segments(num_segments) && num_segments > 0) {
     if (thread < 4) write_aligned_range(p, thread, num_segments);
   } else if (boundary < 4 * waves) {
-    write_range(p, boundary, waves, num_segments, lds32(COST + 4 * num_segments), thread % 32);
+    const uint32_t total = lds32(COST + 4 * num_segments), kept = lds32(INFO_KEPT);
+    write_range<Format>(p, boundary, waves, num_segments, total, kept, thread % 32);
   }
 }
 
@@ -205,7 +216,7 @@ DEV bool plan_alone(const Problem& p, const Slots& read, int lane) {
   } else {
 #pragma unroll 1
     for (int boundary = 0; boundary < 4 * waves; ++boundary)
-      write_range(p, boundary, waves, static_cast<int>(segments), total, lane);
+      write_range<Format>(p, boundary, waves, static_cast<int>(segments), total, all_kept, lane);
   }
   sync_warp();
   return true;
@@ -214,6 +225,7 @@ DEV bool plan_alone(const Problem& p, const Slots& read, int lane) {
 // The slots of the same expert before this one.
 DEV uint32_t rank_of(uint32_t experts, int slot, int expert) {
   uint32_t rank = 0;
+#pragma unroll 1
   for (int before = 0; before < slot; ++before) rank += lds16(experts + 2 * before) == expert;
   return rank;
 }

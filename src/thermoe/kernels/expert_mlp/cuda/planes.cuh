@@ -57,11 +57,15 @@ struct Codes {
     }
   }
 
+  // Codes of some slots are left where they lie in their bytes, as multiples: slots of a kind have the same multiple.
+  DEV static constexpr int kind(int slot) { return BITS == 2 ? slot & 1 : BITS == 4 ? slot / 2 : 0; }
+  DEV static constexpr float unit(int kind) { return kind == 0 ? 1.f : BITS == 2 ? 0.25f : 0.0625f; }
+
   // Four columns of a slot, a code a byte.
   DEV uint32_t bytes(int slot, int low, int i) const {
-    if (BITS == 2) return even[low][i] >> 2 * slot & PAIRS;
+    if (BITS == 2) return even[low][i] >> 4 * (slot / 2) & PAIRS << 2 * (slot & 1);
     const uint32_t word = slot & 1 ? odd[low][i] : even[low][i];
-    if (BITS == 4) return word >> 4 * (slot / 2) & NIBBLES;
+    if (BITS == 4) return word & NIBBLES << 4 * (slot / 2);
     const uint32_t end = last[low][slot / 2][i];
     return blend(slot / 2 ? word : word << 4, slot & 1 ? end >> 4 : end, HIGH_NIBBLES);
   }
@@ -71,12 +75,12 @@ struct Codes {
 template <int MAX_BITS, int GROUP, bool NESTED, bool ZEROS>
 struct Planes {
   static constexpr int JOB_COLUMNS = 256, JOB_SUMS = JOB_COLUMNS / GROUP, FULL_ARRIVALS = 33, TILE_TOKENS = 4;
-  static constexpr int COLUMN_BYTES = JOB_COLUMNS, TILE_COST = 24, ONE_WAVE_ROWS = 2;
+  static constexpr int COLUMN_BYTES = JOB_COLUMNS, TILE_COST = 24, RUN_COST = 170, ONE_WAVE_ROWS = 2;
   static constexpr int GROUP_SLOTS = GROUP / 32;
   static constexpr int ROW_SCALE_BYTES = 2 * JOB_SUMS;                  // of one row in one job
   static constexpr int ZEROS_AT = 32 * ROW_SCALE_BYTES;
   static constexpr int SCALE_BYTES = (ZEROS ? 2 : 1) * 32 * ROW_SCALE_BYTES;
-  static constexpr bool ROW_SCALES = false;
+  static constexpr bool ROW_SCALES = false, PLANES_DIFFER = NESTED && MAX_BITS > 2;
   static constexpr float UNIT = 1.f;
 
   DEV static constexpr int depth(int bits) {  // planes that are read
@@ -114,16 +118,16 @@ struct Planes {
   // Where a lane finds its column of a tile: a token's high bytes, or its low ones half a row on.
   DEV static uint32_t column(uint32_t rows_at, int tile, int rows, const Lane& lane, uint32_t pitch) {
     const int token = 4 * tile + (lane.group & 3);
-    return rows_at + (token < rows ? token : rows - 1) * pitch + (lane.group & 4) / 4 * low_bytes_at(pitch) + 16 * lane.quad;
+    return rows_at + (token < rows ? token : rows - 1) * pitch + (lane.group >> 2) * low_bytes_at(pitch) + 16 * lane.quad;
   }
   DEV static void stage(uint32_t (&v)[4], int octet, int row, uint32_t to, uint32_t pitch, uint32_t sums, int stride) {
     stage_bytes<GROUP>(v, octet, row, to, pitch, sums, stride);
   }
 
-  template <int TILES>
+  template <int TILES, int PLANES>
   DEV static void multiply(const Place& at, const Job& job, const uint32_t (&rows)[TILES], const Lane& lane,
                            float (&sum)[TILES][2][4]) {
-    const int planes = depth(at.bits);
+    const int planes = PLANES > 0 ? PLANES : depth(at.bits);
     if (planes == 1) {
       if (NESTED || MAX_BITS == 2) multiply_bits<2, TILES>(job, rows, lane, sum);
     } else if (planes == 2) {
@@ -153,54 +157,73 @@ struct Planes {
   template <int BITS, int CHUNKS, int AT_ONCE, int TILES>
   DEV static void multiply_chunks(const Job& job, const Codes<BITS> (&codes)[CHUNKS][2], const uint32_t (&rows)[TILES],
                                   const Lane& lane, int first_chunk, int first_tile, float (&sum)[TILES][2][4]) {
-    int32_t product[CHUNKS][AT_ONCE][2][4];
-    uint32_t b[CHUNKS][AT_ONCE][4];  // of two slots
+    int32_t product[CHUNKS][2][AT_ONCE][2][4];  // of either kind of slot
+    uint32_t b[CHUNKS][AT_ONCE][4];             // of two slots
 #pragma unroll
     for (int slot = 0; slot < 4; ++slot)
 #pragma unroll
       for (int c = 0; c < CHUNKS; ++c) {
-        const int chunk = first_chunk + c, group = (4 * chunk + slot) / GROUP_SLOTS;
+        const int chunk = first_chunk + c, kind = Codes<BITS>::kind(slot), start = slot / GROUP_SLOTS * GROUP_SLOTS;
 #pragma unroll
         for (int t = 0; t < AT_ONCE; ++t) {
           if (slot % 2 == 0) lds128(rows[first_tile + t] + 128 * chunk + 64 * (slot / 2), b[c][t]);
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            if (slot % GROUP_SLOTS == 0)
-              for (int i = 0; i < 4; ++i) product[c][t][half][i] = WHOLE_BITS;
             const Codes<BITS>& code = codes[c][half];
             const uint32_t a[4] = {code.bytes(slot, 0, 0), code.bytes(slot, 1, 0), code.bytes(slot, 0, 1),
                                    code.bytes(slot, 1, 1)};
-            mma_bytes(product[c][t][half], a, b[c][t][2 * (slot % 2)], b[c][t][2 * (slot % 2) + 1]);
+            const uint32_t b0 = b[c][t][2 * (slot % 2)], b1 = b[c][t][2 * (slot % 2) + 1];
+            if (is_first<BITS>(start, slot))
+              mma_bytes_from(product[c][kind][t][half], a, b0, b1, WHOLE_BITS);
+            else
+              mma_bytes(product[c][kind][t][half], a, b0, b1);
           }
         }
         if (slot % GROUP_SLOTS == GROUP_SLOTS - 1)
-          end_group<BITS, AT_ONCE, TILES>(job, lane, group, product[c], first_tile, sum);
+          end_group<BITS, AT_ONCE, TILES>(job, lane, chunk, start, product[c], first_tile, sum);
       }
+  }
+
+  // Whether no slot before it in its group, which begins at `start`, is of its kind.
+  template <int BITS>
+  DEV static constexpr bool is_first(int start, int slot) {
+    for (int other = start; other < slot; ++other)
+      if (Codes<BITS>::kind(other) == Codes<BITS>::kind(slot)) return false;
+    return true;
   }
 
   DEV static float row_value(uint32_t from, int half, int low, int group, const Lane& lane) {
     return half_to_float(lds16(from + ROW_SCALE_BYTES * (16 * half + 8 * low + row(lane.group)) + 2 * group));
   }
 
+  // The group of slots from `start` on. A sum of whole numbers with WHOLE in it is rounded to a unit of the last place,
+  // that is a step of an activation times a code of one: far below what rounding the activations has cost.
   template <int BITS, int AT_ONCE, int TILES>
-  DEV static void end_group(const Job& job, const Lane& lane, int group, const int32_t (&product)[AT_ONCE][2][4],
-                            int first_tile, float (&sum)[TILES][2][4]) {
-    float scale[2][2], middle[2][2];
+  DEV static void end_group(const Job& job, const Lane& lane, int chunk, int start,
+                            const int32_t (&product)[2][AT_ONCE][2][4], int first_tile, float (&sum)[TILES][2][4]) {
+    const int group = (4 * chunk + start) / GROUP_SLOTS, kind = Codes<BITS>::kind(start);
+    const bool both = kind != Codes<BITS>::kind(start + GROUP_SLOTS - 1);
+    const float unit = Codes<BITS>::unit(kind), other = both ? Codes<BITS>::unit(1) : 0.f;  // both: the first is 1
+    float scale[2][2], zero[2][2];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      scale[i / 2][i % 2] = row_value(job.scales, i / 2, i % 2, group, lane);
-      middle[i / 2][i % 2] = BITS == 2 ? 1.5f : BITS == 4 ? 7.5f : 127.5f;
-      if (ZEROS) middle[i / 2][i % 2] = row_value(job.scales + ZEROS_AT, i / 2, i % 2, group, lane);
+      scale[i / 2][i % 2] = unit * row_value(job.scales, i / 2, i % 2, group, lane);
+      if (ZEROS) zero[i / 2][i % 2] = row_value(job.scales + ZEROS_AT, i / 2, i % 2, group, lane) / unit;
     }
+    constexpr float MIDDLE = ZEROS ? 0.f : BITS == 2 ? 1.5f : BITS == 4 ? 7.5f : 127.5f;
 #pragma unroll
     for (int t = 0; t < AT_ONCE; ++t) {
       uint32_t column[4];  // of the lane's two columns: step, sum of bytes
       lds128(job.sums + group * job.sums_stride + COLUMN_SUM_BYTES * (first_tile + t), column);
+      float base[2];
+      for (int token = 0; token < 2; ++token)
+        base[token] = -(1.f + other) * WHOLE - MIDDLE / unit * as_float(column[2 * token + 1]);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const int half = i / 4, low = i / 2 % 2, token = i % 2;
-        const float whole = as_float(static_cast<uint32_t>(product[t][half][i % 4])) - WHOLE;
-        const float value = whole - middle[half][low] * as_float(column[2 * token + 1]);
+        float value = as_float(static_cast<uint32_t>(product[kind][t][half][i % 4])) + base[token];
+        if (both) value += other * as_float(static_cast<uint32_t>(product[1][t][half][i % 4]));
+        if (ZEROS) value -= zero[half][low] * as_float(column[2 * token + 1]);
         sum[first_tile + t][half][i % 4] += scale[half][low] * as_float(column[2 * token]) * value;
       }
     }

@@ -96,6 +96,9 @@ DEV void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluste
 DEV void barrier_arrive(uint32_t bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
+DEV void barrier_leave(uint32_t bar) {  // arrives, and is not waited for in later phases
+  asm volatile("mbarrier.arrive_drop.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
+}
 DEV void barrier_expect(uint32_t bar, uint32_t bytes) {  // arrives, and expects bytes
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
@@ -154,6 +157,10 @@ DEV void add_release(uint32_t* to, uint32_t v) {
 }
 DEV void pause() { __nanosleep(20); }
 
+// ---- launches that overlap (programmatic dependent launch)
+DEV void wait_for_last_launch() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEV void let_next_launch_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 // ---- arithmetic
 DEV void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {  // 16 x 16 by 16 x 8, bf16
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
@@ -166,6 +173,12 @@ DEV void mma_bytes(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
       " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEV void mma_bytes_from(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int32_t from) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"
+      " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+      : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(from));
 }
 // One instruction each, which the compiler does not find where both constants are immediate.
 DEV uint32_t keep_and_set(uint32_t v, uint32_t keep, uint32_t set) {  // (v & keep) | set
@@ -194,6 +207,5 @@ DEV uint32_t pack_bf16(float low, float high) {
 }
 DEV float fast_exp(float v) { return __expf(v); }
 DEV float fast_divide(float a, float b) { return __fdividef(a, b); }
-DEV float fast_tanh(float v) { return tanhf(v); }
 
 #endif

@@ -24,7 +24,7 @@ struct Runs {
   DEV Runs(const Problem& p, int phase, int waves) : matrix(phase >= waves) {
     uint32_t range[4];
     lds128(INFO_RANGE + 16 * phase, range);
-    in_run = matrix == 0 ? p.columns[1] / 16 : p.columns[0] / 32;
+    in_run = matrix == 0 ? p.columns[1] >> 4 : p.columns[0] >> 5;
     splits = matrix == 0 ? 1 : p.splits;
     segment = static_cast<int>(range[0]);
     left = static_cast<int>(range[2] - range[0]) * splits * in_run + static_cast<int>(range[3] - range[1]);
@@ -33,6 +33,7 @@ struct Runs {
     measure();
   }
   DEV void measure() { length = in_run - row < left ? in_run - row : left; }
+  DEV int turn() const { return static_cast<int>(static_cast<uint32_t>(5 * (segment + split) + 3 * matrix) % WARPS); }
   DEV bool more() const { return left > 0; }
   DEV void next() {
     left -= length, row = 0;
@@ -41,5 +42,8 @@ struct Runs {
   }
 };
 
-// The jobs of a run that a warp takes: neighbours, as many as any other warp's give or take one.
-DEV int first_job(int jobs, int warp) { return jobs * warp / WARPS; }
+// The jobs of a run that a warp takes: neighbours, as many as any other warp's give or take one. Which warps have one
+// more changes from run to run (`turn`).
+DEV int first_job(int jobs, int warp, int turn) {
+  return static_cast<int>(static_cast<uint32_t>(jobs * warp + turn) / WARPS);
+}

@@ -17,88 +17,97 @@ struct RowSource {
 
 DEV RowSource row_source(const Problem& p, int matrix, const Runs& run, int columns) {
   constexpr uint32_t WHOLE_SHARE = 1u << 20;  // slots are below 512: no quotient is rounded wrongly
-  if (matrix == 0) return {p.x, WHOLE_SHARE / p.top_k + 1, p.columns[0], p.columns[0] / 8};
+  if (matrix == 0) {
+    // Off by a quarter of what keeps it from the next whole number.
+    const float share = fast_divide(static_cast<float>(WHOLE_SHARE), static_cast<float>(p.top_k));
+    return {p.x, static_cast<uint32_t>(share) + 1, p.columns[0], p.columns[0] >> 3};
+  }
   const int first = run.split * columns, left = p.columns[1] - first;
-  return {p.hidden + first, WHOLE_SHARE, p.columns[1], left / 8};
+  return {p.hidden + first, WHOLE_SHARE, p.columns[1], left >> 3};
 }
 
-// A warp takes 32 octets of a row at a time, and the warps take turns. `meanwhile` is done once, behind the first loads.
+constexpr int BATCH = 4;  // loads of a warp in flight
+
+// A warp takes 32 octets of a row at a time, and the warps take turns. `meanwhile` is done once, behind the first
+// loads; where `read`, they are in `v` already. A run past the last has no rows. The octets are staged in a loop of one
+// copy, whose code is fetched once.
 template <class Format, class Meanwhile>
 DEV void stage_rows(const Problem& p, const Split& split, const Runs& run, uint32_t to, int warp, int warps, int lane,
-                    Meanwhile meanwhile) {
-  constexpr int BATCH = 4;  // loads in flight
-  const int columns = p.jobs[run.matrix] * Format::JOB_COLUMNS, octets = columns / 8, whole = (octets + 31) / 32 * 32;
+                    uint32_t (&v)[BATCH][4], bool read, Meanwhile meanwhile) {
+  const int columns = p.jobs[run.matrix] * Format::JOB_COLUMNS, octets = columns >> 3, whole = (octets + 31) & ~31;
   const RowSource source = row_source(p, run.matrix, run, columns);
   const Segment segment = segment_at(run.segment);
+  const int rows = run.more() ? segment.rows : 0;
   const uint32_t pitch = row_pitch<Format>(p);
-  bool first = true;
-  for (int row = 0, piece = 32 * warp; row < segment.rows;) {
-    uint32_t v[BATCH][4];
-    int rows[BATCH], octet[BATCH];
+  const auto settle = [whole](int& row, int& piece) {
+    for (; piece >= whole; ++row) piece -= whole;
+  };
+  int row = 0, piece = 32 * warp;
+  settle(row, piece);
+  for (bool first = true; first || row < rows; first = read = false) {
+    int next_row = row, next = piece;
+    if (!read) {
 #pragma unroll
-    for (int i = 0; i < BATCH; ++i) {
-      for (; piece >= whole; ++row) piece -= whole;
-      rows[i] = row, octet[i] = piece + lane;
-      v[i][0] = v[i][1] = v[i][2] = v[i][3] = 0;
-      if (row < segment.rows && octet[i] < source.octets)
-        load_fresh(source.row_of(lds16(ROW_SLOT + 2 * (segment.first_row + row))) + 8 * octet[i], v[i]);
-      piece += 32 * warps;
+      for (int i = 0; i < BATCH; ++i) {
+        v[i][0] = v[i][1] = v[i][2] = v[i][3] = 0;
+        if (next_row < rows && next + lane < source.octets)
+          load_fresh(source.row_of(lds16(ROW_SLOT + 2 * (segment.first_row + next_row))) + 8 * (next + lane), v[i]);
+        next += 32 * warps;
+        settle(next_row, next);
+      }
     }
     if (first) meanwhile();
-    first = false;
+#pragma unroll 1
+    for (int i = 0; i < BATCH && row < rows; ++i) {
+      if (Format::JOB_COLUMNS % 256 == 0 || piece + lane < octets)  // lanes that meet are all there
+        Format::stage(v[0], piece + lane, row, to, pitch, split.sums, split.sums_stride);
 #pragma unroll
-    for (int i = 0; i < BATCH; ++i)
-      if (rows[i] < segment.rows && octet[i] < octets)  // where lanes meet, octets are a multiple of 32
-        Format::stage(v[i], octet[i], rows[i], to, pitch, split.sums, split.sums_stride);
-    for (; piece >= whole; ++row) piece -= whole;
+      for (int j = 0; j < 4 * (BATCH - 1); ++j) v[j / 4][j % 4] = v[j / 4 + 1][j % 4];
+      piece += 32 * warps;
+      settle(row, piece);
+    }
   }
 }
 
-// The first run of the block, if it has one, by all warps: nobody has anything to multiply yet.
-template <class Format, class Meanwhile>
-DEV void stage_first(const Problem& p, const Split& split, int role, int lane, Meanwhile meanwhile) {
-  const Runs run(p, 0, static_cast<int>(lds32(INFO_WAVES)));
-  if (!run.more()) return;
-  stage_rows<Format>(p, split, run, split.rows, role, ALL_WARPS, lane, meanwhile);
-  if (role >= WARPS && role < TELLER && lane == 0) barrier_arrive(BAR_ROWS_FULL);  // the block meets before anybody reads
-}
-
-// A single token does not wait for the plan: it is read with the ids.
+// What a thread of a single token's launch reads with the ids: the octets that it will stage.
 struct OnlyToken {
   static constexpr int EACH = 2;
-  uint32_t v[EACH][4];
+  uint32_t v[BATCH][4];
   bool read;
 
   DEV OnlyToken(const Problem& p, int thread) : read(p.tokens == 1 && p.columns[0] <= 8 * EACH * THREADS) {
 #pragma unroll
-    for (int i = 0; i < EACH; ++i) {
+    for (int i = 0; i < BATCH; ++i) {
       const int octet = thread + i * THREADS;
       v[i][0] = v[i][1] = v[i][2] = v[i][3] = 0;
-      if (read && octet < p.columns[0] / 8) load_fresh(p.x + 8 * octet, v[i]);
+      if (i < EACH && read && octet < p.columns[0] / 8) load_fresh(p.x + 8 * octet, v[i]);
     }
-  }
-  template <class Format>
-  DEV void stage(const Problem& p, const Split& split, int thread) {
-    if (!Runs(p, 0, static_cast<int>(lds32(INFO_WAVES))).more()) return;
-    const int octets = p.jobs[0] * Format::JOB_COLUMNS / 8;
-#pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-      const int octet = thread + i * THREADS;  // where lanes meet, octets are a multiple of 32
-      if (octet < octets)
-        Format::stage(v[i], octet, 0, split.rows, row_pitch<Format>(p), split.sums, split.sums_stride);
-    }
-    if (thread >= 32 * WARPS && thread < 32 * TELLER && thread % 32 == 0) barrier_arrive(BAR_ROWS_FULL);
   }
 };
+
+// The first run of the block, by all warps: nobody has anything to multiply yet.
+template <class Format, class Meanwhile>
+DEV void stage_first(const Problem& p, const Split& split, OnlyToken& only, int role, int lane, Meanwhile meanwhile) {
+  const Runs run(p, 0, static_cast<int>(lds32(INFO_WAVES)));
+  const bool read = only.read && lds32(INFO_MAX_ROWS) == 1;  // the token may have the same expert twice
+  stage_rows<Format>(p, split, run, split.rows, role, ALL_WARPS, lane, only.v, read, meanwhile);
+  sync_warp();
+  if (lane > 0) return;
+  if (role < WARPS || role == TELLER)
+    barrier_leave(BAR_ROWS_FULL);  // those that stage the other runs stay
+  else if (run.more())
+    barrier_arrive(BAR_ROWS_FULL);
+}
 
 // The others, by the warps that stage.
 template <class Format>
 DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, int warp, int lane) {
   const int waves = static_cast<int>(lds32(INFO_WAVES));
   int block = 0;  // of activations
+  uint32_t v[BATCH][4];
   for (int phase = 0; phase < 2 * waves; ++phase)
     for (Runs run(p, phase, waves); run.more(); run.next(), ++block) {
-      const int at = block % split.row_blocks, turn = block / split.row_blocks;
+      const int at = split.place_of(block), turn = split.turn_of(block);
       if (phase == 0 && block == 0) continue;  // staged already
       if (run.matrix == 1) {
         const uint32_t* finished = finished_units(p, generation) + run.segment;
@@ -107,7 +116,7 @@ DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, in
         sync_group(2, STAGER_THREADS);
       }
       barrier_wait(BAR_ROWS_EMPTY + 8 * at, (turn & 1) ^ 1);
-      stage_rows<Format>(p, split, run, split.rows + at * split.rows_bytes, warp, STAGERS, lane, [] {});
+      stage_rows<Format>(p, split, run, split.rows + at * split.rows_bytes, warp, STAGERS, lane, v, false, [] {});
       sync_warp();
       if (lane == 0) barrier_arrive(BAR_ROWS_FULL + 8 * at);
     }

@@ -124,7 +124,12 @@ def run(
             (logits_TE, knob_row, correction_E, live_T, *out[:7], sums, out[7], workspace), flags, scale, layout
         )
         kernel.launch(
-            arguments, blocks=layout.blocks, threads=32 * layout.warps, stream=stream, resident=not layout.cluster
+            arguments,
+            blocks=layout.blocks,
+            threads=32 * layout.warps,
+            stream=stream,
+            resident=not layout.cluster,
+            overlaps=layout.cluster,
         )
 
 

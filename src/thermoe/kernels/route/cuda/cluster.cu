@@ -114,6 +114,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) IN_CLUSTER route_cluste
     const int rank = blockIdx.x, token = rank * WARPS + warp;
     const bool real = token < a.tokens;
     const int read = min(token, a.tokens - 1);
+    wait_for_last_launch();
+    let_next_launch_begin();
     Token t;
     Steering by;
     load_logits(a, read, lane, t.x);

@@ -100,6 +100,10 @@ __device__ __forceinline__ unsigned long long peek(const unsigned long long* wor
     return value;
 }
 
+// Launches that overlap: the last one has ended, and all that it wrote is there; the next one may begin, and wait.
+__device__ __forceinline__ void wait_for_last_launch() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_next_launch_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 // Between what a block adds up in device memory and the word that says so; and between reading that word and the sums.
 __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 

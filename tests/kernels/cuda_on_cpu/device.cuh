@@ -134,7 +134,7 @@ inline void cluster_wait() {
 }
 template <class T>
 void push(const T* own, unsigned rank, T value, const Inbox& box) {
-    cpu::mail.push_back({cpu_peer(own, rank), value, sizeof(T), &cpu_peer(&box, rank)->bytes});
+    cpu::mail.push_back({cpu_peer(own, rank), cpu::widened(value), sizeof(T), &cpu_peer(&box, rank)->bytes});
 }
 template <class T>
 void publish(T* word, T value) {

@@ -11,7 +11,26 @@ from functools import cache
 
 from thermoe.errors import ThermoeError
 
-_MAX_SHARED, _RELAXED = 8, 2  # CUfunction_attribute, CUstreamCaptureMode
+_MAX_SHARED, _RELAXED, _OVERLAPS = 8, 2, 6  # CUfunction_attribute, CUstreamCaptureMode, CUlaunchAttributeID
+
+
+class _Attribute(ctypes.Structure):
+    """`CUlaunchAttribute`: a number and a union of 64 bytes, of which a flag takes the first four."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("flag", ctypes.c_int), ("rest", ctypes.c_int * 15))
+
+
+class _Config(ctypes.Structure):
+    """`CUlaunchConfig`."""
+
+    _fields_ = (
+        ("blocks", ctypes.c_uint * 3),
+        ("threads", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", ctypes.c_uint),
+    )
 
 
 class CudaUnavailableError(ThermoeError):
@@ -86,15 +105,43 @@ class Kernel:
         self._name = name
 
     def launch(
-        self, arguments: ctypes.Structure, *, blocks: int, threads: int, stream: int, resident: bool = False
+        self,
+        arguments: ctypes.Structure,
+        *,
+        blocks: int,
+        threads: int,
+        stream: int,
+        resident: bool = False,
+        overlaps: bool = False,
     ) -> None:
-        """Queue it on a stream; `resident` blocks all run together or not at all (cooperative launch).
+        """Queue it on a stream.
+
+        Args:
+            arguments: its only parameter.
+            blocks, threads: of the grid, and of a block.
+            stream: that it is queued on.
+            resident: all blocks run together or not at all (cooperative launch).
+            overlaps: it begins before the launch before it has ended, and waits for its end by itself (programmatic
+                dependent launch, compute capability 9.0).
 
         Raises:
             CudaUnavailableError: the driver refuses the launch.
         """
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        call = libcuda().cuLaunchCooperativeKernel if resident else libcuda().cuLaunchKernel
-        extra = () if resident else (None,)
-        shape = (blocks, 1, 1, threads, 1, 1, self._shared_bytes)
-        check(call(self._function, *shape, ctypes.c_void_p(stream), parameters, *extra), f"launching {self._name}")
+        if overlaps:
+            flag = _Attribute(id=_OVERLAPS, flag=1)
+            config = _Config(
+                blocks=(blocks, 1, 1),
+                threads=(threads, 1, 1),
+                shared_bytes=self._shared_bytes,
+                stream=stream,
+                attributes=ctypes.pointer(flag),
+                num_attributes=1,
+            )
+            status = libcuda().cuLaunchKernelEx(ctypes.byref(config), self._function, parameters, None)
+        else:
+            call = libcuda().cuLaunchCooperativeKernel if resident else libcuda().cuLaunchKernel
+            extra = () if resident else (None,)
+            shape = (blocks, 1, 1, threads, 1, 1, self._shared_bytes)
+            status = call(self._function, *shape, ctypes.c_void_p(stream), parameters, *extra)
+        check(status, f"launching {self._name}")

@@ -110,6 +110,14 @@ inline unsigned atomicOr(unsigned* where, unsigned value) {
     return old;
 }
 
+// What the launch before writes appears when all threads wait for it.
+inline void wait_for_launch_before() {
+    const int turn = cpu::arrive(cpu::before, cpu::threads_per_block * cpu::num_blocks);
+    if (cpu::before.turn != turn) cpu::launch_before();
+    while (cpu::before.turn == turn) cpu::yield();
+}
+inline void let_next_launch_begin() {}
+
 template <class S>
 S& shared_memory() {
     return *reinterpret_cast<S*>(cpu::block().shared.data());

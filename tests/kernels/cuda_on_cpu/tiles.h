@@ -1,12 +1,10 @@
-// What decode_attention/cuda/device.cuh takes from the GPU, on a CPU, behind device.cuh of this folder. Clusters run one
-// after another. What the launch before writes appears when all threads wait for it.
+// What cuda_build/tiles.cuh takes from the GPU, on a CPU, behind device.cuh of this folder. Clusters run one after
+// another.
 #pragma once
 
 namespace cpu {
 inline unsigned first_block = 0;
-inline Gate before;
-inline std::function<void()> launch_before = [] {};
-}  // namespace cpu
+}
 #undef blockIdx
 #define blockIdx (cpu::Index{cpu::first_block + cpu::now->block})
 
@@ -18,12 +16,6 @@ template <class S>
 S& dynamic_memory() {
     return shared_memory<S>();
 }
-inline void wait_for_launch_before() {
-    const int turn = cpu::arrive(cpu::before, cpu::threads_per_block * cpu::num_blocks);
-    if (cpu::before.turn != turn) cpu::launch_before();
-    while (cpu::before.turn == turn) cpu::yield();
-}
-inline void let_next_launch_begin() {}
 inline bool elected() { return cpu::lane() == 5; }
 
 struct Landing {

@@ -13,7 +13,7 @@ from thermoe.kernels.decode_attention.cuda import Layout, Shape
 FIBERS = Path(__file__).resolve().parents[1] / "cuda_on_cpu"
 DEVICE = '#include "device.cuh"\n#include "tiles.h"\n'
 RUN = """
-extern "C" void run(const AttentionArgs* a, unsigned heads, unsigned seed, const void* made, void* qkv, unsigned bytes) {
+extern "C" void run(const AttentionArgs* a, unsigned heads, unsigned seed, const void* made, void* qkv, size_t bytes) {
     cpu::launch_before = [=] { std::memcpy(qkv, made, bytes); };
     for (unsigned h = 0; h < heads; ++h) {
         cpu::seed = seed + h, cpu::first_block = h * CLUSTER;
@@ -32,7 +32,9 @@ class AttentionEmulator:
         self.folder = folder
         self.built: dict[Shape, ctypes.CDLL] = {}
 
-    def run(self, layout: Layout, given: tuple[Tensor, ...], *, num_heads: int, scale: float, norms=None, seed: int = 1):
+    def run(
+        self, layout: Layout, given: tuple[Tensor, ...], *, num_heads: int, scale: float, norms=None, seed: int = 1
+    ):
         """As `decode_attention`; the projections are NaN until the kernel waits for them."""
         qkv, _, _, keys, values, _, mask = given
         batch, groups, length, _ = keys.shape
@@ -44,7 +46,7 @@ class AttentionEmulator:
         kernel = self.kernel(cuda.shape_of(num_heads // groups, mask, norms, layout))
         assert kernel.argument_bytes() == ctypes.sizeof(arguments)
         pointers = ctypes.c_void_p(qkv.data_ptr()), ctypes.c_void_p(later.data_ptr())
-        kernel.run(ctypes.byref(arguments), batch * groups, seed, *pointers, 2 * qkv.numel())
+        kernel.run(ctypes.byref(arguments), batch * groups, seed, *pointers, ctypes.c_size_t(2 * qkv.numel()))
         return out
 
     def kernel(self, shape: Shape) -> ctypes.CDLL:

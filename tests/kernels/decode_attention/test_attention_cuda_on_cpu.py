@@ -58,5 +58,6 @@ def test_masks_of_other_types(emulator, dtype):
 
 
 def test_blocks_fill_a_large_gpu_twice_and_fit_it():
-    assert [layout_for(heads).blocks for heads in (4, 16, 32, 64, 128, 256)] == [8, 8, 8, 4, 2, 1]
-    assert 2 * (Shape(8, 4, 4, 2, 1, 1).shared_bytes() + 1024) <= 228 * 1024
+    assert [layout_for(heads, 4096).blocks for heads in (4, 16, 32, 64, 128, 256)] == [8, 8, 8, 4, 2, 1]
+    assert [layout_for(64, length).slots for length in (100, 512, 704, 4096)] == [1, 2, 3, 3]
+    assert 2 * (Shape(8, 4, 4, 3, 1, 1).shared_bytes() + 1024) <= 228 * 1024

@@ -22,6 +22,7 @@ _WIDTH, _TILE, _COLUMNS = 128, 16, 8  # of attention.cu
 _TILE_BYTES = 2 * _TILE * _WIDTH
 _MASKS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _UINT16, _SWIZZLE_128, _PROMOTE_128 = 1, 3, 2  # CUtensorMap's enumerations
+_WARPS, _MOST_SLOTS = 4, 3
 _FEW_BLOCKS, _LONG = 64, 2048  # fewer blocks than this cannot keep the memory busy over so many positions
 
 _TensorMap = ctypes.c_uint64 * 16
@@ -74,12 +75,13 @@ class Layout:
     slots: int
 
 
-def layout_for(heads: int) -> Layout:
-    """Two blocks for each processor of a large GPU, each with 64 kB on their way."""
+def layout_for(heads: int, length: int) -> Layout:
+    """Two blocks for each processor of a large GPU, which have as much on their way as their memory holds."""
     blocks = 1
     while blocks < 8 and 2 * heads * blocks <= 2 * 132:
         blocks *= 2
-    return Layout(blocks, warps=4, slots=2)
+    tiles = -(-length // (_TILE * _WARPS * blocks))
+    return Layout(blocks, _WARPS, slots=min(tiles, _MOST_SLOTS))
 
 
 def supports(qkv_BN: Tensor, keys_BGLW: Tensor, mask_BL: Tensor, num_heads: int) -> bool:
@@ -90,7 +92,7 @@ def supports(qkv_BN: Tensor, keys_BGLW: Tensor, mask_BL: Tensor, num_heads: int)
     if width != _WIDTH or num_heads > _COLUMNS * groups or not batch:
         return False
     heads = batch * groups
-    if heads * layout_for(heads).blocks < _FEW_BLOCKS and length > _LONG:
+    if heads * layout_for(heads, length).blocks < _FEW_BLOCKS and length > _LONG:
         return False
     return torch.cuda.get_device_capability(qkv_BN.device) == (9, 0) and is_available()
 
@@ -116,7 +118,7 @@ def run(
     """
     device, (batch, groups, length, width) = qkv_BN.device, keys_BGLW.shape
     out = qkv_BN.new_empty(batch, num_heads * width) if out is None else out
-    layout = layout or layout_for(batch * groups)
+    layout = layout or layout_for(batch * groups, length)
     given = _aligned(qkv_BN), _aligned(cos_BW), _aligned(sin_BW), keys_BGLW, values_BGLW, place_1, mask_BL, out
     arguments = arguments_of(given, scale, norms)
     for name, tensor in (("keys", keys_BGLW), ("values", values_BGLW)):
@@ -160,9 +162,9 @@ def arguments_of(given: tuple[Tensor, ...], scale: float, norms: "HeadNorms | No
 
 
 def source(shape: Shape, device: str | None = None) -> str:
-    """The whole source of one kernel; `device` stands in for both files named device.cuh."""
+    """The whole source of one kernel; `device` stands in for device.cuh and tiles.cuh."""
     here = resources.files("thermoe.kernels")
-    paths = ("route/cuda/device.cuh", "decode_attention/cuda/device.cuh", "decode_attention/cuda/attention.cu")
+    paths = ("route/cuda/device.cuh", "cuda_build/tiles.cuh", "decode_attention/cuda/attention.cu")
     parts = [here.joinpath(path).read_text().replace("#pragma once\n", "") for path in paths]
     return "".join([shape.macros(), *(parts[:2] if device is None else [device]), parts[2]])
 
@@ -189,5 +191,3 @@ def _tensor_map(pointer: int, length: int, heads: int) -> bytes:
     )  # fmt: skip
     check(status, f"describing a cache of {heads} heads and {length} positions")
     return ctypes.string_at(start, ctypes.sizeof(_TensorMap))
-
-

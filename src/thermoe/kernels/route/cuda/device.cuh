@@ -15,6 +15,10 @@ __device__ __forceinline__ S& shared_memory() {
     return *reinterpret_cast<S*>(raw);
 }
 
+// The launch before this one has ended, and what it wrote is seen; then the next one may begin.
+__device__ __forceinline__ void wait_for_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_next_launch_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 __device__ __forceinline__ unsigned shared_address(const void* own) {
     return static_cast<unsigned>(__cvta_generic_to_shared(own));
 }

@@ -1,5 +1,5 @@
-// What attention takes from the GPU beside the routing kernel's device.cuh: the copy engine, tiles for the matrix unit,
-// and launches that overlap.
+// What kernels that multiply tiles take from the GPU, behind the routing kernel's device.cuh: the copy engine and the
+// matrix unit.
 #pragma once
 
 struct alignas(64) TensorMap {
@@ -12,10 +12,6 @@ template <class S>
 __device__ __forceinline__ S& dynamic_memory() {
     return *reinterpret_cast<S*>(raw_shared);
 }
-
-// The launch before this one has ended, and what it wrote is seen; then the next one may begin.
-__device__ __forceinline__ void wait_for_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void let_next_launch_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 __device__ __forceinline__ bool elected() {  // in one lane of the warp, and the compiler knows it
     unsigned is;

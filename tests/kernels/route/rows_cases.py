@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def router_for(case: Case, width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, weights and a bias of bf16 with exactly the logits that the case draws: each expert reads columns of its own.
+    """Rows, weights and a bias of bf16 that give exactly the logits of the case: each expert reads columns of its own.
 
-    The bias of a quarter is taken off again in two columns, so that a bias, a column or an expert that is left out shows.
+    The bias is taken off again in a second column, so that a bias, a column or an expert that is left out shows.
     """
     logits_TE, _, _ = drawn(case, seed)
     generator = torch.Generator().manual_seed(seed + 100)

@@ -32,7 +32,7 @@ class RowsEmulator:
         self.built: dict[RowsShape, ctypes.CDLL] = {}
 
     def run(
-        self, layout: Layout, linear: tuple[Tensor, Tensor, Tensor | None], knob_row: Tensor, correction_E: Tensor | None,
+        self, layout: Layout, linear: tuple[Tensor | None, ...], knob_row: Tensor, correction_E: Tensor | None,
         live_T: Tensor | None, sums: Tensor | None, top_k: int, flags: list[int], scale: float, *, seed: int = 1,
     ) -> tuple[Tensor, Outputs]:  # fmt: skip
         """As the custom op: the logits, and the rest."""

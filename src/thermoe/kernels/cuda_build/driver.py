@@ -11,13 +11,14 @@ from functools import cache
 
 from thermoe.errors import ThermoeError
 
-_MAX_SHARED, _RELAXED, _OVERLAPS = 8, 2, 6  # CUfunction_attribute, CUstreamCaptureMode, CUlaunchAttributeID
+_MAX_SHARED, _RELAXED = 8, 2  # CUfunction_attribute, CUstreamCaptureMode
+_CLUSTER, _OVERLAPS = 4, 6  # CUlaunchAttributeID
 
 
 class _Attribute(ctypes.Structure):
-    """`CUlaunchAttribute`: a number and a union of 64 bytes, of which a flag takes the first four."""
+    """`CUlaunchAttribute`: a number and a union of 64 bytes, of which a flag takes the first four, a shape twelve."""
 
-    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("flag", ctypes.c_int), ("rest", ctypes.c_int * 15))
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_uint * 3), ("rest", ctypes.c_int * 13))
 
 
 class _Config(ctypes.Structure):
@@ -30,6 +31,17 @@ class _Config(ctypes.Structure):
         ("stream", ctypes.c_void_p),
         ("attributes", ctypes.POINTER(_Attribute)),
         ("num_attributes", ctypes.c_uint),
+    )
+
+
+def _config(blocks: int, threads: int, shared_bytes: int, stream: int, attribute: _Attribute) -> _Config:
+    return _Config(
+        blocks=(blocks, 1, 1),
+        threads=(threads, 1, 1),
+        shared_bytes=shared_bytes,
+        stream=stream,
+        attributes=ctypes.pointer(attribute),
+        num_attributes=1,
     )
 
 
@@ -113,6 +125,7 @@ class Kernel:
         stream: int,
         resident: bool = False,
         overlaps: bool = False,
+        shared_bytes: int | None = None,
     ) -> None:
         """Queue it on a stream.
 
@@ -123,25 +136,31 @@ class Kernel:
             resident: all blocks run together or not at all (cooperative launch).
             overlaps: it begins before the launch before it has ended, and waits for its end by itself (programmatic
                 dependent launch, compute capability 9.0).
+            shared_bytes: of dynamic shared memory, if less than all that the kernel was given.
 
         Raises:
             CudaUnavailableError: the driver refuses the launch.
         """
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        shared_bytes = self._shared_bytes if shared_bytes is None else shared_bytes
         if overlaps:
-            flag = _Attribute(id=_OVERLAPS, flag=1)
-            config = _Config(
-                blocks=(blocks, 1, 1),
-                threads=(threads, 1, 1),
-                shared_bytes=self._shared_bytes,
-                stream=stream,
-                attributes=ctypes.pointer(flag),
-                num_attributes=1,
-            )
+            config = _config(blocks, threads, shared_bytes, stream, _Attribute(id=_OVERLAPS, value=(1, 0, 0)))
             status = libcuda().cuLaunchKernelEx(ctypes.byref(config), self._function, parameters, None)
         else:
             call = libcuda().cuLaunchCooperativeKernel if resident else libcuda().cuLaunchKernel
             extra = () if resident else (None,)
-            shape = (blocks, 1, 1, threads, 1, 1, self._shared_bytes)
+            shape = (blocks, 1, 1, threads, 1, 1, shared_bytes)
             status = call(self._function, *shape, ctypes.c_void_p(stream), parameters, *extra)
         check(status, f"launching {self._name}")
+
+    def clusters_at_once(self, size: int, threads: int) -> int:
+        """How many clusters of `size` blocks, with all of the kernel's shared memory, can run at a time.
+
+        Raises:
+            CudaUnavailableError: the driver does not say.
+        """
+        found = ctypes.c_int()
+        config = _config(size, threads, self._shared_bytes, 0, _Attribute(id=_CLUSTER, value=(size, 1, 1)))
+        asked = libcuda().cuOccupancyMaxActiveClusters(ctypes.byref(found), self._function, ctypes.byref(config))
+        check(asked, f"asking how many clusters of {self._name} run at once")
+        return found.value

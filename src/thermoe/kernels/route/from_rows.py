@@ -57,9 +57,9 @@ def route_rows(
 ) -> tuple[Tensor, Fused]:
     """The logits of one batch, and the routing that `route_logits` makes of them.
 
-    In one launch for up to 16 tokens of a bf16 router on a GPU of capability 9.0. There the logits are summed in an order
-    of their own, always the same, and everything but `rows.x_TD` is read before the launch just before this one has
-    ended: only the hidden states may come from that launch.
+    In one launch for up to 16 tokens of a bf16 router on a GPU of capability 9.0. There the logits are summed in an
+    order of their own, always the same, and everything but `rows.x_TD` is read before the launch just before this one
+    has ended: only the hidden states may come from that launch.
 
     Args:
         rows: What the router multiplies.

@@ -68,7 +68,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Blocks that share a key head (1, 2, 4 or 8), their warps, and tiles of 16 positions that a warp has on their way."""
+    """Blocks that share a key head (1, 2, 4 or 8), their warps, and tiles of 16 positions a warp has on their way."""
 
     blocks: int
     warps: int

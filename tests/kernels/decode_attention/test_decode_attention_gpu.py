@@ -26,11 +26,13 @@ def test_every_layout(case, layout):
 
 def test_users_get_this_kernel_where_it_fits():
     *given, norms = drawn(WIDE[0], torch.bfloat16, "cuda")
-    assert cuda.supports(given[0], given[3], given[6], 32)
-    assert not cuda.supports(given[0].float(), given[3].float(), given[6], 32)
-    case = Case(2, 6, 3, 33, 8, 0, normed=True)
-    other = drawn(case, torch.bfloat16, "cuda")
-    assert not cuda.supports(other[0], other[3], other[6], 6)
+    assert cuda.supports(tuple(given), 32, norms)
+    assert not cuda.supports((given[0], given[1].float(), *given[2:]), 32, norms)
+    assert not cuda.supports(
+        (*given[:3], given[3].flatten()[4:-124].view_as(given[3][:, :, 1:]), *given[4:]), 32, norms
+    )
+    *narrow, norms_of_narrow = drawn(Case(2, 6, 3, 33, 8, 0, normed=True), torch.bfloat16, "cuda")
+    assert not cuda.supports(tuple(narrow), 6, norms_of_narrow)
     wanted, _, _ = in_float64(WIDE[0], *given, norms, 0.1, torch.bfloat16)
     got = decode_attention(*given, num_heads=32, scale=0.1, norms=norms)
     torch.testing.assert_close(got.double().cpu(), wanted, atol=1e-2, rtol=2**-7)

@@ -73,7 +73,7 @@ def decode_attention(
         return decode_attention_reference(*given, num_heads=num_heads, scale=scale, norms=norms)
     from thermoe.kernels.decode_attention import cuda
 
-    if cuda.supports(qkv_BN, keys_BGLW, mask_BL, num_heads):
+    if cuda.supports(given, num_heads, norms):
         return cuda.run(*given, num_heads=num_heads, scale=scale, norms=norms)
     from thermoe.kernels.decode_attention.triton import decode_attention_triton
 

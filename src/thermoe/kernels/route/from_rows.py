@@ -76,7 +76,7 @@ def route_rows(
     check(one_TE, knobs, top_k, 1, live_T)
     check_beside(one_TE, scoring, sums)
     options: dict[str, Any] = {"live_T": live_T, "renormalise": renormalise, "scale": scale, "sums": sums}
-    if not _in_one_launch(rows, top_k, scoring, sums):
+    if not _in_one_launch(rows, knobs, live_T, top_k, scoring, sums):
         logits_TE = rows.logits()
         return logits_TE, route_logits(logits_TE, knobs, top_k=top_k, scoring=scoring, **options)
     from thermoe.kernels.route.op import route_rows_op
@@ -96,9 +96,13 @@ def route_rows(
     return logits_TE, fused_of(out, knobs, counted=sums is not None)
 
 
-def _in_one_launch(rows: RouterRows, top_k: int, scoring: Scoring, sums: Tensor | None) -> bool:
+def _in_one_launch(
+    rows: RouterRows, knobs: LayerKnobs, live_T: Tensor | None, top_k: int, scoring: Scoring, sums: Tensor | None
+) -> bool:
     x_TD, weight_ED, bias_E = rows.x_TD, rows.weight_ED, rows.bias_E
     if not x_TD.is_cuda or (sums is not None and sums.dtype is not torch.float64):
+        return False
+    if knobs.row is None or not _as_it_is(live_T):  # what is converted first comes from the launch just before
         return False
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x_TD, weight_ED, bias_E)):
         return False
@@ -106,6 +110,11 @@ def _in_one_launch(rows: RouterRows, top_k: int, scoring: Scoring, sums: Tensor 
 
     sizes = x_TD.shape[0], weight_ED.shape[0], top_k, scoring, 1
     return fits(*sizes) and supports(x_TD, weight_ED, bias_E, top_k, scoring.groups)
+
+
+def _as_it_is(live_T: Tensor | None) -> bool:
+    """Whether the kernel reads this mask without a conversion."""
+    return live_T is None or (live_T.is_contiguous() and (live_T.element_size() == 1 or live_T.dtype is torch.float32))
 
 
 def _check_rows(rows: RouterRows) -> None:

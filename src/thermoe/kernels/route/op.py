@@ -56,12 +56,9 @@ def route_rows_op(
     """Logits, and `launch.outputs`, written; `flags` as above."""
     logits_TE = x_TD.new_empty(x_TD.shape[0], weight_ED.shape[0])
     out = outputs(logits_TE, top_k, 1)
-    if live_T is not None:
-        live_T = live_T.contiguous()
-        live_T = live_T.view(torch.uint8) if live_T.element_size() == 1 else live_T.float()
-    rows.run(
-        x_TD, weight_ED, bias_E, knob_row, correction_E, live_T, sums, top_k, flags, scale, logits_TE, out
-    )  # fmt: skip
+    if live_T is not None and live_T.element_size() == 1:
+        live_T = live_T.view(torch.uint8)
+    rows.run(x_TD, weight_ED, bias_E, knob_row, correction_E, live_T, sums, top_k, flags, scale, logits_TE, out)
     return (logits_TE, *out)
 
 

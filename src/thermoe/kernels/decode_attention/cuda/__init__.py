@@ -84,17 +84,21 @@ def layout_for(heads: int, length: int) -> Layout:
     return Layout(blocks, _WARPS, slots=min(tiles, _MOST_SLOTS))
 
 
-def supports(qkv_BN: Tensor, keys_BGLW: Tensor, mask_BL: Tensor, num_heads: int) -> bool:
-    """Whether `run` takes these; needs capability 9.0 and a CUDA compiler."""
-    batch, groups, length, width = keys_BGLW.shape
-    if not qkv_BN.is_cuda or qkv_BN.dtype != torch.bfloat16 or mask_BL.dtype not in _MASKS:
+def supports(given: tuple[Tensor, ...], num_heads: int, norms: "HeadNorms | None") -> bool:
+    """Whether `run` takes these (its tensors, in order); needs capability 9.0 and a CUDA compiler."""
+    qkv, cos, sin, keys, values, _, mask = given
+    batch, groups, length, width = keys.shape
+    halves = [qkv, cos, sin, keys, values] + ([] if norms is None else [norms.query_W, norms.key_W])
+    if not qkv.is_cuda or any(t.dtype != torch.bfloat16 for t in halves) or mask.dtype not in _MASKS:
+        return False
+    if any(t.data_ptr() % 8 for t in halves) or (keys.data_ptr() | values.data_ptr()) % 16:
         return False
     if width != _WIDTH or num_heads > _COLUMNS * groups or not batch:
         return False
     heads = batch * groups
     if heads * layout_for(heads, length).blocks < _FEW_BLOCKS and length > _LONG:
         return False
-    return torch.cuda.get_device_capability(qkv_BN.device) == (9, 0) and is_available()
+    return torch.cuda.get_device_capability(qkv.device) == (9, 0) and is_available()
 
 
 def run(
@@ -119,7 +123,7 @@ def run(
     device, (batch, groups, length, width) = qkv_BN.device, keys_BGLW.shape
     out = qkv_BN.new_empty(batch, num_heads * width) if out is None else out
     layout = layout or layout_for(batch * groups, length)
-    given = _aligned(qkv_BN), _aligned(cos_BW), _aligned(sin_BW), keys_BGLW, values_BGLW, place_1, mask_BL, out
+    given = qkv_BN, cos_BW, sin_BW, keys_BGLW, values_BGLW, place_1, mask_BL, out
     arguments = arguments_of(given, scale, norms)
     for name, tensor in (("keys", keys_BGLW), ("values", values_BGLW)):
         described = _tensor_map(tensor.data_ptr(), length, batch * groups)
@@ -132,11 +136,6 @@ def run(
             arguments, blocks=batch * groups * layout.blocks, threads=32 * layout.warps, stream=stream, overlaps=True
         )
     return out
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """The same where the kernel's reads of eight bytes are aligned."""
-    return tensor if tensor.data_ptr() % 8 == 0 else tensor.clone()
 
 
 def shape_of(heads: int, mask_BL: Tensor, norms: "HeadNorms | None", layout: Layout) -> Shape:

@@ -143,6 +143,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) IN_CLUSTER route_row
     wait_for_launch_before();
     let_next_launch_begin();
     load_rows(f, a, lane, warp);
+    if (CORRECTED) load_floats(a.route.correction, lane, by.correction, 0.0f);  // it may be a copy, made just before
     multiply_part(s, f, lane, warp);
     __syncthreads();
     cluster_wait();

@@ -56,11 +56,11 @@ def test_scorings(emulator, scoring):
 
 @pytest.mark.parametrize(
     ("layout", "tokens", "experts", "top_k"),
-    [(WHOLE, 16, 128, 8), (WHOLE, 9, 64, 4), (SMALL, 1, 128, 8), (SMALL, 8, 32, 2)],
+    [(WHOLE, 16, 128, 8), (SMALL, 7, 64, 4), (SMALL, 1, 128, 8), (SMALL, 8, 32, 2)],
 )
 def test_sizes(emulator, layout, tokens, experts, top_k):
     case = Case(tokens=tokens, experts=experts, top_k=top_k, knobs=MIXED, live=0.7)
-    check(emulator, layout, case, 512, biased=tokens != 9, seed=tokens)
+    check(emulator, layout, case, 512, biased=tokens != 8, seed=tokens)
 
 
 def test_logits_of_any_numbers_and_the_routing_of_exactly_these(emulator):
@@ -75,10 +75,9 @@ def test_logits_of_any_numbers_and_the_routing_of_exactly_these(emulator):
     want = _by_reference(logits_TE, knobs, 8, Scoring(), 1, None, True, 1.0, None)
     assert torch.equal(out[0], want.routing.ids_TK)
     assert torch.equal(out[5], want.plan.slot_N)
-    for seed in (2, 3):
-        again_TE, others = emulator.run(SMALL, *given, seed=seed)
-        assert torch.equal(again_TE, logits_TE)
-        assert all(torch.equal(one, other) for one, other in zip(out[:7], others[:7], strict=True))
+    again_TE, others = emulator.run(SMALL, *given, seed=2)
+    assert torch.equal(again_TE, logits_TE)
+    assert all(torch.equal(one, other) for one, other in zip(out[:7], others[:7], strict=True))
 
 
 def test_what_fits_the_registers():

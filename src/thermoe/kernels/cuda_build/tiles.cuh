@@ -54,13 +54,15 @@ __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-// A tile of TILE rows from `row` on of one head: all first halves of its rows, then all second ones.
+// A tile of 16 rows of 128 numbers, from `row` on of one head: the first halves of all rows, then the second ones.
 __device__ __forceinline__ void copy_tile(unsigned char* to, const TensorMap* map, int row, int head, Landing& bar) {
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        " [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared_address(to)),
-        "l"(map), "r"(0), "r"(row), "r"(0), "r"(head), "r"(shared_address(&bar))
-        : "memory");
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+        asm volatile(
+            "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+            " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(to) + 2048 * half),
+            "l"(map), "r"(64 * half), "r"(row), "r"(head), "r"(shared_address(&bar))
+            : "memory");
 }
 
 // Four matrices of 8 x 8 halves; each lane gives the address of a row of 16 bytes.

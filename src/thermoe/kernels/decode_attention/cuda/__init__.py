@@ -176,16 +176,16 @@ def _kernel(shape: Shape, device: int) -> Kernel:
 
 @lru_cache(maxsize=4096)
 def _tensor_map(pointer: int, length: int, heads: int) -> bytes:
-    """Keys or values as the copy engine sees them: halves of rows, rows, halves, heads."""
+    """Keys or values as the copy engine sees them, half a row at a time: numbers, rows, heads."""
     room = ctypes.create_string_buffer(ctypes.sizeof(_TensorMap) + 64)
     start = -(-ctypes.addressof(room) // 64) * 64
-    half, row = _WIDTH // 2, 2 * _WIDTH
-    size = (ctypes.c_uint64 * 4)(half, length, 2, heads)
-    pitch = (ctypes.c_uint64 * 3)(row, row // 2, length * row)
-    box = (ctypes.c_uint32 * 4)(half, _TILE, 2, 1)
-    step = (ctypes.c_uint32 * 4)(1, 1, 1, 1)
+    row_bytes = 2 * _WIDTH
+    size = (ctypes.c_uint64 * 3)(_WIDTH, length, heads)
+    pitch = (ctypes.c_uint64 * 2)(row_bytes, length * row_bytes)
+    box = (ctypes.c_uint32 * 3)(_WIDTH // 2, _TILE, 1)
+    step = (ctypes.c_uint32 * 3)(1, 1, 1)
     status = libcuda().cuTensorMapEncodeTiled(
-        ctypes.c_void_p(start), _UINT16, 4, ctypes.c_void_p(pointer), size, pitch, box, step, 0, _SWIZZLE_128,
+        ctypes.c_void_p(start), _UINT16, 3, ctypes.c_void_p(pointer), size, pitch, box, step, 0, _SWIZZLE_128,
         _PROMOTE_128, 0,
     )  # fmt: skip
     check(status, f"describing a cache of {heads} heads and {length} positions")

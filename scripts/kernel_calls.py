@@ -79,13 +79,9 @@ def _cuda() -> dict[str, Call]:
         f"CUDA linear, {n} tokens of {columns}": partial(_linear_code, columns, n)
         for columns, n in ((2048, 1), (2048, 16), (4096, 16), (2880, 32), (4096, 64))
     }
-    return (
-        decode
-        | grouped
-        | plan
-        | linear
-        | {f"CUDA routing, {n} tokens": partial(_routing_code, n) for n in (1, 16, 64, 4096)}
-    )
+    rest: dict[str, Call] = {"CUDA attention, 64 heads": _attention_code, "CUDA router, 16 tokens": _router_code}
+    routing = {f"CUDA routing, {n} tokens": partial(_routing_code, n) for n in (1, 16, 64, 4096)}
+    return decode | grouped | plan | routing | linear | rest
 
 
 def _routing_code(num_tokens: int) -> bytes:
@@ -102,6 +98,24 @@ def _linear_code(columns: int, num_tokens: int) -> bytes:
     build = build_for(columns, num_tokens)
     assert build is not None
     return linear_cubin(build)
+
+
+def _router_code() -> bytes:
+    from thermoe.kernels.cuda_build import compile_source
+    from thermoe.kernels.route.cuda import Layout, rows
+
+    layout, flags = Layout(8, 8, 1, cluster=True), [0, 1, 1, 1, 1]
+    shape = rows.shape_of(EMPTY(16, D, dtype=BF16), EMPTY(16, E, dtype=BF16), EMPTY(4 * E), None, K, flags, layout)
+    return compile_source(rows.source(shape), "route_rows.cu", (9, 0))
+
+
+def _attention_code() -> bytes:
+    from thermoe.kernels.cuda_build import compile_source
+    from thermoe.kernels.decode_attention import cuda
+
+    norms = HeadNorms(EMPTY(128), EMPTY(128), 1e-6)
+    shape = cuda.shape_of(8, EMPTY(16, 704, dtype=BF16), norms, cuda.layout_for(64, 704))
+    return compile_source(cuda.source(shape), "decode_attention.cu", (9, 0))
 
 
 def _plan_code(num_tokens: int) -> bytes:

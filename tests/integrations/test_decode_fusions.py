@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
+from recording import attached, shape_of, union_knobs
 from tiny_models import NAMES, tiny_model, token_ids
 
-from thermoe.integrations import decode_layer
+from thermoe.integrations import decode_layer, decode_router
 from thermoe.integrations.decode_attention import DECODE_ATTENTION, decode_attention, grouped_heads
 from thermoe.integrations.decode_cache import shared_cache
 from thermoe.integrations.decode_fusions import StepFusions
@@ -118,6 +119,26 @@ def test_tokens_without_fusions_are_the_same():
     model, ids = tiny_model("qwen3_moe"), token_ids(3, 5)
     fused, own = (Decoder(model, fuse=fuse).decode(ids, max_new_tokens=9) for fuse in (True, False))
     assert torch.equal(fused, own)
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "glm4_moe", "olmoe"])
+def test_a_steered_router_leaves_its_logits_to_the_hooks(name, monkeypatch):
+    model, ids = tiny_model(name), token_ids(3, 5)
+    knobs = union_knobs(shape_of(model), price=0.4)
+
+    def decoded():
+        with attached(model, knobs) as (hooks, _):
+            tokens = Decoder(model, hooks=hooks).decode(ids, max_new_tokens=9)
+            assert hooks.rows is None
+            return tokens, hooks.counters.drain()
+
+    tokens, counted = decoded()
+    asked = []
+    monkeypatch.setattr(decode_router, "is_fused", lambda *sizes: asked.append(sizes) or True)
+    fused_tokens, fused_counted = decoded()
+    assert asked
+    assert torch.equal(fused_tokens, tokens)
+    assert torch.equal(torch.tensor(fused_counted.tokens_per_expert), torch.tensor(counted.tokens_per_expert))
 
 
 def test_an_error_in_a_step_takes_everything_out_again():

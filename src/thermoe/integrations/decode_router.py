@@ -1,4 +1,4 @@
-"""Routers of one position in two launches: the logits, and the choice with its weights.
+"""Routers of one position in one launch, or in two: the logits, and the choice with its weights.
 
 Shapes: T tokens, D model width, E experts, K experts per token.
 """
@@ -19,8 +19,7 @@ from thermoe.integrations.experts import EXPERTS_IMPLEMENTATION
 from thermoe.integrations.families import Family
 from thermoe.integrations.hooks import RouterHooks, router_fields
 from thermoe.integrations.inspect import find_routers
-from thermoe.kernels.few_linear import few_linear
-from thermoe.kernels.route import is_fused, route_logits
+from thermoe.kernels.route import RouterRows, is_fused, route_logits, route_rows
 from thermoe.runtime.knobs import DeviceKnobs
 from thermoe.types import RoutingKnobs
 
@@ -36,7 +35,7 @@ class _Router:
 
 
 class RouterFusion:
-    """The routers of a model that two launches stand for.
+    """The routers of a model that one launch, or two, stand for.
 
     Args:
         model: A model of Transformers.
@@ -79,37 +78,36 @@ class RouterFusion:
         fields = router_fields(output, num_experts)
         router = _Router(module=module, family=family, output=tuple(output), fields=fields)
         logits_TE = linear(x_TD, weight, bias)
-        fused = self._chosen(router, logits_TE)
+        routing = route_logits(logits_TE, self._knobs, **self._options(router)).routing
         own_logits_TE, own_weights_TK = output[fields[0]], output[fields[1]].sort(dim=-1).values
-        same = agree(own_logits_TE, logits_TE) and agree(own_weights_TK, fused[1].sort(dim=-1).values)
+        same = agree(own_logits_TE, logits_TE) and agree(own_weights_TK, routing.weights_TK.sort(dim=-1).values)
         return router if same else None
 
-    def _chosen(self, router: _Router, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids and float32 weights (T, K) of the model's own choice."""
+    def _options(self, router: _Router) -> dict[str, Any]:
+        """Of the model's own choice."""
         family, module = router.family, router.module
         assert family.scoring is not None, "routers without scores that the kernel knows are left alone"
-        routing = route_logits(
-            logits_TE,
-            self._knobs,
-            top_k=self._top_k,
-            scoring=family.scoring(module),
-            renormalise=family.renormalises(module),
-            scale=family.scale(module),
-        ).routing
-        return routing.ids_TK, routing.weights_TK
+        return {
+            "top_k": self._top_k,
+            "scoring": family.scoring(module),
+            "renormalise": family.renormalises(module),
+            "scale": family.scale(module),
+        }
 
     def _forward(self, router: _Router, own: Any, hidden_states: Tensor) -> Any:
         module, fields = router.module, router.fields
-        steered = self._hooks is not None and self._hooks.active
         x_TD = hidden_states.reshape(-1, hidden_states.shape[-1]).contiguous()
-        logits_TE = few_linear(x_TD, [module.weight], [getattr(module, "bias", None)])
-        if not steered:
-            ids_TK, weights_TK = self._chosen(router, logits_TE)
-        elif is_fused(logits_TE, self._top_k, router.family.scoring(module), 1):  # type: ignore[misc]
-            ids_TK = torch.empty(len(x_TD), self._top_k, dtype=torch.long, device=x_TD.device)  # the hooks fill both in
-            weights_TK = torch.empty(len(x_TD), self._top_k, device=x_TD.device)
+        rows = RouterRows(x_TD=x_TD, weight_ED=module.weight, bias_E=getattr(module, "bias", None))
+        if self._hooks is None or not self._hooks.active:
+            logits_TE, fused = route_rows(rows, self._knobs, **self._options(router))
+            ids_TK, weights_TK = fused.routing.ids_TK, fused.routing.weights_TK
         else:
-            return own(hidden_states)
+            logits_TE = x_TD.new_empty(len(x_TD), module.weight.shape[0])  # the hooks fill all three in
+            if not is_fused(logits_TE, self._top_k, router.family.scoring(module), 1):  # type: ignore[misc]
+                return own(hidden_states)
+            ids_TK = torch.empty(len(x_TD), self._top_k, dtype=torch.long, device=x_TD.device)
+            weights_TK = torch.empty(len(x_TD), self._top_k, device=x_TD.device)
+            self._hooks.rows = rows
         output = list(router.output)
         if getattr(self._config, "_experts_implementation", None) != EXPERTS_IMPLEMENTATION:
             weights_TK = weights_TK.to(output[fields[1]].dtype)

@@ -15,7 +15,7 @@ from thermoe.errors import UnsupportedModelError
 from thermoe.integrations.batch_context import BatchContext, UnionScope
 from thermoe.integrations.families import Family, weighed_in_turn
 from thermoe.integrations.inspect import Routers, find_routers, routers_bypassed, unknown_router_output
-from thermoe.kernels.route import Routing, is_fused, route
+from thermoe.kernels.route import RouterRows, Routing, is_fused, route
 from thermoe.runtime.counters import DeviceCounters
 from thermoe.runtime.knobs import DeviceKnobs
 from thermoe.types import MoEShape, RoutingKnobs
@@ -64,6 +64,7 @@ class RouterHooks(_Uncopied):
         knobs: the knobs in device memory; neutral until `set_knobs`.
         counters: what the forwards have counted since they were last drained.
         context: layout of the forward that runs or ran last.
+        rows: what the router that runs would multiply, where its logits were left to the hook; it takes them.
         ended_token_ids: tokens fed to sequences that have ended; None for those of the model's
             generation config, read at every forward. Set it where `generate()` is given others.
 
@@ -84,6 +85,7 @@ class RouterHooks(_Uncopied):
         self.device = next(routers.modules[0].parameters()).device
         self.counters = DeviceCounters(self.shape.num_layers, self.shape.num_experts, self.device)
         self.active = False
+        self.rows: RouterRows | None = None
         neutral = RoutingKnobs.neutral(self.shape.num_layers, self.shape.num_experts, self.shape.top_k)
         self.knobs = DeviceKnobs(neutral, self.device)
         self.running = False
@@ -148,6 +150,7 @@ class _RouterHook(_Uncopied):
         hooks.fired()
         fields = router_fields(output, hooks.shape.num_experts)
         logits_TE, weights_TK, ids_TK = (output[i] for i in fields)
+        rows, hooks.rows = hooks.rows, None
         if logits_TE.device != hooks.device:
             raise UnsupportedModelError(
                 f"the model was moved from {hooks.device} to {logits_TE.device} while attached; "
@@ -159,16 +162,16 @@ class _RouterHook(_Uncopied):
                 with torch.no_grad():
                     hooks.counters.watch(self.layer, ids_TK, live_T, columns)
             return None
-        routing = self._choose(router, logits_TE, ids_TK, columns, live_T)
         changed = list(output)
+        changed[fields[0]], routing = self._choose(router, rows or logits_TE, ids_TK, columns, live_T)
         changed[fields[1]] = routing.weights_TK.to(weights_TK.dtype)
         changed[fields[2]] = routing.ids_TK.to(ids_TK.dtype)
         return tuple(changed)
 
     def _choose(
-        self, router: nn.Module, logits_TE: Tensor, own_ids_TK: Tensor, columns: int, live_T: Tensor | None
-    ) -> Routing:
-        """The routing under the knobs of now, counted; `own_ids_TK` is the model's own choice."""
+        self, router: nn.Module, given: Tensor | RouterRows, own_ids_TK: Tensor, columns: int, live_T: Tensor | None
+    ) -> tuple[Tensor, Routing]:
+        """The logits, and the routing under the knobs of now, counted; `own_ids_TK` is the model's own choice."""
         hooks, family = self.hooks, self.family
         knobs = hooks.knobs.layer(self.layer, union=hooks.context.union_allowed)
         options: dict[str, Any] = {
@@ -179,9 +182,13 @@ class _RouterHook(_Uncopied):
             "scale": family.scale(router),
         }
         scoring = None if family.scoring is None else family.scoring(router)
+        if isinstance(given, RouterRows) and hooks.running and scoring is not None and columns == 1:
+            del options["columns"]
+            return hooks.counters.route_rows(self.layer, given, knobs, scoring=scoring, **options)
+        logits_TE = given.logits() if isinstance(given, RouterRows) else given
         # Outside a forward of the decoder (checkpointed layers run again for their gradients) nothing is counted twice.
         if hooks.running and scoring is not None and is_fused(logits_TE, hooks.shape.top_k, scoring, columns):
-            return hooks.counters.route(self.layer, logits_TE, knobs, scoring=scoring, **options)
+            return logits_TE, hooks.counters.route(self.layer, logits_TE, knobs, scoring=scoring, **options)
         ranks_TE, gates_TE = family.scores(router, logits_TE)
         routing = route(ranks_TE, gates_TE, knobs, log_gates_TE=logits_TE if family.is_softmax else None, **options)
         if family.picks_in_turn:
@@ -189,7 +196,7 @@ class _RouterHook(_Uncopied):
         if hooks.running:
             with torch.no_grad():
                 hooks.counters.add(self.layer, routing, gates_TE, live_T, columns, own_ids_TK)
-        return routing
+        return logits_TE, routing
 
 
 def router_fields(output: Any, num_experts: int) -> tuple[int, int, int]:

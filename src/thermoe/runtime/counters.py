@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thermoe.kernels.route import LayerKnobs, Routing, route_logits
+from thermoe.kernels.route import Fused, LayerKnobs, RouterRows, Routing, route_logits, route_rows
 from thermoe.types import FloatArray, RoutingStatistics
 
 _NUM_SUMS = 4  # groups, tokens, gate mass kept, changed slots
@@ -79,6 +79,15 @@ class DeviceCounters:
         """Route one layer of one forward by `route_logits`, with its `options`, and count it in the same launch."""
         with self._lock:  # queued before a drain or after it, never between its reading and zeroing
             fused = route_logits(logits_TE, knobs, sums=self._rows[layer], **options)
+        return self._noted(layer, fused)
+
+    def route_rows(self, layer: int, rows: RouterRows, knobs: LayerKnobs, **options: Any) -> tuple[Tensor, Routing]:
+        """The same from what the router multiplies, by `route_rows`: logits and routing."""
+        with self._lock:
+            logits_TE, fused = route_rows(rows, knobs, sums=self._rows[layer], **options)
+        return logits_TE, self._noted(layer, fused)
+
+    def _noted(self, layer: int, fused: Fused) -> Routing:
         assert fused.last_3C is not None, "sums were given"
         self.last[layer] = (fused.last_3C[0], fused.last_3C[1], fused.last_3C[2])
         return fused.routing

@@ -87,8 +87,6 @@ inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
     return by % 32 ? high << by % 32 | low >> (32 - by % 32) : high;
 }
 inline void fence() {}
-inline void wait_for_last_launch() {}
-inline void let_next_launch_begin() {}
 inline void __syncwarp() { cpu::wait(cpu::warp().gate, 32); }
 inline void __syncthreads() { cpu::wait(cpu::block().gate, cpu::threads_per_block); }
 inline bool __syncthreads_or(bool value) {
@@ -111,6 +109,14 @@ inline unsigned atomicOr(unsigned* where, unsigned value) {
     *where |= value;
     return old;
 }
+
+// What the launch before writes appears when all threads wait for it.
+inline void wait_for_launch_before() {
+    const int turn = cpu::arrive(cpu::before, cpu::threads_per_block * cpu::num_blocks);
+    if (cpu::before.turn != turn) cpu::launch_before();
+    while (cpu::before.turn == turn) cpu::yield();
+}
+inline void let_next_launch_begin() {}
 
 template <class S>
 S& shared_memory() {
@@ -136,7 +142,7 @@ inline void cluster_wait() {
 }
 template <class T>
 void push(const T* own, unsigned rank, T value, const Inbox& box) {
-    cpu::mail.push_back({cpu_peer(own, rank), value, sizeof(T), &cpu_peer(&box, rank)->bytes});
+    cpu::mail.push_back({cpu_peer(own, rank), cpu::widened(value), sizeof(T), &cpu_peer(&box, rank)->bytes});
 }
 template <class T>
 void publish(T* word, T value) {

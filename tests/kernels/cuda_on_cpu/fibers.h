@@ -42,7 +42,8 @@ struct Mail {  // a word on its way, and the count of bytes that it is for
 
 inline std::vector<Block> blocks;
 inline std::vector<Mail> mail;
-inline Gate everyone;
+inline Gate everyone, before;
+inline std::function<void()> launch_before = [] {};
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline Fiber* now = nullptr;
 inline ucontext_t home;
@@ -103,7 +104,7 @@ void deliver(Random&& random, bool all) {
 
 inline void launch(unsigned grid, unsigned threads, size_t shared, std::function<void()> kernel) {
     body = std::move(kernel);
-    num_blocks = grid, threads_per_block = threads, everyone = Gate();
+    num_blocks = grid, threads_per_block = threads, everyone = before = Gate();
     blocks.assign(grid, Block());
     fibers.clear(), mail.clear();
     for (unsigned b = 0; b < grid; ++b) {

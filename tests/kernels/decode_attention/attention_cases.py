@@ -84,3 +84,31 @@ def in_float64(case, qkv, cos, sin, keys, values, place, mask, norms, scale, dty
             scores = scale * (keys[b, g, :upto] @ query) + mask[b % len(mask), :upto]
             out[b, h] = scores.softmax(0) @ values[b, g, :upto]
     return out.view(case.batch, -1), keys[:, :, case.place], values[:, :, case.place]
+
+
+WIDE = [  # heads of 128 numbers
+    Case(16, 32, 4, 704, 128, 511, normed=True),
+    Case(16, 32, 4, 704, 128, 512, normed=True, shared=True),
+    Case(16, 32, 4, 704, 128, 703, normed=True),
+    Case(3, 6, 2, 201, 128, 0),
+    Case(1, 40, 8, 5000, 128, 4321, normed=True),
+    Case(33, 12, 4, 100, 128, 63),
+]
+
+
+def check_in_bf16(run, case, device):
+    """`run` as the custom kernels, thrice: against float64, the same bits again, the rest of the cache untouched."""
+    *given, norms = drawn(case, torch.bfloat16, device)
+    wanted, key, value = in_float64(case, *given, norms, 0.1, torch.bfloat16)
+    before = [cache.clone() for cache in given[3:5]]
+    first = None
+    for _ in range(3):
+        got = run(tuple(given), num_heads=case.heads, scale=0.1, norms=norms)
+        torch.testing.assert_close(got.double().cpu(), wanted, atol=1e-2, rtol=2**-7)
+        torch.testing.assert_close(given[3][:, :, case.place].double().cpu(), key, atol=1e-2, rtol=2**-7)
+        assert torch.equal(given[4][:, :, case.place].double().cpu(), value)
+        assert first is None or torch.equal(got, first)
+        first = got
+    for was, now in zip(before, given[3:5], strict=True):
+        was[:, :, case.place] = now[:, :, case.place]
+        assert torch.equal(was.nan_to_num(), now.nan_to_num())

@@ -160,7 +160,7 @@ DEV void load_fresh(const void* from, uint32_t (&r)[4]) {
   if (reinterpret_cast<uintptr_t>(from) % 16) cpu::fail("load not aligned in global memory", 0);
   std::memcpy(r, from, 16);
 }
-DEV void wait_for_last_launch() { cpu::self().waited = true; }
+DEV void wait_for_launch_before() { cpu::self().waited = true; }
 DEV void let_next_launch_begin() {
   if (!cpu::self().waited) cpu::fail("lets the next launch begin before the last one ended", 0);
 }

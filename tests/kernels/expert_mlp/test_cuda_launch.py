@@ -24,7 +24,8 @@ int cuModuleGetFunction(void** function, void* module, const char* name) { *func
 int cuFuncSetAttribute(void* function, int attribute, int value) { return 0; }
 int cuOccupancyMaxActiveClusters(int* found, void* function, const Config* c) {
   const int* size = &c->attributes[0].value.cooperative;
-  *found = c->count == 1 && c->attributes[0].id == 4 ? 132 / (size[0] * size[1] * size[2]) + (int)(c->blockX + c->shared) : -1;
+  const int asked = c->count == 1 && c->attributes[0].id == 4;
+  *found = asked ? 132 / (size[0] * size[1] * size[2]) + (int)(c->blockX + c->shared) : -1;
   return 0;
 }
 int cuGetErrorString(int status, const char** text) { *text = "no such luck"; return 0; }

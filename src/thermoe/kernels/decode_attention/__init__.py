@@ -55,7 +55,8 @@ def decode_attention(
         num_heads: H, a multiple of G.
         scale: Factor on the scores.
         norms: Of queries and keys; None where the model has none.
-        counts: (B G,) int32 zeros for launches that cannot overlap; they are zero again afterwards. None makes some.
+        counts: (B G,) int32 zeros for launches that cannot overlap; they are zero again afterwards. None makes some,
+            where they are needed.
 
     On a GPU of capability 9.0 everything but `qkv_BN` is read before the launch just before this one has ended: only
     the projections may come from that launch.
@@ -70,6 +71,10 @@ def decode_attention(
     given = (qkv_BN, cos_BW, sin_BW, keys_BGLW, values_BGLW, place_1, mask_BL)
     if not qkv_BN.is_cuda:
         return decode_attention_reference(*given, num_heads=num_heads, scale=scale, norms=norms)
+    from thermoe.kernels.decode_attention import cuda
+
+    if cuda.supports(given, num_heads, norms):
+        return cuda.run(*given, num_heads=num_heads, scale=scale, norms=norms)
     from thermoe.kernels.decode_attention.triton import decode_attention_triton
 
     return decode_attention_triton(*given, num_heads=num_heads, scale=scale, norms=norms, counts=counts)

@@ -1,5 +1,6 @@
 """K3, routing: scores to expert ids and weights under the knobs of one layer; from logits in one launch."""
 
+from thermoe.kernels.route.from_rows import RouterRows, route_rows
 from thermoe.kernels.route.fused import SOFTMAX, Fused, Scoring, is_fused, route_logits
 from thermoe.kernels.route.reference import LayerKnobs, Routing, loaded_experts, route_reference
 
@@ -9,6 +10,7 @@ __all__ = [
     "SOFTMAX",
     "Fused",
     "LayerKnobs",
+    "RouterRows",
     "Routing",
     "Scoring",
     "is_fused",
@@ -16,4 +18,5 @@ __all__ = [
     "route",
     "route_logits",
     "route_reference",
+    "route_rows",
 ]

@@ -3,6 +3,7 @@
 Shapes: T = R x C tokens (token = row * C + column), E experts, K slots per token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -88,13 +89,13 @@ def route_logits(
     Raises:
         ConfigError: shapes, types or devices that do not fit.
     """
-    _check(logits_TE, knobs, top_k, columns, live_T)
-    _check_beside(logits_TE, scoring, sums)
+    check(logits_TE, knobs, top_k, columns, live_T)
+    check_beside(logits_TE, scoring, sums)
     if not is_fused(logits_TE, top_k, scoring, columns) or (sums is not None and sums.dtype is not torch.float64):
         return _by_reference(logits_TE, knobs, top_k, scoring, columns, live_T, renormalise, scale, sums)
     from thermoe.kernels.route.op import route_logits_op
 
-    ids_TK, weights_TK, kept_TK, own_ids_TK, loaded_CE, slot_N, offsets_E1, last_3C = route_logits_op(
+    out = route_logits_op(
         logits_TE,
         knob_row(knobs),
         scoring.correction_E,
@@ -102,9 +103,20 @@ def route_logits(
         sums,
         top_k,
         columns,
-        [int(scoring.sigmoid), scoring.groups, scoring.groups_kept, int(renormalise), int(knobs.union)],
+        flags_of(scoring, knobs, renormalise=renormalise),
         scale,
     )
+    return fused_of(out, knobs, counted=sums is not None)
+
+
+def flags_of(scoring: Scoring, knobs: LayerKnobs, *, renormalise: bool) -> list[int]:
+    """As the custom ops take them."""
+    return [int(scoring.sigmoid), scoring.groups, scoring.groups_kept, int(renormalise), int(knobs.union)]
+
+
+def fused_of(out: Sequence[Tensor], knobs: LayerKnobs, *, counted: bool) -> Fused:
+    """What `launch.outputs` holds after a launch."""
+    ids_TK, weights_TK, kept_TK, own_ids_TK, loaded_CE, slot_N, offsets_E1, last_3C = out
     plan = DispatchPlan(slot_N=slot_N, offsets_E1=offsets_E1)
     routing = Routing(
         ids_TK=ids_TK,
@@ -114,7 +126,7 @@ def route_logits(
         loaded_CE=loaded_CE if knobs.union else None,
         plan=plan,
     )
-    return Fused(routing=routing, plan=plan, last_3C=None if sums is None else last_3C)
+    return Fused(routing=routing, plan=plan, last_3C=last_3C if counted else None)
 
 
 def is_fused(logits_TE: Tensor, top_k: int, scoring: Scoring, columns: int) -> bool:
@@ -222,7 +234,8 @@ def tally(
     return row, torch.stack([loads_CE.sum(-1), tokens_CE.sum(-1), shares_C2[:, 0] / live_C.clamp_min(1.0)])
 
 
-def _check(logits_TE: Tensor, knobs: LayerKnobs, top_k: int, columns: int, live_T: Tensor | None) -> None:
+def check(logits_TE: Tensor, knobs: LayerKnobs, top_k: int, columns: int, live_T: Tensor | None) -> None:
+    """Refuse what `route_logits` cannot take."""
     if logits_TE.ndim != 2 or not logits_TE.is_floating_point():
         raise ConfigError(
             f"logits {tuple(logits_TE.shape)} of {logits_TE.dtype}: needed floating-point numbers (tokens, experts)"
@@ -243,7 +256,8 @@ def _check(logits_TE: Tensor, knobs: LayerKnobs, top_k: int, columns: int, live_
         )
 
 
-def _check_beside(logits_TE: Tensor, scoring: Scoring, sums: Tensor | None) -> None:
+def check_beside(logits_TE: Tensor, scoring: Scoring, sums: Tensor | None) -> None:
+    """Refuse a scoring or sums that do not fit the logits."""
     num_experts, device = logits_TE.shape[1], logits_TE.device
     groups, kept, correction_E = scoring.groups, scoring.groups_kept, scoring.correction_E
     if groups < 1 or num_experts % groups or not 1 <= kept <= groups:

@@ -54,7 +54,7 @@ DEV void decode_block(const Problem& p) {
   const int thread = thread_index(), role = same_in_warp(thread >> 5);
   const bool alone = p.tokens * p.top_k <= 32;
   prepare<Format>(p, role);
-  wait_for_last_launch();  // whatever is read or written from here on may be its
+  wait_for_launch_before();  // whatever is read or written from here on may be its
   let_next_launch_begin();
   const Slots read(p, thread, alone);
   OnlyToken only(p, thread);

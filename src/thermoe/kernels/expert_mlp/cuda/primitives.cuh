@@ -158,7 +158,7 @@ DEV void add_release(uint32_t* to, uint32_t v) {
 DEV void pause() { __nanosleep(20); }
 
 // ---- launches that overlap (programmatic dependent launch)
-DEV void wait_for_last_launch() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEV void wait_for_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 DEV void let_next_launch_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // ---- arithmetic

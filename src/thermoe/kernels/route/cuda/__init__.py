@@ -25,7 +25,7 @@ _MAX_BLOCKS = 256  # PLACES of grid.cu
 _LOGITS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-class _Arguments(ctypes.Structure):
+class Arguments(ctypes.Structure):
     """`RouteArgs` of inputs.cuh."""
 
     _fields_ = (
@@ -162,7 +162,7 @@ def arguments_of(
     logits_TE, live_T = tensors[0], tensors[3]
     assert logits_TE is not None
     pointers = {n: None if t is None else t.data_ptr() for n, t in zip(_POINTERS, tensors, strict=True)}
-    return _Arguments(
+    return Arguments(
         **pointers,
         stride=logits_TE.stride(0),
         tokens=logits_TE.shape[0],

@@ -108,38 +108,25 @@ __device__ __forceinline__ unsigned place_of(const unsigned (&begin)[WIDE], cons
     return e % 2 && WIDE > 1 ? place >> 16 : place & 0xffff;
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) IN_CLUSTER route_cluster(const __grid_constant__ RouteArgs a) {
-    Shared& s = shared_memory<Shared>();
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int rank = blockIdx.x, token = rank * WARPS + warp;
-    const bool real = token < a.tokens;
-    const int read = min(token, a.tokens - 1);
-    wait_for_last_launch();
-    let_next_launch_begin();
-    Token t;
-    Steering by;
-    load_logits(a, read, lane, t.x);
-    load_steering(a, lane, by);
-    const Scalars knobs = load_scalars(a);
-    if (a.joint) load_floats(a.knobs, lane, by.cost, 0.0f);
-    const bool live = is_live(a, read) & real;
-    if (CLUSTER > 1) {
-        if (threadIdx.x == 0) {
-            inbox_open(s.votes_in), inbox_open(s.totals_in), inbox_open(s.sums_in);
-            inbox_expect(s.totals_in, CLUSTER * CELLS);
-            inbox_expect(s.sums_in, CLUSTER * (CELLS + 16));
-        }
-        cluster_ready();
-    }
-    zero<ZEROED>(&s);
-    __syncthreads();
+// The inboxes of all blocks are open once the cluster has waited.
+__device__ __forceinline__ void open_inboxes(Shared& s) {
+    inbox_open(s.votes_in), inbox_open(s.totals_in), inbox_open(s.sums_in);
+    inbox_expect(s.totals_in, CLUSTER * CELLS);
+    inbox_expect(s.sums_in, CLUSTER * (CELLS + 16));
+}
 
+// Routes the token of this warp, whose logits are loaded, and the whole batch with it. WAITS: for the cluster, before it
+// sends anything.
+template <bool WAITS>
+__device__ __forceinline__ void route_token(Shared& s, const RouteArgs& a, Token& t, Steering& by, const Scalars& knobs,
+                                            int token, bool real, bool live, int lane, int warp) {
+    const int rank = blockIdx.x;
     Choice c;
     prepare(t, s.x[warp], by, lane);
     choose_own(s, t, knobs, lane, warp, a.joint && live, c);
     if (a.joint) __syncthreads();
     if (CLUSTER > 1) {
-        cluster_wait();
+        if (WAITS) cluster_wait();
         if (a.joint) {
             const bool valued = is_valued(knobs);
             push_pack(s.votes, pack_at(reinterpret_cast<const unsigned*>(s.vote), lane), lane, warp, s.votes_in);
@@ -187,3 +174,27 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) IN_CLUSTER route_cluste
     if (CLUSTER == 1) write_slots(a, lane, token, real, c);
     if (a.sums && warp == WARPS - 1) sum_cluster(s, a, lane);
 }
+
+#ifndef LOGITS_COME_FROM_ROWS
+extern "C" __global__ void __launch_bounds__(32 * WARPS) IN_CLUSTER route_cluster(const __grid_constant__ RouteArgs a) {
+    Shared& s = shared_memory<Shared>();
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, token = blockIdx.x * WARPS + warp;
+    const int read = min(token, a.tokens - 1);
+    if (CLUSTER > 1) {
+        if (threadIdx.x == 0) open_inboxes(s);
+        cluster_ready();
+    }
+    zero<ZEROED>(&s);
+    wait_for_launch_before();  // which may have written anything that is read here
+    let_next_launch_begin();
+    Token t;
+    Steering by;
+    load_logits(a, read, lane, t.x);
+    load_steering(a, lane, by);
+    const Scalars knobs = load_scalars(a);
+    if (a.joint) load_floats(a.knobs, lane, by.cost, 0.0f);
+    const bool real = token < a.tokens, live = is_live(a, read) & real;
+    __syncthreads();
+    route_token<true>(s, a, t, by, knobs, token, real, live, lane, warp);
+}
+#endif

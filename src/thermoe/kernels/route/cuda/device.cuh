@@ -15,6 +15,10 @@ __device__ __forceinline__ S& shared_memory() {
     return *reinterpret_cast<S*>(raw);
 }
 
+// The launch before this one has ended, and what it wrote is seen; then the next one may begin.
+__device__ __forceinline__ void wait_for_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void let_next_launch_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
 __device__ __forceinline__ unsigned shared_address(const void* own) {
     return static_cast<unsigned>(__cvta_generic_to_shared(own));
 }
@@ -99,10 +103,6 @@ __device__ __forceinline__ unsigned long long peek(const unsigned long long* wor
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(word) : "memory");
     return value;
 }
-
-// Launches that overlap: the last one has ended, and all that it wrote is there; the next one may begin, and wait.
-__device__ __forceinline__ void wait_for_last_launch() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void let_next_launch_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // Between what a block adds up in device memory and the word that says so; and between reading that word and the sums.
 __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }

@@ -1,0 +1,60 @@
+"""The CUDA source of the attention, compiled for the CPU with the fibers of `cuda_on_cpu/device.cuh`."""
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from thermoe.kernels.decode_attention import cuda
+from thermoe.kernels.decode_attention.cuda import Layout, Shape
+
+FIBERS = Path(__file__).resolve().parents[1] / "cuda_on_cpu"
+DEVICE = '#include "device.cuh"\n#include "tiles.h"\n'
+RUN = """
+extern "C" void run(const AttentionArgs* a, unsigned heads, unsigned seed, const void* made, void* qkv, size_t bytes) {
+    cpu::launch_before = [=] { std::memcpy(qkv, made, bytes); };
+    for (unsigned h = 0; h < heads; ++h) {
+        cpu::seed = seed + h, cpu::first_block = h * CLUSTER;
+        std::memset(qkv, 0xff, bytes);
+        cpu::launch(CLUSTER, 32 * WARPS, sizeof(Shared), [a] { decode_attention(*a); });
+    }
+}
+extern "C" unsigned argument_bytes() { return sizeof(AttentionArgs); }
+"""
+
+
+class AttentionEmulator:
+    """Builds each kernel once and runs it on CPU tensors, one key head after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.built: dict[Shape, ctypes.CDLL] = {}
+
+    def run(
+        self, layout: Layout, given: tuple[Tensor, ...], *, num_heads: int, scale: float, norms=None, seed: int = 1
+    ):
+        """As `decode_attention`; the projections are NaN until the kernel waits for them."""
+        qkv, _, _, keys, values, _, mask = given
+        batch, groups, length, _ = keys.shape
+        out = torch.full((batch, num_heads * 128), float("nan"), dtype=qkv.dtype)
+        later = qkv.clone()
+        arguments = cuda.arguments_of((later, *given[1:], out), scale, norms)
+        arguments.keys[:2] = keys.data_ptr(), length
+        arguments.values[:2] = values.data_ptr(), length
+        kernel = self.kernel(cuda.shape_of(num_heads // groups, mask, norms, layout))
+        assert kernel.argument_bytes() == ctypes.sizeof(arguments)
+        pointers = ctypes.c_void_p(qkv.data_ptr()), ctypes.c_void_p(later.data_ptr())
+        kernel.run(ctypes.byref(arguments), batch * groups, seed, *pointers, ctypes.c_size_t(2 * qkv.numel()))
+        return out
+
+    def kernel(self, shape: Shape) -> ctypes.CDLL:
+        """The library that runs kernels of this shape."""
+        if shape not in self.built:
+            library = self.folder / f"attention_{len(self.built)}.so"
+            command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{FIBERS}", "-x", "c++", "-"]
+            text = cuda.source(shape, DEVICE) + RUN
+            subprocess.run([*command, "-o", str(library)], input=text.encode(), check=True)
+            self.built[shape] = ctypes.CDLL(str(library))
+        return self.built[shape]

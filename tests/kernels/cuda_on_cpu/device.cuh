@@ -1,8 +1,9 @@
 // The GPU on a CPU, for tests: every thread is a fiber, and each collective lets all its fibers arrive, twice.
-// Stands in for the kernels' own device.cuh; slow, exact, and only what these kernels use. It shows neither the order
+// Stands in for the device files of kernels that speak with CUDA's own words; slow, exact, and only what these kernels use. It shows neither the order
 // of memory on the device nor its rounding; shared memory and outputs begin with garbage.
 #pragma once
 #include "fibers.h"
+#include "numbers.h"
 
 #define __device__
 #define __global__
@@ -136,7 +137,7 @@ inline void inbox_expect(Inbox& box, unsigned bytes) { box.bytes += bytes - NOT_
 inline void inbox_wait(const Inbox& box) {
     while (static_cast<const volatile Inbox&>(box).bytes != 0) cpu::yield();
 }
-inline void cluster_ready() { cpu::now->turn = cpu::arrive(cpu::everyone, cpu::threads_per_block * cpu::num_blocks); }
+inline void cluster_arrive() { cpu::now->turn = cpu::arrive(cpu::everyone, cpu::threads_per_block * cpu::num_blocks); }
 inline void cluster_wait() {
     while (cpu::everyone.turn == cpu::now->turn) cpu::yield();
 }
@@ -153,5 +154,9 @@ T peek(const T* word) {
     cpu::yield();
     return *static_cast<const volatile T*>(word);
 }
-inline float from_bf16(unsigned short v) { return cpu::bits<float>(static_cast<unsigned>(v) << 16); }
-inline float from_f16(unsigned short v) { return static_cast<float>(cpu::bits<_Float16>(v)); }
+struct Four {
+    unsigned word[4];
+};
+inline Four peek_four(const unsigned* words) {
+    return {peek(words), peek(words + 1), peek(words + 2), peek(words + 3)};
+}

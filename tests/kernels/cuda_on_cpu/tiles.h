@@ -1,4 +1,4 @@
-// What cuda_build/tiles.cuh takes from the GPU, on a CPU, behind device.cuh of this folder. Clusters run one after
+// What device/landings.cuh and device/products.cuh have, on a CPU, behind device.cuh of this folder. Clusters run one after
 // another.
 #pragma once
 
@@ -72,7 +72,7 @@ inline unsigned transposed(unsigned matrix) {
         return at(2 * t, g) | at(2 * t + 1, g) << 16;
     });
 }
-inline void multiply(float (&to)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+inline void mma(float (&to)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     const int g = cpu::lane() / 4, t = cpu::lane() % 4;
     unsigned words[6][32];
     const unsigned own[6] = {a[0], a[1], a[2], a[3], b0, b1};
@@ -87,13 +87,6 @@ inline void multiply(float (&to)[4], const unsigned (&a)[4], unsigned b0, unsign
             to[n] += value(words[n / 2 + k / 8 * 2][4 * g + k % 8 / 2], k % 2) *
                      value(words[4 + k / 8][4 * (2 * t + n % 2) + k % 8 / 2], k % 2);
 }
-inline unsigned to_bf16(float value) {
-    unsigned word = cpu::bits<unsigned>(value);
-    if (value != value) return 0x7fff;
-    return (word + 0x7fff + (word >> 16 & 1)) >> 16;
-}
-inline unsigned rounded(float low, float high) { return to_bf16(low) | to_bf16(high) << 16; }
-inline float power_of_two(float x) { return std::exp2(x); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 template <class T>
 T load_any_new(const void* from) {

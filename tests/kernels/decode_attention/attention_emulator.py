@@ -1,16 +1,15 @@
 """The CUDA source of the attention, compiled for the CPU with the fibers of `cuda_on_cpu/device.cuh`."""
 
 import ctypes
-import subprocess
 from pathlib import Path
 
 import torch
+from on_cpu import cpu_library
 from torch import Tensor
 
 from thermoe.kernels.decode_attention import cuda
 from thermoe.kernels.decode_attention.cuda import Layout, Shape
 
-FIBERS = Path(__file__).resolve().parents[1] / "cuda_on_cpu"
 DEVICE = '#include "device.cuh"\n#include "tiles.h"\n'
 RUN = """
 extern "C" void run(const AttentionArgs* a, unsigned heads, unsigned seed, const void* made, void* qkv, size_t bytes) {
@@ -53,8 +52,6 @@ class AttentionEmulator:
         """The library that runs kernels of this shape."""
         if shape not in self.built:
             library = self.folder / f"attention_{len(self.built)}.so"
-            command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{FIBERS}", "-x", "c++", "-"]
             text = cuda.source(shape, DEVICE) + RUN
-            subprocess.run([*command, "-o", str(library)], input=text.encode(), check=True)
-            self.built[shape] = ctypes.CDLL(str(library))
+            self.built[shape] = cpu_library(text, library)
         return self.built[shape]

@@ -1,25 +1,16 @@
 """The CUDA source of the dispatch plan, compiled for the CPU with the fibers of `cuda_on_cpu/device.cuh`."""
 
 import ctypes
-import subprocess
 from pathlib import Path
 
 import torch
+from on_cpu import cpu_library
 from torch import Tensor
 
 from thermoe.kernels.dispatch import cuda
 from thermoe.kernels.dispatch.cuda import Layout, Shape
 
-FIBERS = Path(__file__).resolve().parents[1] / "cuda_on_cpu"
-DEVICE = """#define KERNEL dispatch_plan
-#include "device.cuh"
-struct Four {
-    unsigned word[4];
-};
-inline Four peek_four(const unsigned* words) {
-    return {peek(words), peek(words + 1), peek(words + 2), peek(words + 3)};
-}
-"""
+DEVICE = '#define KERNEL dispatch_plan\n#include "device.cuh"\n'
 RUN = """using RouteArgs = PlanArgs;
 #include "run.cpp"
 extern "C" unsigned workspace_bytes() { return sizeof(Workspace); }
@@ -53,8 +44,6 @@ class PlanEmulator:
         """The library that runs kernels of this shape."""
         if shape not in self.built:
             library = self.folder / f"plan_{len(self.built)}.so"
-            command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{FIBERS}", "-x", "c++", "-"]
             text = cuda.source(shape, DEVICE) + RUN
-            subprocess.run([*command, "-o", str(library)], input=text.encode(), check=True)
-            self.built[shape] = ctypes.CDLL(str(library))
+            self.built[shape] = cpu_library(text, library)
         return self.built[shape]

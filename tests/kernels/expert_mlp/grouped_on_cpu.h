@@ -1,23 +1,13 @@
-// The grouped kernel's machine on a CPU: see cuda_on_cpu_machine.h. Copies land late and spoil their destination when
+// The grouped kernel's machine on a CPU: see machine.h. Copies land late and spoil their destination when
 // they start; matrix products read shared memory no earlier than they are waited for, so a stage that is given back or
 // filled again too early shows as a wrong result.
 #pragma once
 
-#include "cuda_on_cpu_machine.h"
 #include "team.cuh"
 
-DEV int thread_index() { return cpu::self().thread; }
-DEV uint32_t num_blocks() { return static_cast<uint32_t>(cpu::machine->blocks.size()); }
+#include "machine_memory.h"
+#include "machine_warps.h"
 
-DEV void lds128(uint32_t at, uint32_t (&r)[4]) { std::memcpy(r, cpu::at(at, 16), 16); }
-DEV void lds64(uint32_t at, uint32_t (&r)[2]) { std::memcpy(r, cpu::at(at, 8), 8); }
-DEV uint32_t lds32(uint32_t at) {
-  uint32_t v;
-  std::memcpy(&v, cpu::at(at, 4), 4);
-  return v;
-}
-DEV void sts128(uint32_t at, const uint32_t (&r)[4]) { std::memcpy(cpu::at(at, 16), r, 16); }
-DEV void sts32(uint32_t at, uint32_t v) { std::memcpy(cpu::at(at, 4), &v, 4); }
 DEV void store_columns(uint32_t at, const uint32_t (&r)[4]) {
   cpu::Warp& warp = cpu::warp();
   const int lane = cpu::self().thread % 32;
@@ -34,81 +24,17 @@ DEV void store_columns(uint32_t at, const uint32_t (&r)[4]) {
 }
 
 DEV int team_rank() { return cpu::self().index % TEAM; }
-DEV cpu::Block& mate(int rank) {
-  cpu::Block& block = *cpu::machine->blocks[cpu::self().index / TEAM * TEAM + rank];
-  if (block.left) cpu::fail("reached for the memory of a block that has left", rank);
-  return block;
-}
 DEV void sync_team() {
-  const int first = cpu::self().index / TEAM * TEAM;
-  cpu::meet(cpu::machine->blocks[first]->groups[15], TEAM * cpu::machine->threads);
+  cpu::meet(cluster_group(), TEAM * cpu::machine->threads);
 }
-DEV void sync_warp() { cpu::meet(cpu::warp().group, 32); }
-DEV void named_wait(int id, int threads) { cpu::meet(cpu::self().block->groups[id], threads); }
-DEV void named_arrive(int id, int threads) {
-  cpu::Group& group = cpu::self().block->groups[id];
-  if (++group.arrived == threads) group.arrived = 0, ++group.generation;
-}
-template <int REGISTERS>
-void take_registers() {}
-template <int REGISTERS>
-void leave_registers() {}
-DEV uint32_t shuffle(uint32_t v, const std::function<int(int)>& source) {
-  cpu::Warp& warp = cpu::warp();
-  const int lane = cpu::self().thread % 32;
-  warp.in[lane][0] = v;
-  cpu::meet(warp.group, 32, [&warp] {
-    for (int i = 0; i < 32; ++i) warp.out[i][0] = warp.in[i][0];
-  });
-  const uint32_t found = warp.out[source(lane)][0];
-  cpu::meet(warp.group, 32);
-  return found;
-}
-DEV uint32_t shuffle_up(uint32_t v, int by) {
-  return shuffle(v, [by](int i) { return i < by ? i : i - by; });
-}
-DEV uint32_t shuffle_from(uint32_t v, int lane) {
-  return shuffle(v, [lane](int) { return lane; });
-}
-
-DEV void barrier_init(uint32_t bar, uint32_t arrivals) {
-  cpu::Barrier fresh;
-  fresh.expected = fresh.pending = static_cast<int>(arrivals);
-  const bool fits = bar % 8 == 0 && cpu::self().block->barriers.emplace(bar, fresh).second;
-  if (!fits) cpu::fail("barrier laid twice or crooked", bar);
-}
-DEV void barrier_init_fence() {}
-DEV cpu::Barrier& barrier_of(cpu::Block& block, uint32_t bar) {
-  auto found = block.barriers.find(bar);
-  if (found == block.barriers.end()) cpu::fail("no barrier", bar);
-  return found->second;
-}
-DEV cpu::Barrier& barrier_at(uint32_t bar) { return barrier_of(*cpu::self().block, bar); }
-DEV void arrive(cpu::Barrier& b, uint32_t bar, uint32_t times) {
-  b.pending -= times;
-  if (b.pending < 0) cpu::fail("one arrival too many", bar);
-  b.settle();
-}
-DEV void barrier_arrive(uint32_t bar, uint32_t times = 1) { arrive(barrier_at(bar), bar, times); }
-DEV void barrier_arrive_in(uint32_t bar, int rank) { arrive(barrier_of(mate(rank), bar), bar, 1); }
-DEV void barrier_release_in(uint32_t bar, int rank) { barrier_arrive_in(bar, rank); }
-DEV void sts32_in(uint32_t at, int rank, uint32_t v) { std::memcpy(mate(rank).shared.data() + at, &v, 4); }
-DEV void barrier_expect(uint32_t bar, uint32_t bytes) {
-  barrier_at(bar).bytes += bytes;
-  barrier_arrive(bar);
-}
-DEV void barrier_wait(uint32_t bar, uint32_t parity) {
-  cpu::Barrier& b = barrier_at(bar);
-  cpu::wait_until([&b, parity] { return (b.phase & 1) != parity; });
-}
-DEV void barrier_wait_cluster(uint32_t bar, uint32_t parity) { barrier_wait(bar, parity); }
+DEV void team_arrive(uint32_t bar, int rank) { barrier_arrive_in(bar, rank); }
+DEV void sts32_in(uint32_t at, int rank, uint32_t v) { std::memcpy(block_of_cluster(rank).shared.data() + at, &v, 4); }
 
 struct Matrix {  // what a test lays into a tensor map
   const uint8_t* base;
   int64_t row_bytes, rows, halves;
 };
 constexpr uint32_t BOX_BYTES = 128, BOX_ROWS = 64, PLACES = 16;
-DEV void prefetch_map(const TensorMap*) {}
 DEV Matrix matrix_of(const TensorMap* map) {
   Matrix matrix;
   std::memcpy(&matrix, map, sizeof(matrix));
@@ -140,18 +66,18 @@ DEV void copy_alone(uint32_t to, const TensorMap* map, int byte, int row, uint32
   copy_rows(*cpu::self().block, to, map, byte, PLACES, [row](int r) { return row + r; }, bar);
 }
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
-  for (int i = 0; i < TEAM; ++i) copy_rows(mate(i), to, map, byte, BOX_ROWS, [row](int r) { return row + r; }, bar);
+  for (int i = 0; i < TEAM; ++i) copy_rows(block_of_cluster(i), to, map, byte, BOX_ROWS, [row](int r) { return row + r; }, bar);
 }
 DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int group, uint32_t bar) {
   const auto row_of = [half, group](int r) { return 32 * (group + r / 16) + 16 * half + r % 16; };
-  for (int i = 0; i < TEAM; ++i) copy_rows(mate(i), to, map, byte, BOX_ROWS, row_of, bar);
+  for (int i = 0; i < TEAM; ++i) copy_rows(block_of_cluster(i), to, map, byte, BOX_ROWS, row_of, bar);
 }
 DEV void copy_codes(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
   constexpr uint32_t ROWS = 128, BYTES = 32;
   const Matrix matrix = matrix_of(map);
   if (to % 128 || row < 0 || byte < 0) cpu::fail("bad copy of codes", to);
   for (int i = 0; i < TEAM; ++i) {
-    cpu::Block& block = mate(i);
+    cpu::Block& block = block_of_cluster(i);
     uint8_t* shared = block.shared.data();
     cpu::at(to + ROWS * BYTES - 16, 16);
     std::memset(shared + to, 0xff, ROWS * BYTES);
@@ -171,26 +97,6 @@ DEV void copy_codes(uint32_t to, const TensorMap* map, int byte, int row, uint32
 DEV void prefetch_codes(const TensorMap*, int, int) {}
 DEV void prefetch_box(const TensorMap*, int, int) {}
 DEV void prefetch_box(const TensorMap*, int, int, int) {}
-DEV void copy_piece(uint32_t to, const char* start, uint32_t pieces, bool inside) {
-  const char* from = start + 16 * static_cast<uint64_t>(pieces);
-  uint8_t* place = cpu::at(to, 16);
-  if (reinterpret_cast<uintptr_t>(from) % 16) cpu::fail("piece not aligned in global memory", to);
-  std::memset(place, 0xff, 16);
-  std::vector<char> piece(16, 0);
-  if (inside) std::memcpy(piece.data(), from, 16);
-  cpu::self().words.push_back([=] { std::memcpy(place, piece.data(), 16); });
-}
-DEV void copy_piece_arrive(uint32_t bar) {
-  cpu::Barrier& b = barrier_at(bar);
-  cpu::launch_copy([&b, bar, words = std::move(cpu::self().words)] {
-    for (const auto& word : words) word();
-    --b.pending;
-    b.settle();
-  });
-  cpu::self().words.clear();
-}
-DEV void fence_async() {}
-DEV void fence_async_global() {}
 
 // ---- matrix products: each thread computes the sums that it holds, when it waits for them
 DEV uint64_t operand(uint32_t at) { return at / 16; }
@@ -207,7 +113,7 @@ inline float element(uint64_t start, int row, int k, bool eight) {
   if (eight) return e4m3(*at(place, 1));
   uint16_t v;
   std::memcpy(&v, at(place, 2), 2);
-  return bf16(v);
+  return from_bf16(v);
 }
 }  // namespace cpu
 DEV void products_open() { cpu::products[&cpu::self()].emplace_back(); }
@@ -243,7 +149,7 @@ DEV void add_product(float* d, const uint32_t (&a)[4], uint64_t b, int keep, int
   cpu::meet(warp.group, 32);
   for (int k = 0; k < 32; ++k) {
     const int held = k / 16 + 2 * (k % 16 / 8);
-    left[k] = cpu::bf16(warp.in[lane / 4 * 4 + k % 8 / 2][held] >> 16 * (k % 2) & 0xffff);
+    left[k] = from_bf16(warp.in[lane / 4 * 4 + k % 8 / 2][held] >> 16 * (k % 2) & 0xffff);
   }
   cpu::meet(warp.group, 32);
   const std::vector<uint32_t> kept(a, a + 4);
@@ -260,7 +166,7 @@ DEV void add_product(float* d, const uint32_t (&a)[4], uint64_t b, int keep, int
 }
 
 DEV uint32_t load_acquire(const uint32_t* from) { return *from; }
-DEV void add_release(uint32_t* to, uint32_t v) { *to += v; }
+DEV void fence_and_add(uint32_t* to, uint32_t v) { *to += v; }
 DEV uint32_t add_acquire_release(uint32_t* to, uint32_t v) { return std::exchange(*to, *to + v); }
 DEV uint32_t take_ticket(uint32_t* from) { return (*from)++; }
 DEV void store_piece(void* to, const uint32_t (&r)[4]) {
@@ -269,40 +175,4 @@ DEV void store_piece(void* to, const uint32_t (&r)[4]) {
 }
 DEV void store_output(void* to, const uint32_t (&r)[4]) { store_piece(to, r); }
 DEV uint32_t load_half(const uint16_t* from) { return *from; }
-DEV void pause() {
-  cpu::self().spins = true;
-  cpu::wait_until([passed = false]() mutable { return std::exchange(passed, true); });
-}
 
-DEV float as_float(uint32_t v) {
-  float f;
-  std::memcpy(&f, &v, 4);
-  return f;
-}
-DEV uint32_t as_bits(float f) {
-  uint32_t v;
-  std::memcpy(&v, &f, 4);
-  return v;
-}
-DEV uint32_t round_bf16(float v) {
-  const uint32_t bits = as_bits(v);
-  return std::isnan(v) ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-DEV uint32_t pack_bf16(float low, float high) { return round_bf16(low) | round_bf16(high) << 16; }
-DEV float float_of_f16(uint32_t v) {
-  const int exponent = v >> 10 & 31, mantissa = v & 1023;
-  const float size = exponent ? std::ldexp(1024.f + mantissa, exponent - 25) : std::ldexp(float(mantissa), -24);
-  return v & 0x8000 ? -size : size;
-}
-template <class Operation>
-uint32_t of_pairs(Operation&& operation) {
-  return round_bf16(operation(0)) | round_bf16(operation(16)) << 16;
-}
-DEV uint32_t add_bf16(uint32_t a, uint32_t b) {
-  return of_pairs([=](int by) { return cpu::bf16(a >> by) + cpu::bf16(b >> by); });
-}
-DEV uint32_t add_product_bf16(uint32_t a, uint32_t b, uint32_t c) {
-  return of_pairs([=](int by) { return cpu::bf16(a >> by) * cpu::bf16(b >> by) + cpu::bf16(c >> by); });
-}
-DEV float fast_exp(float v) { return std::exp(v); }
-DEV float fast_divide(float a, float b) { return a / b; }

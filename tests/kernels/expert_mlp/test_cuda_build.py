@@ -10,7 +10,7 @@ from mlp_cases import Case, drawn
 
 from thermoe.errors import ConfigError
 from thermoe.kernels import cuda_build
-from thermoe.kernels.cuda_build import CudaUnavailableError, compile_source, compiler
+from thermoe.kernels.cuda_build import CudaUnavailableError, compile_source, compiler, device_files
 from thermoe.kernels.expert_mlp import Activation, DenseMatrices, ExpertWeights, Fp8Matrices, PlaneMatrices
 from thermoe.kernels.expert_mlp import cuda as decode
 from thermoe.kernels.expert_mlp.cuda import decode as decode_module
@@ -63,6 +63,24 @@ def test_another_source_architecture_or_included_file_is_compiled_again(nvcc, tm
     compile_source("good", "some.cu", (9, 0), include=tmp_path)
 
     assert runs(nvcc) == 4
+
+
+def test_a_changed_file_of_the_device_is_compiled_again(nvcc, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiler, "_COMMON", tmp_path)
+    (tmp_path / "device").mkdir()
+    for text in ("one", "two", "two"):
+        (tmp_path / "device" / "part.cuh").write_text(text)
+        code = compile_source("good", "some.cu", (9, 0))
+
+    assert runs(nvcc) == 2
+    assert f"--include-path={tmp_path}".encode() in code
+
+
+def test_every_file_of_the_device_is_there():
+    included = device_files("arithmetic", "inboxes")
+
+    assert included == '#include "device/arithmetic.cuh"\n#include "device/inboxes.cuh"\n'
+    assert all((compiler._COMMON / line.split('"')[1]).is_file() for line in included.splitlines())
 
 
 def test_what_was_kept_and_is_no_machine_code_is_made_again(nvcc, tmp_path):

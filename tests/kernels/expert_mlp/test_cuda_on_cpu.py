@@ -6,12 +6,12 @@ there is test_cuda_decode.py on a GPU.
 
 import ctypes
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from mlp_cases import Case, drawn, relative_error, wanted
+from on_cpu import cpu_library
 from torch import Tensor
 
 from thermoe.kernels.expert_mlp import Activation, ExpertWeights
@@ -38,12 +38,10 @@ def kernel_of(tmp_path_factory):
         if (format_name, warps) not in built:
             library = tmp_path_factory.mktemp("cuda_on_cpu") / "kernel.so"
             source = (
-                f'#define THERMOE_PRIMITIVES "cuda_on_cpu.h"\n#define THERMOE_WARPS {warps}\n'
+                f'#define THERMOE_MACHINE "cuda_on_cpu.h"\n#define THERMOE_WARPS {warps}\n'
                 f'#define THERMOE_FORMAT {format_name}\n#include "cuda_on_cpu.cpp"\n'
             )
-            command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{SOURCES}", f"-I{HERE}"]
-            subprocess.run([*command, "-x", "c++", "-", "-o", str(library)], input=source.encode(), check=True)
-            built[format_name, warps] = ctypes.CDLL(str(library))
+            built[format_name, warps] = cpu_library(source, library, SOURCES, HERE)
         return built[format_name, warps]
 
     return kernel

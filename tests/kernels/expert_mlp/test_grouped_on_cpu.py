@@ -6,12 +6,12 @@ there is test_cuda_grouped.py on a GPU.
 
 import ctypes
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from mlp_cases import Case, drawn, relative_error, wanted
+from on_cpu import cpu_library
 from torch import Tensor
 
 from thermoe.kernels.combine import combine
@@ -51,9 +51,7 @@ def kernel_of(tmp_path_factory):
             library = tmp_path_factory.mktemp("grouped_on_cpu") / "kernel.so"
             macros = build.source().split("#include")[0]
             source = f'#define THERMOE_MACHINE "grouped_on_cpu.h"\n{macros}#include "grouped_on_cpu.cpp"\n'
-            command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{SOURCES}", f"-I{HERE}"]
-            subprocess.run([*command, "-x", "c++", "-", "-o", str(library)], input=source.encode(), check=True)
-            built[build] = ctypes.CDLL(str(library))
+            built[build] = cpu_library(source, library, SOURCES, HERE)
         return built[build]
 
     return kernel

@@ -6,19 +6,18 @@ there is test_few_linear_cuda.py on a GPU.
 
 import ctypes
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from few_linear_cases import drawn, in_float64
+from on_cpu import cpu_library
 
 from thermoe.kernels.few_linear.cuda.launch import SOURCES, Problem, fill, num_tiles
 from thermoe.kernels.few_linear.cuda.layout import SHARED_BYTES, Build, build_for, cut_for
 
 HERE = Path(__file__).parent
-MACHINE = HERE.parent / "expert_mlp"
 BF16 = torch.bfloat16
 
 pytestmark = [
@@ -35,13 +34,9 @@ def kernel_of(tmp_path_factory):
     def kernel(build: Build) -> ctypes.CDLL:
         if build not in built:
             library = tmp_path_factory.mktemp("linear_on_cpu") / "kernel.so"
-            source = build.source().replace("linear.cu", "linear_on_cpu.cpp")
-            command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", '-DTHERMOE_MACHINE="linear_on_cpu.h"']
-            folders = [f"-I{folder}" for folder in (SOURCES, HERE, MACHINE)]
-            subprocess.run(
-                [*command, *folders, "-x", "c++", "-", "-o", str(library)], input=source.encode(), check=True
-            )
-            built[build] = ctypes.CDLL(str(library))
+            unit = build.source().replace("linear.cu", "linear_on_cpu.cpp")
+            source = f'#define THERMOE_MACHINE "linear_on_cpu.h"\n{unit}'
+            built[build] = cpu_library(source, library, SOURCES, HERE)
         return built[build]
 
     return kernel

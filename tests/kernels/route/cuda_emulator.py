@@ -1,18 +1,16 @@
 """The CUDA sources of the routing, compiled for the CPU with the fibers of `cuda_on_cpu/device.cuh`."""
 
 import ctypes
-import subprocess
 from pathlib import Path
 
 import torch
 from fused_cases import poisoned
+from on_cpu import cpu_library
 from torch import Tensor
 
 from thermoe.kernels.route import cuda
 from thermoe.kernels.route.cuda import Layout, Shape
 from thermoe.kernels.route.launch import Outputs
-
-FIBERS = Path(__file__).resolve().parents[1] / "cuda_on_cpu"
 
 
 class Emulator:
@@ -50,9 +48,7 @@ class Emulator:
         if (shape, cluster) not in self.built:
             device = f'#define KERNEL route_{"cluster" if cluster else "grid"}\n#include "device.cuh"\n'
             size = "" if cluster else 'extern "C" unsigned workspace_bytes() { return sizeof(Workspace); }\n'
-            source = cuda.source(shape, cluster, device) + (FIBERS / "run.cpp").read_text() + size
+            source = cuda.source(shape, cluster, device) + '#include "run.cpp"\n' + size
             library = self.folder / f"kernel_{len(self.built)}.so"
-            command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{FIBERS}", "-x", "c++", "-"]
-            subprocess.run([*command, "-o", str(library)], input=source.encode(), check=True)
-            self.built[shape, cluster] = ctypes.CDLL(str(library))
+            self.built[shape, cluster] = cpu_library(source, library)
         return self.built[shape, cluster]

@@ -1,18 +1,17 @@
 """The CUDA source of the router in one launch, compiled for the CPU with the fibers of `cuda_on_cpu/device.cuh`."""
 
 import ctypes
-import subprocess
 from pathlib import Path
 
 import torch
 from fused_cases import poisoned
+from on_cpu import cpu_library
 from torch import Tensor
 
 from thermoe.kernels.route.cuda import Layout, rows
 from thermoe.kernels.route.cuda.rows import RowsShape
 from thermoe.kernels.route.launch import Outputs
 
-FIBERS = Path(__file__).resolve().parents[1] / "cuda_on_cpu"
 DEVICE = '#include "device.cuh"\n#include "tiles.h"\n'
 RUN = """
 extern "C" void run(const RowsArgs* a, unsigned seed, const void* made, void* x, unsigned bytes) {
@@ -54,8 +53,6 @@ class RowsEmulator:
         """The library that runs kernels of this shape."""
         if shape not in self.built:
             library = self.folder / f"rows_{len(self.built)}.so"
-            command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{FIBERS}", "-x", "c++", "-"]
             text = rows.source(shape, DEVICE) + RUN
-            subprocess.run([*command, "-o", str(library)], input=text.encode(), check=True)
-            self.built[shape] = ctypes.CDLL(str(library))
+            self.built[shape] = cpu_library(text, library)
         return self.built[shape]

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from thermoe.kernels.cuda_build.compiler import compile_source, has_compiler
+from thermoe.kernels.cuda_build.compiler import compile_source, device_files, has_compiler
 from thermoe.kernels.cuda_build.counter_words import counters
 from thermoe.kernels.cuda_build.driver import (
     CudaUnavailableError,
@@ -19,6 +19,7 @@ __all__ = [
     "check",
     "compile_source",
     "counters",
+    "device_files",
     "has_compiler",
     "is_available",
     "libcuda",

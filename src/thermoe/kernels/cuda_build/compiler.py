@@ -19,6 +19,7 @@ from pathlib import Path
 from thermoe.kernels.cuda_build.driver import CudaUnavailableError
 
 _VERSION = 2  # of the options below
+_COMMON = Path(__file__).parent  # its folder `device` is what every source may include
 _MAGIC = b"\x7fELF"
 _MAJORS = (13, 12)
 
@@ -32,7 +33,7 @@ def compile_source(
         source: of the translation unit.
         name: that errors and the kept file bear.
         capability: such as (9, 0).
-        include: folder of the files it includes.
+        include: folder of the files it includes, beside those of `device_files`.
         specific: whether it uses instructions that later capabilities do not have (`sm_90a`).
 
     Raises:
@@ -41,17 +42,22 @@ def compile_source(
     architecture = "sm_{}{}".format(*capability) + ("a" if specific else "")
     options = [f"--gpu-architecture={architecture}", "--std=c++17", "--diag-suppress=128"]
     digest = hashlib.sha256(f"{_VERSION} {options} {source}".encode())
-    for included in sorted(include.glob("*.cu*")) if include else ():
+    folders = [_COMMON / "device", *([include] if include else [])]
+    for included in (file for folder in folders for file in sorted(folder.glob("*.cu*"))):
         digest.update(included.name.encode() + included.read_bytes())
     folder = _cache_folder()
     kept = folder and folder / f"{Path(name).stem}-{architecture}-{digest.hexdigest()[:32]}.cubin"
     code = _read(kept)
     if code is None:
-        if include:
-            options.append(f"--include-path={include}")
+        options += [f"--include-path={place}" for place in (_COMMON, *([include] if include else []))]
         code = _compile(source, name, options)
         _store(kept, code)
     return code
+
+
+def device_files(*names: str) -> str:
+    """The lines that include files of the folder `device`, which every compiled source finds."""
+    return "".join(f'#include "device/{name}.cuh"\n' for name in names)
 
 
 def has_compiler() -> bool:

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from thermoe.kernels.cuda_build import Kernel, check, compile_source, is_available, libcuda, make_current
+from thermoe.kernels.cuda_build import Kernel, check, compile_source, device_files, is_available, libcuda, make_current
 
 if TYPE_CHECKING:
     from thermoe.kernels.decode_attention import HeadNorms
 
+_DEVICE = "#define THERMOE_CLUSTER CLUSTER\n" + device_files(
+    "arithmetic", "global_memory", "inboxes", "landings", "launches", "products", "threads"
+)
 _WIDTH, _TILE, _COLUMNS = 128, 16, 8  # of attention.cu
 _TILE_BYTES = 2 * _TILE * _WIDTH
 _MASKS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -161,11 +164,9 @@ def arguments_of(given: tuple[Tensor, ...], scale: float, norms: "HeadNorms | No
 
 
 def source(shape: Shape, device: str | None = None) -> str:
-    """The whole source of one kernel; `device` stands in for device.cuh and tiles.cuh."""
-    here = resources.files("thermoe.kernels")
-    paths = ("route/cuda/device.cuh", "cuda_build/tiles.cuh", "decode_attention/cuda/attention.cu")
-    parts = [here.joinpath(path).read_text().replace("#pragma once\n", "") for path in paths]
-    return "".join([shape.macros(), *(parts[:2] if device is None else [device]), parts[2]])
+    """The whole source of one kernel; `device` stands in for the files of the folder `device`."""
+    kernel = resources.files(__package__).joinpath("attention.cu").read_text()
+    return shape.macros() + (_DEVICE if device is None else device) + kernel
 
 
 @cache

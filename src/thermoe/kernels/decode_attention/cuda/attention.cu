@@ -85,13 +85,13 @@ __device__ __forceinline__ Pairs turned(Pairs x, Pairs weight, Pairs cosine, Pai
     if (NORMS) {
         const float square = warp_total(a[0] * a[0] + a[1] * a[1] + b[0] * b[0] + b[1] * b[1]);
         const float by = rsqrtf(square / WIDTH + eps);
-        const unsigned first = rounded(a[0] * by * low_half(weight.first), a[1] * by * high_half(weight.first));
-        const unsigned second = rounded(b[0] * by * low_half(weight.second), b[1] * by * high_half(weight.second));
+        const unsigned first = pack_bf16(a[0] * by * low_half(weight.first), a[1] * by * high_half(weight.first));
+        const unsigned second = pack_bf16(b[0] * by * low_half(weight.second), b[1] * by * high_half(weight.second));
         a[0] = low_half(first), a[1] = high_half(first), b[0] = low_half(second), b[1] = high_half(second);
     }
-    return {rounded(a[0] * low_half(cosine.first) - b[0] * low_half(sine.first),
+    return {pack_bf16(a[0] * low_half(cosine.first) - b[0] * low_half(sine.first),
                     a[1] * high_half(cosine.first) - b[1] * high_half(sine.first)),
-            rounded(b[0] * low_half(cosine.second) + a[0] * low_half(sine.second),
+            pack_bf16(b[0] * low_half(cosine.second) + a[0] * low_half(sine.second),
                     b[1] * high_half(cosine.second) + a[1] * high_half(sine.second))};
 }
 
@@ -110,7 +110,7 @@ __device__ __forceinline__ void attend(Sums& s, const unsigned char* keys, const
     for (int k = 0; k < WIDTH / 16; ++k) {
         unsigned a[4];
         load_matrices(keys + part_at(lane % 16, 2 * k + lane / 16), a);
-        multiply(score[k % 2], a, query[k][0], query[k][1]);
+        mma(score[k % 2], a, query[k][0], query[k][1]);
     }
     float x[4], higher[2], kept[2];
 #pragma unroll
@@ -131,7 +131,7 @@ __device__ __forceinline__ void attend(Sums& s, const unsigned char* keys, const
         s.most[c] = higher[c];
         s.total[c] = s.total[c] * kept[c] + x[c] + x[c + 2];
     }
-    const unsigned weight[2] = {transposed(rounded(x[0], x[1])), transposed(rounded(x[2], x[3]))};
+    const unsigned weight[2] = {transposed(pack_bf16(x[0], x[1])), transposed(pack_bf16(x[2], x[3]))};
     unsigned real[2];  // halves of the positions 2 t and 2 t + 1, and 8 further
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -145,7 +145,7 @@ __device__ __forceinline__ void attend(Sums& s, const unsigned char* keys, const
         a[0] &= real[0], a[1] &= real[0], a[2] &= real[1], a[3] &= real[1];
 #pragma unroll
         for (int n = 0; n < 4; ++n) s.out[i][n] *= kept[n % 2];
-        multiply(s.out[i], a, weight[0], weight[1]);
+        mma(s.out[i], a, weight[0], weight[1]);
     }
 }
 
@@ -173,7 +173,7 @@ __device__ __forceinline__ Joint join(StatOf&& stat_of, OutOf&& out_of) {
 
 __device__ __forceinline__ void write_out(const AttentionArgs& a, int head, int h, int four, const Joint& joint) {
     const float by = 1.0f / joint.total;
-    const uint2 pairs = {rounded(joint.out.x * by, joint.out.y * by), rounded(joint.out.z * by, joint.out.w * by)};
+    const uint2 pairs = {pack_bf16(joint.out.x * by, joint.out.y * by), pack_bf16(joint.out.z * by, joint.out.w * by)};
     reinterpret_cast<uint2*>(a.out + (static_cast<long long>(head) * HEADS + h) * WIDTH)[four] = pairs;
 }
 
@@ -246,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) IN_CLUSTER decode_atten
             inbox_open(s.joined_in);
             if (owned > 0) inbox_expect(s.joined_in, CLUSTER * owned * (4 * WIDTH + 8));
         }
-        cluster_ready();
+        cluster_arrive();
     }
     for (int n = threadIdx.x; n < (COLUMNS - HEADS) * WIDTH / 2; n += 32 * WARPS)
         reinterpret_cast<unsigned*>(s.row[HEADS + n / (WIDTH / 2)])[n % (WIDTH / 2)] = 0;

@@ -11,8 +11,9 @@ from importlib import resources
 import torch
 from torch import Tensor
 
-from thermoe.kernels.cuda_build import Kernel, compile_source, is_available
+from thermoe.kernels.cuda_build import Kernel, compile_source, device_files, is_available
 
+_DEVICE = device_files("launches", "shared_memory", "threads", "words")
 _POINTERS = ("ids", "weights", "slots", "offsets", "workspace")
 _ID_BYTES, _WEIGHT_BYTES = (4, 8), (2, 4, 8)
 _MAX_EXPERTS = 512
@@ -108,11 +109,9 @@ def arguments_of(tensors: tuple[Tensor | None, ...]) -> ctypes.Structure:
 
 
 def source(shape: Shape, device: str | None = None) -> str:
-    """The whole source of one kernel; `device` stands in for both files named device.cuh."""
-    here = resources.files("thermoe.kernels")
-    paths = ("route/cuda/device.cuh", "dispatch/cuda/device.cuh", "dispatch/cuda/plan.cu")
-    parts = [here.joinpath(path).read_text().replace("#pragma once\n", "") for path in paths]
-    return "".join([shape.macros(), *(parts[:2] if device is None else [device]), parts[2]])
+    """The whole source of one kernel; `device` stands in for the files of the folder `device`."""
+    kernel = resources.files(__package__).joinpath("plan.cu").read_text()
+    return shape.macros() + (_DEVICE if device is None else device) + kernel
 
 
 def workspace_bytes(num_experts: int, blocks: int) -> int:

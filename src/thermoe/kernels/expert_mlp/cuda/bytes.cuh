@@ -112,7 +112,7 @@ struct Fp8 : ByteRows {
         const float* from = scales + static_cast<int64_t>(block_row) * p.groups[at.matrix];
         copy_word(job.scales + 4 * lane, from + (inside ? column : 0), inside);
       }
-      copy_word_arrive(job.full);
+      copies_arrive(job.full);
     }
     if (!elected()) return;
     barrier_expect(job.full, 8192);

@@ -4,7 +4,6 @@
 #include "planes.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) thermoe_decode(const __grid_constant__ Problem p) {
-  extern __shared__ __align__(1024) unsigned char shared[];
-  if (shared_address(shared) != SHARED_START) __trap();
+  if (dynamic_start() != SHARED_START) __trap();
   decode_block<THERMOE_FORMAT>(p);
 }

@@ -78,7 +78,7 @@ DEV uint32_t* finished_units(const Problem& p, uint32_t generation) {
 DEV void barrier_of_blocks(const Problem& p, uint32_t generation, uint32_t base) {
   const uint32_t all = base + static_cast<uint32_t>(num_blocks());
   add_release(p.counters + COUNTER_ARRIVED, 1);
-  while (static_cast<int32_t>(load_acquire(p.counters + COUNTER_ARRIVED) - all) < 0) pause();
+  while (static_cast<int32_t>(load_acquire(p.counters + COUNTER_ARRIVED) - all) < 0) pause(20);
   if (block_index() == 0) p.counters[COUNTER_GENERATION] = generation + 1, p.counters[COUNTER_BASE] = all;
 }
 

@@ -7,7 +7,7 @@
 // they meet, or 32 neighbouring rows. A job is 32 rows by JOB_COLUMNS columns of a unit, what one warp multiplies.
 #pragma once
 
-#include "primitives.cuh"
+#include "machine.cuh"
 
 #ifndef THERMOE_WARPS
 #define THERMOE_WARPS 8  // warps that multiply

@@ -105,7 +105,7 @@ struct Planes {
       copy_word(to, static_cast<const uint16_t*>(p.scale[matrix]) + at_group, inside);
       if (ZEROS) copy_word(to + ZEROS_AT, p.zero[matrix] + at_group, inside);
     }
-    copy_word_arrive(job.full);
+    copies_arrive(job.full);
     if (!elected()) return;
     barrier_expect(job.full, 1024u << planes);
 #pragma unroll
@@ -193,7 +193,7 @@ struct Planes {
   }
 
   DEV static float row_value(uint32_t from, int half, int low, int group, const Lane& lane) {
-    return half_to_float(lds16(from + ROW_SCALE_BYTES * (16 * half + 8 * low + row(lane.group)) + 2 * group));
+    return from_f16(lds16(from + ROW_SCALE_BYTES * (16 * half + 8 * low + row(lane.group)) + 2 * group));
   }
 
   // The group of slots from `start` on. A sum of whole numbers with WHOLE in it is rounded to a unit of the last place,

@@ -112,8 +112,8 @@ DEV void stage_all(const Problem& p, const Split& split, uint32_t generation, in
       if (run.matrix == 1) {
         const uint32_t* finished = finished_units(p, generation) + run.segment;
         if (warp == 0 && lane == 0)
-          while (load_acquire(finished) != static_cast<uint32_t>(p.columns[1] / 16)) pause();
-        sync_group(2, STAGER_THREADS);
+          while (load_acquire(finished) != static_cast<uint32_t>(p.columns[1] / 16)) pause(20);
+        named_wait<2>(STAGER_THREADS);
       }
       barrier_wait(BAR_ROWS_EMPTY + 8 * at, (turn & 1) ^ 1);
       stage_rows<Format>(p, split, run, split.rows + at * split.rows_bytes, warp, STAGERS, lane, v, false, [] {});

@@ -106,7 +106,7 @@ DEV void gather_rows(const Problem& p, const Tile& tile, int at, Turn<STAGES>& t
           copy_piece(to + 8 * STEP_BYTES * (i + 1), source, start_of(i + 1), inside);
         }
     }
-    copy_piece_arrive(BAR_FULL + 8 * turn.at);
+    copies_arrive(BAR_FULL + 8 * turn.at);
   }
 }
 
@@ -117,7 +117,7 @@ DEV void bring_hidden(const Problem& p, const Tile& tile, Turn<STAGES>& turn, in
   const bool first_lane = thread % 32 == 0;
   if (first_lane && p.parts == 3) {
     const uint32_t all = Schedule(p).stored_tiles(tile.expert);
-    while (load_acquire(p.counters + COUNTER_DONE + tile.expert) != all) pause();
+    while (load_acquire(p.counters + COUNTER_DONE + tile.expert) != all) pause(40);
     fence_async_global();
   }
   for (int stage = 0; stage < stages; ++stage, turn.next()) {

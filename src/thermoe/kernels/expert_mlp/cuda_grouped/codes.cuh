@@ -111,7 +111,7 @@ struct Coded {
     constexpr float NO_SCALE = 9.0949470177292824e-13f;  // 2^-40 instead of 0, which nothing can be divided by
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float half = 0.5f * float_of_f16(next[i]), to = half == 0.0f ? NO_SCALE : half;
+      const float half = 0.5f * from_f16(next[i]), to = half == 0.0f ? NO_SCALE : half;
       by[i] = fast_divide(unit[i], to);
       unit[i] = to;
       next[i] = load_half(scale + index[i] + following);
@@ -187,7 +187,7 @@ DEV void multiply_chunks(Sums& sums, Turn<STAGES>& turn, int count, Coded<BITS>&
   chunks.template begin<true>(count > 1);
   for (int chunk = 0;;) {
     chunks.end();
-    if (chunk == told) named_arrive(LEADER_AHEAD, 32 * MULTIPLY_WARPS);
+    if (chunk == told) named_arrive<LEADER_AHEAD>(32 * MULTIPLY_WARPS);
     if (++chunk == count) break;
     chunks.template begin<false>(chunk + 1 < count ? chunk + 1 : chunk);
   }

@@ -41,7 +41,7 @@ DEV void tell_stored(const Problem& p, Turn<TILES>& told, int lane) {
     const Tile tile = read_tile(told.at);
     if (tile.matrix == 0 && p.parts == 3) {
       fence_async_global();  // others read it with the copy engine
-      add_release(p.counters + COUNTER_DONE + tile.expert, 1);
+      fence_and_add(p.counters + COUNTER_DONE + tile.expert, 1);
     }
     barrier_arrive(BAR_TILE_EMPTY + 8 * told.at);
   }

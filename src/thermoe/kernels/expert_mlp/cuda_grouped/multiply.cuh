@@ -21,7 +21,7 @@ DEV void multiply_steps(Sums& sums, Turn<STAGES>& turn, int steps, int group, in
     products_close();
     products_wait<1>();
     if (step > 0) give_back(done);
-    if (step == told) named_arrive(LEADER_AHEAD, 32 * MULTIPLY_WARPS);
+    if (step == told) named_arrive<LEADER_AHEAD>(32 * MULTIPLY_WARPS);
     done = BAR_EMPTY + 8 * turn.at;
   }
   products_wait<0>();
@@ -52,7 +52,7 @@ DEV void multiply(const Problem& p, Sums& sums, Turn<STAGES>& turn, int group, c
   const int stages = stages_of(p, tile.matrix);
   const bool led = LEAD > 0 && stages >= 2 * STAGES;  // else the leader might be a whole tile ahead
   const int told = led && group == 0 ? LEAD - 1 : -1;
-  if (led && group == 1) named_wait(LEADER_AHEAD, 32 * MULTIPLY_WARPS);
+  if (led && group == 1) named_wait<LEADER_AHEAD>(32 * MULTIPLY_WARPS);
   if constexpr (PLANES == 0) {
     multiply_width<1>(sums, turn, stages, group, told, tile);
   } else {

@@ -6,5 +6,5 @@
 // A stage is given back to all blocks that copy into it.
 DEV void give_back(uint32_t empty) {
   const int lane = thread_index() % 32;
-  if (lane < TEAM) barrier_arrive_in(empty, lane);
+  if (lane < TEAM) team_arrive(empty, lane);
 }

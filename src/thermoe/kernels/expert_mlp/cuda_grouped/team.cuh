@@ -9,4 +9,5 @@
 #define THERMOE_KEEP 0  // what the L2 cache is told: 1: weights go first, 2: outputs go first
 #endif
 
-constexpr int TEAM = THERMOE_PAIR ? 2 : 1;  // blocks of a cluster, which reach each other's shared memory
+#define THERMOE_CLUSTER (THERMOE_PAIR + 1)
+constexpr int TEAM = THERMOE_CLUSTER;  // blocks of a cluster, which reach each other's shared memory

@@ -23,14 +23,14 @@ DEV void clear_gaps(const Problem& p, const Work& work, int thread) {
     const uint32_t zeros[4] = {0, 0, 0, 0};
     const int gap = (ROW_BYTES - work.row_bytes) / 16;
     for (int i = thread; i < gap * p.rows; i += THREADS)
-      sts128(shared_start() + p.stages_at + i / gap * PITCH + work.row_bytes + 16 * (i % gap), zeros);
+      sts128(dynamic_start() + p.stages_at + i / gap * PITCH + work.row_bytes + 16 * (i % gap), zeros);
   }
 }
 
 DEV void ask_for_stage(const Problem& p, const Work& work, int stage, int slot, int asker, uint64_t policy) {
   const int first = TILE * work.first_tile + STAGE_ROWS * stage, end = TILE * (work.first_tile + work.tiles);
   const int left = (end < p.ends[2] ? end : p.ends[2]) - first, rows = left < STAGE_ROWS ? left : STAGE_ROWS;
-  const uint32_t bar = full_barrier(slot), to = shared_start() + p.stages_at + slot * STAGE_ROWS * PITCH;
+  const uint32_t bar = full_barrier(slot), to = dynamic_start() + p.stages_at + slot * STAGE_ROWS * PITCH;
   barrier_expect(bar, rows > asker ? (rows - asker + ASKERS - 1) / ASKERS * work.row_bytes : 0);
   if (work.row_bytes == 0) return;
   const Source source(p, first);

@@ -6,7 +6,7 @@
 DEV float bias_of(const Problem& p, int output) {
   const bool first = output < p.ends[0], second = output < p.ends[1];
   const uint16_t* bias = first ? p.bias[0] : second ? p.bias[1] : p.bias[2];
-  return bias ? load_bf16(bias + output - (first ? 0 : second ? p.ends[0] : p.ends[1])) : 0.0f;
+  return bias ? from_bf16(*(bias + output - (first ? 0 : second ? p.ends[0] : p.ends[1]))) : 0.0f;
 }
 
 // Lane l holds outputs 2 (l % 4) and one more, of tokens l / 4 and l / 4 + 8.
@@ -49,13 +49,13 @@ struct Round {
 
 DEV uint32_t inbox_at(const Problem& p, const Round& round, int index, int rank, int lane) {
   const int each = over(p.round_tiles * TOKEN_TILES, CLUSTER) * CLUSTER * UNIT_BYTES;
-  return shared_start() + p.inbox_at + round.number % 2 * each + (index * CLUSTER + rank) * UNIT_BYTES + 16 * lane;
+  return dynamic_start() + p.inbox_at + round.number % 2 * each + (index * CLUSTER + rank) * UNIT_BYTES + 16 * lane;
 }
 
 DEV void join(const Problem& p, const Work& work, const Parts& parts, const Round& round, int warp, int lane) {
   const int units = round.tiles * TOKEN_TILES, before = round.first_tile * TOKEN_TILES, shown = p.apart ? 0 : round.first_tile;
   const uint32_t bar = inbox_barrier(round.number % 2);
-  sync_some(32 * WARPS);  // all parts are there
+  named_wait<PARTS_READY>(32 * WARPS);  // all parts are there
   if (CLUSTER > 1 && round.number == 0) cluster_wait();
   if (CLUSTER > 1 && warp == 0 && elected()) {
     const int own = units > work.rank ? over(units - work.rank, CLUSTER) : 0;

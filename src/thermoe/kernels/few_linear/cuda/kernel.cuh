@@ -32,7 +32,7 @@ DEV void multiply_all(const Problem& p, const Work& work, int warp, int lane) {
     for (; STAGE_TILES * stage < round.first_tile + round.tiles; stage += GROUPS) {
       barrier_wait(full_barrier(slot.at), slot.odd);
       const uint32_t own = lane / 4 * PITCH + slice * SLICE_BLOCKS * BLOCK_BYTES + lane % 4 * 16;
-      const uint32_t from = shared_start() + p.stages_at + slot.at * STAGE_ROWS * PITCH + own;
+      const uint32_t from = dynamic_start() + p.stages_at + slot.at * STAGE_ROWS * PITCH + own;
       const uint32_t to = parts.at(STAGE_TILES * stage - (p.apart ? round.first_tile : 0), slice, lane);
       const auto release = [&] {
         if (!again) return;
@@ -47,7 +47,7 @@ DEV void multiply_all(const Problem& p, const Work& work, int warp, int lane) {
       slot.forward(GROUPS, p.stages);
     }
     join(p, work, parts, round, warp, lane);
-    if (round.first_tile + p.round_tiles < work.tiles) sync_some(32 * WARPS);  // parts are written anew
+    if (round.first_tile + p.round_tiles < work.tiles) named_wait<PARTS_READY>(32 * WARPS);  // parts are written anew
   }
 }
 
@@ -57,11 +57,11 @@ DEV void linear_block(const Problem& p) {
   lay_barriers(p, work, warp);
   clear_gaps(p, work, thread);
   sync_block();
-  cluster_arrive();
+  if (CLUSTER > 1) cluster_arrive();
   if (warp < WARPS) {
     multiply_all(p, work, warp, thread % 32);
   } else {
     ask_for_all(p, work, warp - WARPS);
-    cluster_wait();
+    if (CLUSTER > 1) cluster_wait();
   }
 }

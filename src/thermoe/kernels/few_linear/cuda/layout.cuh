@@ -53,10 +53,11 @@ struct Problem {
 
 // ---- shared memory: barriers, then what layout.py lays out
 constexpr int MAX_STAGES = 32;
-DEV uint32_t full_barrier(int slot) { return shared_start() + 8 * slot; }
-DEV uint32_t empty_barrier(int slot) { return shared_start() + 8 * (MAX_STAGES + slot); }
-DEV uint32_t inbox_barrier(int odd) { return shared_start() + 8 * (2 * MAX_STAGES + odd); }
+DEV uint32_t full_barrier(int slot) { return dynamic_start() + 8 * slot; }
+DEV uint32_t empty_barrier(int slot) { return dynamic_start() + 8 * (MAX_STAGES + slot); }
+DEV uint32_t inbox_barrier(int odd) { return dynamic_start() + 8 * (2 * MAX_STAGES + odd); }
 constexpr int HEAD_BYTES = 8 * (2 * MAX_STAGES + 2);  // rounded up in layout.py
+constexpr int PARTS_READY = 1;                       // a named barrier, of all warps that multiply
 
 // A block's share.
 struct Work {

@@ -104,7 +104,7 @@ struct Parts {
 
   DEV explicit Parts(const Problem& p) {
     constexpr int OWN_PITCH = pitch_of(SLICES * TOKEN_TILES * BLOCK_BYTES);
-    start = shared_start() + (p.apart ? p.parts_at : p.stages_at);
+    start = dynamic_start() + (p.apart ? p.parts_at : p.stages_at);
     row = p.apart ? OWN_PITCH : PITCH;
     tile = TILE * row;
     slice = BLOCK_BYTES * (p.apart ? TOKEN_TILES : SLICE_BLOCKS);

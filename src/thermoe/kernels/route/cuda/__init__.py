@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from thermoe.errors import ConfigError
-from thermoe.kernels.route.cuda.driver import Kernel, compile_source, is_available
+from thermoe.kernels.route.cuda.driver import Kernel, compile_source, device_files, is_available
 
 _POINTERS = (
     *("logits", "knobs", "correction", "live", "ids", "weights", "kept", "own_ids", "loaded"),
     *("slots", "offsets", "sums", "last", "workspace"),
 )
+DEVICE = "#define THERMOE_CLUSTER CLUSTER\n" + device_files("arithmetic", "inboxes", "launches", "threads", "words")
 _PARTS = ("inputs.cuh", "token.cuh", "batch.cuh")
 _MAX_STEPS = 16
 _MAX_BLOCKS = 256  # PLACES of grid.cu
@@ -174,11 +175,11 @@ def arguments_of(
 
 
 def source(shape: Shape, cluster: bool, device: str | None = None) -> str:
-    """The whole source of one kernel; `device` stands in for device.cuh."""
+    """The whole source of one kernel; `device` stands in for the files of the folder `device`."""
     here = resources.files(__package__)
     names = (*_PARTS, "cluster.cu") if cluster else (*_PARTS, "meeting.cuh", "grid.cu")
-    parts = [here.joinpath(name).read_text().replace("#pragma once\n", "") for name in ("device.cuh", *names)]
-    return "".join([shape.macros(), parts[0] if device is None else device, *parts[1:]])
+    parts = [here.joinpath(name).read_text().replace("#pragma once\n", "") for name in names]
+    return "".join([shape.macros(), DEVICE if device is None else device, *parts])
 
 
 def _workspace_for(device: int, stream: int, num_experts: int, stepped: bool) -> Tensor:

@@ -182,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) IN_CLUSTER route_cluste
     const int read = min(token, a.tokens - 1);
     if (CLUSTER > 1) {
         if (threadIdx.x == 0) open_inboxes(s);
-        cluster_ready();
+        cluster_arrive();
     }
     zero<ZEROED>(&s);
     wait_for_launch_before();  // which may have written anything that is read here

@@ -101,10 +101,6 @@ __device__ __forceinline__ void counts_out(S& s, Workspace& w, unsigned launch, 
 }
 
 // The same word of the rows of four neighbouring blocks.
-struct Four {
-    unsigned word[4];
-};
-
 __device__ __forceinline__ Four look(const Workspace& w, unsigned first, unsigned word) {
     return {peek(&w.rows[first][word]), peek(&w.rows[first + 1][word]), peek(&w.rows[first + 2][word]),
             peek(&w.rows[first + 3][word])};

@@ -72,7 +72,7 @@ __device__ __forceinline__ void multiply_part(RowsShared& s, const Factors& f, i
                                    word_of(f.x[1][c], n + 1)};
 #pragma unroll
             for (int j = 0; j < TILES; ++j)
-                multiply(sum[j], x, word_of(f.weight[j][c], n), word_of(f.weight[j][c], n + 1));
+                mma(sum[j], x, word_of(f.weight[j][c], n), word_of(f.weight[j][c], n + 1));
         }
     }
 #pragma unroll
@@ -108,7 +108,7 @@ __device__ __forceinline__ void join_parts(RowsShared& s, const RowsArgs& a, int
 #pragma unroll
         for (int n = 0; n < CLUSTER; ++n) sum += s.logits[n][warp][e];
         sum += bias[j];
-        const unsigned short bits = rounded(sum, 0.0f) & 0xffff;
+        const unsigned short bits = pack_bf16(sum, 0.0f) & 0xffff;
         logit[j] = from_bf16(bits);
         a.logits[token * EXPERTS + e] = bits;
     }
@@ -137,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1) IN_CLUSTER route_row
         inbox_open(s.logits_in);
         if (held > 0) inbox_expect(s.logits_in, CLUSTER * held * EXPERTS * 4);
     }
-    cluster_ready();
+    cluster_arrive();
     zero<ZEROED>(&s.route);
 
     wait_for_launch_before();

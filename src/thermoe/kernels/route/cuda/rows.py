@@ -11,14 +11,14 @@ from importlib import resources
 import torch
 from torch import Tensor
 
-from thermoe.kernels.cuda_build import Kernel, compile_source, is_available, make_current
+from thermoe.kernels.cuda_build import Kernel, compile_source, device_files, is_available, make_current
 from thermoe.kernels.route import cuda
 from thermoe.kernels.route.cuda import Layout, Shape
 
 _MOST_TOKENS, _BANDS, _CHUNK = 16, 4, 32  # of rows.cu
 _MOST_REGISTERS = 64  # of a thread, that hold weights
 _BLOCKS, _WARPS = 8, 8
-_PATHS = ("route/cuda/device.cuh", "cuda_build/tiles.cuh")
+_DEVICE = cuda.DEVICE + device_files("global_memory", "products")
 _PARTS = ("inputs.cuh", "token.cuh", "batch.cuh", "cluster.cu", "rows.cu")
 
 
@@ -122,11 +122,10 @@ def arguments_of(
 
 
 def source(shape: RowsShape, device: str | None = None) -> str:
-    """The whole source of one kernel; `device` stands in for device.cuh and tiles.cuh."""
-    here = resources.files("thermoe.kernels")
-    paths = (*_PATHS, *(f"route/cuda/{name}" for name in _PARTS))
-    parts = [here.joinpath(path).read_text().replace("#pragma once\n", "") for path in paths]
-    return "".join([shape.macros(), *(parts[:2] if device is None else [device]), *parts[2:]])
+    """The whole source of one kernel; `device` stands in for the files of the folder `device`."""
+    here = resources.files("thermoe.kernels.route.cuda")
+    parts = [here.joinpath(name).read_text().replace("#pragma once\n", "") for name in _PARTS]
+    return "".join([shape.macros(), _DEVICE if device is None else device, *parts])
 
 
 @cache

@@ -3,12 +3,14 @@
 // Two schedules. In the even one all threads take turns. In the uneven one warps are ranked, and the first that can go
 // on does: it runs as far ahead as its barriers let it, while the last stand still until nobody else can move. Ranks
 // change at random, some copies land only when nothing else can happen, and warps that poll fall behind.
+//
+// fibers.h is another machine, for kernels that speak with CUDA's own words: their threads use pointers, meet in every
+// collective, and send each other words that may arrive in any order.
 #pragma once
 
 #include <ucontext.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -21,6 +23,8 @@
 #include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "numbers.h"
 
 #define DEV inline
 
@@ -70,7 +74,7 @@ struct Fiber {
   bool done = false, spins = false;
   bool waited = false;  // for the launch before this one
   std::function<bool()> ready;
-  std::vector<std::function<void()>> words;  // copies not yet joined to a barrier
+  std::vector<std::function<void()>> copies;  // not yet joined to a barrier
 };
 struct Machine {
   std::vector<std::unique_ptr<Block>> blocks;
@@ -81,6 +85,7 @@ struct Machine {
   Fiber* current = nullptr;
   std::mt19937 random;
   int threads = 0;
+  uint32_t shared_end = SHARED_SIZE;  // of what the launch was given
   std::function<void()> kernel;
 };
 inline Machine* machine = nullptr;
@@ -101,7 +106,7 @@ inline void wait_until(std::function<bool()> ready) {
   swapcontext(&self().context, &machine->scheduler);
 }
 inline uint8_t* at(uint32_t address, uint32_t size) {
-  if (address < SHARED_START || address + size > SHARED_SIZE) fail("outside shared memory", address);
+  if (address < SHARED_START || address + size > machine->shared_end) fail("outside shared memory", address);
   if (address % size) fail("not aligned in shared memory", address);
   return self().block->shared.data() + address;
 }
@@ -119,12 +124,6 @@ inline void launch_copy(std::function<void()> land) {
   const int delays[] = {0, 300, 3000, NEVER_BY_ITSELF};
   const int choice = static_cast<int>(machine->random() % 4);
   machine->flights.emplace_back(machine->uneven ? delays[choice] : choice, std::move(land));
-}
-inline float bf16(uint32_t bits) {
-  uint32_t wide = bits << 16;
-  float v;
-  std::memcpy(&v, &wide, 4);
-  return v;
 }
 
 inline void enter() {
@@ -196,10 +195,12 @@ inline bool step_first(std::vector<int>& ranks) {  // the first warp that can go
   return land(true);
 }
 
-inline bool run(int blocks, int threads, uint32_t seed, bool uneven, std::function<void()> kernel) {
+inline bool run(int blocks, int threads, uint32_t seed, bool uneven, std::function<void()> kernel,
+                uint32_t shared_end = SHARED_SIZE) {
   Machine here;
   machine = &here;
-  here.random.seed(seed), here.uneven = uneven, here.threads = threads, here.kernel = std::move(kernel);
+  here.random.seed(seed), here.uneven = uneven, here.threads = threads, here.shared_end = shared_end;
+  here.kernel = std::move(kernel);
   for (int b = 0; b < blocks; ++b) {
     here.blocks.push_back(std::make_unique<Block>());
     here.blocks.back()->warps.resize(threads / 32);

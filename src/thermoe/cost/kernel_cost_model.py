@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from thermoe.cost.cases import DTYPE_BITS, Cases
-from thermoe.cost.correction import Correction, fit_correction
+from thermoe.cost.correction import Correction
+from thermoe.cost.correction_fit import fit_correction
 from thermoe.cost.database import CostDatabase, read_json_object, write_atomically
 from thermoe.cost.device_state import THERMAL_RESISTANCE_C_PER_W, conditions
 from thermoe.cost.fitted import FittedLaw, fit_operation

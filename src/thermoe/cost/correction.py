@@ -14,7 +14,7 @@ from thermoe.cost.encoding import Answer, Inputs, codes_of, with_names
 from thermoe.cost.forest import Forest
 from thermoe.cost.kin import Kin
 from thermoe.cost.kriging import Kriging
-from thermoe.cost.network import Network
+from thermoe.cost.network import Ensemble, Network, can_be_averaged
 from thermoe.errors import DataError
 from thermoe.types import FloatArray
 
@@ -56,6 +56,10 @@ class Correction:
     quantiles: tuple[float, float] = (0.0, 0.0)
     models: FloatArray = field(default_factory=lambda: np.zeros((0, 4)))
     strangeness: tuple[float, float] = (1.0, 1.0)
+    _ensemble: Ensemble | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ensemble", Ensemble(self.networks) if self.networks else None)
 
     def answer(self, inputs: Inputs) -> Answer:
         """Factors, intervals and coverage of each row."""
@@ -85,11 +89,10 @@ class Correction:
 
     def inside(self, inputs: Inputs) -> FloatArray:
         """Factors where nothing lies outside the measured range (B, 2); features as after `Kin.joined`."""
-        named = with_names(inputs, self.names) if self.neighbours or any(self.tree_shares) else inputs.features
-        if self.neighbours:
+        named = with_names(inputs, self.names) if any(self.tree_shares) or not self._ensemble else inputs.features
+        if self._ensemble is None:
             return np.stack([n(named) for n in self.neighbours], axis=1)
-        codes = codes_of(inputs, self.names, self.grid)
-        said: FloatArray = np.mean([n(inputs.features, codes) for n in self.networks], axis=0)
+        said = self._ensemble(inputs.features, codes_of(inputs, self.names, self.grid))
         for target, share in enumerate(self.tree_shares):
             if share:
                 said[:, target] += share * self.trees[target](named)
@@ -141,13 +144,16 @@ class Correction:
         num_features += relatives.num_columns
         named = num_features + len(names)
         num_codes = (len(grid) + 1) * (len(names) + 1)
+        networks = [Network.from_dict(v, num_features, num_codes, 2, where) for v in parts["networks"]]
+        if networks and not can_be_averaged(networks):
+            raise DataError(f"{where}: networks that are averaged need the same sizes and scales")
         return cls(
             names=names,
             grid=grid,
             low=low,
             high=high,
             kin=relatives,
-            networks=[Network.from_dict(v, num_features, num_codes, 2, where) for v in parts["networks"]],
+            networks=networks,
             trees=[Forest.from_dict(v, named, where) for v in parts["trees"]],
             tree_shares=(shares[0], shares[1]),
             growth=(growth[0], growth[1]),

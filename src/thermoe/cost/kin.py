@@ -36,9 +36,11 @@ class Curve:
 
     def told(self, log_tokens: FloatArray, law_s: FloatArray) -> FloatArray:
         """Columns of cases, the law's own latency as its logarithm (B, `COLUMNS`)."""
-        columns = [np.interp(log_tokens, self.log_tokens, figure) for figure in self.figures.T]
-        columns[3] -= law_s
-        return np.stack([*columns, np.ones_like(law_s)], axis=1)
+        told = np.ones((len(law_s), COLUMNS))
+        for i, figure in enumerate(self.figures.T):
+            told[:, i] = np.interp(log_tokens, self.log_tokens, figure)
+        told[:, 3] -= law_s
+        return told
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,13 +31,13 @@ def test_no_row_is_told_of_its_own_shape_and_a_question_of_all():
     targets = np.array([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6], [0.7, 0.8], [0.9, 1.0]])
     groups = np.array([0, 1, 1, 1, 0])
     told = joined_without_own(seen, targets, groups).features[:, 1:]
-    assert told[0] == pytest.approx([0.3, 0.4, 6.4, 2 - 1, 1])  # of shape 1 at 4 tokens
-    assert told[1] == pytest.approx([0.1, 0.2, 5.2, 1 - 2, 1])
+    assert told[0] == pytest.approx([0.3, 0.4, 6.4 - 6.0, 2 - 1, 1])  # of shape 1 at 4 tokens; mean power e^6
+    assert told[1] == pytest.approx([0.1, 0.2, 5.2 - 6.0, 1 - 2, 1])
     assert told[2] == pytest.approx(told[1])  # shape 0 was measured at 4 tokens only
     assert not told[3:].any()
     asked = inputs_of(["x", "z", ""], [8, 4, 4], [(0, 0)] * 3)
     answer = kin_of(seen, targets).joined(asked).features[:, 1:]
-    assert answer[0] == pytest.approx([0.35, 0.45, 6.2, 1.75, 1])  # half way between 4 and 16 tokens
+    assert answer[0] == pytest.approx([0.35, 0.45, 6.2 - 6.0, 1.75, 1])  # half way between 4 and 16 tokens
     assert not answer[1:].any()
 
 
@@ -45,7 +45,7 @@ def test_rows_without_power_tell_nothing_and_without_kin_features_stay():
     seen = inputs_of(["x", "x"], [4, 4], [(1, 5), (1, 5)])
     targets = np.array([[0.1, np.nan], [0.3, 0.4]])
     told = joined_without_own(seen, targets, np.array([0, 1])).features[:, 1:]
-    assert told[0] == pytest.approx([0.3, 0.4, 5.4, 0, 1])
+    assert told[0] == pytest.approx([0.3, 0.4, 0, 0, 1])
     assert not told[1].any()
     products = inputs_of(["", ""], [4, 4], [(1, 5), (1, 5)])
     assert joined_without_own(products, np.zeros((2, 2)), np.array([0, 1])) is products

@@ -15,8 +15,8 @@ from thermoe.errors import DataError
 from thermoe.types import BoolArray, FloatArray, IntArray
 
 COLUMNS = 5
-"""What a case is told of its kin: their latency and power over the law and their power (logarithms), the law's latency
-over its own, and 1; all 0 where it has none."""
+"""What a case is told of its kin: their latency and power over the law, their power over that of all rows, the law's
+latency over its own (logarithms), and 1; all 0 where it has none."""
 
 _FIGURES = 4
 _MOST = 1e6  # no logarithm is larger
@@ -28,7 +28,8 @@ class Curve:
 
     Attributes:
         log_tokens: Ascending (T,).
-        figures: Logarithms: latency and power over the law, power [W], latency by the law [s] (T, 4).
+        figures: Logarithms: latency and power over the law, power over the mean of all rows, latency by the law [s]
+            (T, 4).
     """
 
     log_tokens: FloatArray
@@ -99,7 +100,7 @@ class Kin:
 def kin_of(inputs: Inputs, targets: FloatArray) -> Kin:
     """Curves of all rows that have a name and both targets, logarithms of measured over law (B, 2)."""
     usable = _usable(inputs, targets)
-    figures = _figures(inputs, targets)
+    figures = _figures(inputs, targets, usable)
     return Kin({name: _curve(inputs.tokens[rows], figures[rows]) for name, rows in _by_name(inputs, usable)})
 
 
@@ -110,9 +111,10 @@ def joined_without_own(inputs: Inputs, targets: FloatArray, groups: IntArray) ->
         inputs, targets: As for `kin_of`.
         groups: Shape of each row (B,).
     """
-    usable, figures = _usable(inputs, targets), _figures(inputs, targets)
+    usable = _usable(inputs, targets)
     if not usable.any():
         return inputs
+    figures = _figures(inputs, targets, usable)
     told = np.zeros((len(groups), COLUMNS))
     for _, rows in _by_name(inputs, np.ones(len(groups), dtype=np.bool_)):
         for own in np.unique(groups[rows]):
@@ -127,8 +129,10 @@ def _usable(inputs: Inputs, targets: FloatArray) -> BoolArray:
     return np.asarray(np.isfinite(targets).all(axis=1) & (inputs.kin != ""), dtype=np.bool_)
 
 
-def _figures(inputs: Inputs, targets: FloatArray) -> FloatArray:
+def _figures(inputs: Inputs, targets: FloatArray, usable: BoolArray) -> FloatArray:
     log_power = targets[:, 1] + inputs.law[:, 1]
+    if usable.any():  # around 0, so that a case without kin lies in the middle
+        log_power = log_power - log_power[usable].mean()
     return np.stack([targets[:, 0], targets[:, 1], log_power, inputs.law[:, 0]], axis=1)
 
 

@@ -29,19 +29,22 @@ class Pricing:
 
     Attributes:
         latency_s, energy_j: (B,) [s], [J].
+        full_clock_s: Latency of a call so short that no power limit holds it back (B,) [s].
         log_error: Logarithmic half width of the 90 % intervals of both (B, 2); NaN where unknown.
         is_covered: Whether a case lies in the measured range (B,).
     """
 
     latency_s: FloatArray
     energy_j: FloatArray
+    full_clock_s: FloatArray
     log_error: FloatArray
     is_covered: BoolArray
 
     @classmethod
     def blank(cls, count: int) -> Self:
         """Room for so many cases."""
-        return cls(np.empty(count), np.empty(count), np.empty((count, 2)), np.empty(count, dtype=np.bool_))
+        latency_s, energy_j, full_clock_s = np.empty((3, count))
+        return cls(latency_s, energy_j, full_clock_s, np.empty((count, 2)), np.empty(count, dtype=np.bool_))
 
     def put(self, rows: IntArray, part: "Pricing") -> None:
         """Set some rows."""
@@ -79,14 +82,15 @@ def price(
         costs = at.apply(free_s, dynamic_j)
         errors = [np.nan if e is None else e for e in _errors(fitted)]
         covered = fitted.covered(work) if fitted else np.zeros(len(cases), dtype=np.bool_)
-        return Pricing(costs.latency_s, costs.energy_j, np.tile(errors, (len(cases), 1)), covered)
+        return Pricing(costs.latency_s, costs.energy_j, free_s, np.tile(errors, (len(cases), 1)), covered)
     measured = conditions(limits, 0.0, None)
     by_law = measured.apply(free_s, dynamic_j)
     answer = correction.answer(_inputs(cases, work, free_s, by_law, limits))
     costs = corrected(by_law, answer.factors, measured)
     above_idle_j = np.maximum(costs.energy_j - measured.static_power_w * costs.latency_s, 0.0)
     costs = at.apply(costs.latency_s, above_idle_j)
-    return Pricing(costs.latency_s, costs.energy_j, answer.log_error, answer.is_covered)
+    full_clock_s = free_s * np.exp(answer.factors[:, 0])
+    return Pricing(costs.latency_s, costs.energy_j, full_clock_s, answer.log_error, answer.is_covered)
 
 
 def corrected(costs: CostArrays, factors: FloatArray, measured: Conditions) -> CostArrays:

@@ -6,6 +6,7 @@ from cost_rows import make_row
 
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.held_out import held_out
+from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.rows import DeviceKey
 
 IDLE_W, LIMIT_W = 75.0, 700.0
@@ -59,3 +60,10 @@ def test_latencies_alone_are_those_of_full_clock(with_energy):
     if with_energy:
         assert np.median(errors[has_energy]) < 0.05
         assert np.median(np.abs(np.log(found.energy_j / found.measured_j))[has_energy]) < 0.08
+
+
+def test_repetitions_of_one_case_leave_nothing_out():
+    rows = products(with_energy=True).rows[:1] * 10
+    fitted = KernelCostModel().fit(CostDatabase(rows)).operations_["gemm", "torch", "bfloat16"]
+    assert (fitted.latency_log_error, fitted.energy_log_error) == (None, None)
+    assert (fitted.num_rows, fitted.num_energy_rows) == (10, 10)

@@ -142,9 +142,12 @@ def _errors_left_out(data: Observations, limits: DeviceLimits, smoothness: float
 
 
 def _folds(data: Observations) -> IntArray:
-    """Fold of each row (B,): its shape if there are several, else every fifth row."""
+    """Fold of each row (B,): its shape if there are several, else every fifth case, with all its repetitions."""
     shapes = data.groups()
-    return shapes % _MOST_FOLDS if shapes.max() > 0 else np.arange(len(data)) % _FOLDS
+    if shapes.max() > 0:
+        return shapes % _MOST_FOLDS
+    cases = np.unique(work_of_cases(data.cases).table(), axis=0, return_inverse=True)[1]
+    return cases.ravel().astype(np.int64) % _FOLDS
 
 
 def _known(errors: FloatArray) -> float | None:

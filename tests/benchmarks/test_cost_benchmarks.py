@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cost"))
 
 from cost_rows import SHAPES, synthetic_rows
 
-from benchmarks import cost_heldout, cost_samples
+from benchmarks import cost_heldout, cost_labels, cost_samples, cost_speed
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.held_out import folds_of_shapes
+from thermoe.cost.kernel_cost_model import KernelCostModel
 
 pytest.importorskip("sklearn", reason="the boosted rival is fitted with scikit-learn")
 
@@ -72,3 +73,39 @@ def test_figures_by_hand():
     assert (found["mape_pct"], found["coverage_pct"]) == (25.0, 50.0)
     assert found["width_pct"] == pytest.approx(10.017, abs=0.01)
     assert cost_samples.figures(said, truth, half * np.nan)["coverage_pct"] is None
+
+
+def layers() -> pd.DataFrame:
+    line = {"hidden_size": 64, "inter_size": 32, "topk": 2, "num_experts": 8, "moe_tp_size": 1, "moe_ep_size": 1}
+    line |= {"kernel_source": "k", "moe_dtype": "bfloat16", "num_tokens": 4, "distribution": "balanced"}
+    wide = line | {"hidden_size": 128, "inter_size": 64, "moe_tp_size": 2}
+    measured = [
+        line | {"latency_ms": 1.0, "power_w": 300.0},
+        line | {"latency_ms": 1.01, "power_w": 100.0, "distribution": "power_law_1.2"},
+        line | {"latency_ms": 1.05, "power_w": 900.0, "distribution": "random"},
+        wide | {"latency_ms": 3.0, "power_w": 500.0},
+        wide | {"latency_ms": 3.0, "power_w": 500.0, "num_tokens": 8},
+    ]
+    return pd.DataFrame(measured)
+
+
+def test_labels_of_rows_that_ask_nearly_the_same(tmp_path, capsys):
+    path, out = tmp_path / "t.parquet", tmp_path / "r.json"
+    layers().to_parquet(path)
+    assert cost_labels.main([str(path), "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert (found["same_layer"]["pairs"], found["same_layer"]["power_differs_mean_pct"]) == (1, 100.0)
+    assert (found["same_on_gpu"]["pairs"], found["same_on_gpu"]["power_differs_mean_pct"]) == (1, 50.0)
+    layers().drop(columns="topk").to_parquet(path)
+    assert cost_labels.main([str(path), "--out", str(out)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_speed_is_timed(tmp_path, monkeypatch):
+    model, out = tmp_path / "m.json", tmp_path / "r.json"
+    KernelCostModel().fit(CostDatabase(synthetic_rows())).save(model)
+    for name, count in (("SINGLES", 3), ("BATCHES", 2), ("BATCH", 16)):
+        monkeypatch.setattr(cost_speed, name, count)
+    assert cost_speed.main([str(model), "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert 0 < found["in_batches"]["best_us"] < found["alone"]["best_us"] <= found["alone"]["median_us"]

@@ -1,6 +1,6 @@
 import pytest
 
-from thermoe.commands.costs_plot import CostsPlot, choose_rows, draw_costs
+from thermoe.commands.costs_plot import CostsPlot, choose_rows, draw_costs, measured_or_predicted
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.rows import CostRow, DeviceKey
 from thermoe.errors import ConfigError, DataError
@@ -90,3 +90,11 @@ def test_wrong_settings_are_refused(tmp_path, wrong):
     settings["out"] = Path(settings["out"])
     with pytest.raises(ConfigError):
         CostsPlot(**settings)
+
+
+def test_a_file_counts_once_and_smoke_runs_not_at_all(tmp_path):
+    rows = [row(8), row(9, occasion="smoke 2026-01-01")]
+    path, link = tmp_path / "a.costs.json", tmp_path / "b.costs.json"
+    CostDatabase(rows).save(path)
+    link.symlink_to(path)
+    assert [r.active_experts for r in measured_or_predicted([path, link, path])] == [8]

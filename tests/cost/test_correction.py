@@ -146,7 +146,7 @@ def test_two_shapes_are_too_few_for_a_correction():
 
 def test_many_rows_go_to_networks_and_trees(monkeypatch, tables):
     pytest.importorskip("sklearn", reason="trees are fitted with scikit-learn")
-    monkeypatch.setattr("thermoe.cost.correction.NETWORK_ROWS", 100)
+    monkeypatch.setattr("thermoe.cost.correction_fit.NETWORK_ROWS", 100)
     model = KernelCostModel().fit(tables[0])
     correction = model.corrections_["gemm"]
     assert correction.networks
@@ -206,7 +206,7 @@ def test_mixed_precision_layers_cost_by_expert():
 
 def test_a_model_that_was_never_measured_gets_wider_intervals(monkeypatch):
     pytest.importorskip("sklearn", reason="trees are fitted with scikit-learn")
-    monkeypatch.setattr("thermoe.cost.correction.NETWORK_ROWS", 100)
+    monkeypatch.setattr("thermoe.cost.correction_fit.NETWORK_ROWS", 100)
     rng = np.random.default_rng(0)
     lines = []
     for i in range(6):

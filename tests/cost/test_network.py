@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from thermoe.cost.network import Training, _gradients, train_network
+from thermoe.cost.network import Ensemble, Training, _gradients, can_be_averaged, train_network
 from thermoe.errors import DataError
 
 
@@ -70,3 +70,17 @@ def test_parts_that_do_not_fit_are_refused(change):
     values = train_network(x, codes, np.eye(3), y, 0, Training(epochs=1)).as_dict()
     with pytest.raises(DataError):
         type(train_network(x, codes, np.eye(3), y, 0, Training(epochs=1))).from_dict(values | change, 2, 3, 2, "test")
+
+
+def test_networks_side_by_side_say_the_mean_of_each():
+    x, codes, y = sample(np.random.default_rng(3), 600)
+    networks = [train_network(x, codes, np.eye(3), y, seed, Training(epochs=2)) for seed in range(3)]
+    assert can_be_averaged(networks)
+    alone = np.mean([n(x, codes) for n in networks], axis=0)
+    assert Ensemble(networks)(x, codes) == pytest.approx(alone, abs=1e-5)
+    assert Ensemble(networks)(30.0 * x, codes) == pytest.approx(
+        np.mean([n(30.0 * x, codes) for n in networks], axis=0), abs=1e-5
+    )
+    assert Ensemble(networks[:1])(x[:1], codes[:1]) == pytest.approx(networks[0](x[:1], codes[:1]), abs=1e-5)
+    assert not can_be_averaged([*networks, train_network(x + 1, codes, np.eye(3), y, 0, Training(epochs=1))])
+    assert not can_be_averaged([*networks, train_network(x, codes, np.eye(3), y, 0, Training(epochs=1, width=8))])

@@ -8,7 +8,8 @@ import pytest
 from cost_rows import QWEN3
 
 from thermoe.cost.kernel_cost_model import KernelCostModel
-from thermoe.errors import CostError
+from thermoe.cost.prediction import Hinges
+from thermoe.errors import CostError, DataError
 from thermoe.types import Kind, MoEShape, SysState
 
 MODEL = KernelCostModel()
@@ -82,3 +83,55 @@ def test_loads_of_a_layer_are_numbers_for_each_expert(loads):
         MODEL.layer(QWEN3).cost_per_expert(loads)
     with pytest.raises(CostError, match="bits"):
         MODEL.layer(QWEN3, bits=["a"] * 128)
+
+
+def test_bits_and_formats_say_the_same_of_one_prediction_and_of_many():
+    for bits in (3, 2.5, 16):
+        one = MODEL.predict("expert_mlp", QWEN3, 128, 64, bits=bits)
+        many = MODEL.predict_many("expert_mlp", QWEN3, [128.0], [64.0], bits=bits)
+        assert one.latency_s.value == pytest.approx(many.latency_s[0])
+    few, usual = (MODEL.predict("expert_mlp", QWEN3, 128, 64, bits=bits).latency_s.value for bits in (3, None))
+    assert few < 0.3 * usual
+    packed = MODEL.predict("expert_mlp", QWEN3, 128, 64, dtype="int4")
+    assert packed.latency_s == MODEL.predict("expert_mlp", QWEN3, 128, 64, bits=4).latency_s
+    mixed = MODEL.layer(QWEN3, bits=2.5).predict(0, (16, 2048))
+    assert mixed.latency_s.value == MODEL.predict("expert_mlp", QWEN3, 16, 1, bits=2.5).latency_s.value
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"bits": 0}, "bits = 0: needs one number over 0"),
+        ({"bits": -4}, "bits = -4"),
+        ({"bits": math.nan}, "bits = nan"),
+        ({"bits": "four"}, "bits: needs numbers"),
+        ({"dtype": "nope"}, "format nope is not known: choose from float32"),
+        ({"dtype": "int4", "bits": 8}, "int4 holds weights of 4 bits, not of 8"),
+    ],
+)
+def test_precisions_that_cannot_be_have_no_cost(asked, message):
+    for ask in (MODEL.predict, MODEL.predict_many):
+        with pytest.raises(CostError, match=message):
+            ask("expert_mlp", QWEN3, 128, 64, **asked)
+
+
+@pytest.mark.parametrize("loads", [3.0, "many", [1.0] * 127, [1e300] * 128, [-1.0] * 128, [math.nan] * 128, []])
+def test_loads_that_cannot_be_have_no_cost(loads):
+    for ask in (MODEL.layer(QWEN3).cost_per_expert, lambda n: MODEL.cost_per_expert(QWEN3, n)):
+        with pytest.raises(CostError, match="loads"):
+            ask(loads)
+
+
+def test_a_batch_is_a_number():
+    with pytest.raises(CostError, match="batch_size"):
+        MODEL.get_cost("expert_mlp", "four", shape=QWEN3)
+
+
+def test_a_convex_cost_stays_one_under_any_optimisation_of_python():
+    with pytest.raises(CostError, match="must not be negative"):
+        Hinges(np.array([1.0, -1.0]), np.zeros(2))
+
+
+def test_shapes_are_a_table():
+    with pytest.raises(DataError, match="X_shape is a list: needs a pandas table"):
+        KernelCostModel().fit(None, [[1, 2]], [1.0], None)

@@ -1,6 +1,6 @@
 import pytest
 
-from thermoe.profiling.energy_window import WindowFigures, join_windows, summarise_window, wait_until_cool
+from thermoe.profiling.energy_window import WindowFigures, hole_s, join_windows, summarise_window, wait_until_cool
 from thermoe.types import Kind, SysState
 
 
@@ -46,6 +46,22 @@ def test_a_counter_that_never_moves_gives_no_energy():
     window = summarise_window([state(0.1 * i, energy_j=7.0, power_w=300.0) for i in range(20)])
     assert window.power_counter_w is None
     assert window.power_integrated_w == pytest.approx(300.0)
+
+
+def test_a_window_in_which_the_process_was_held_up_is_no_figure():
+    held_up = [state(0.1 * i + (100.0 if i > 10 else 0.0), energy_j=30.0 * i, power_w=300.0) for i in range(21)]
+    assert hole_s(held_up) == pytest.approx(100.1)
+    window = summarise_window(held_up)
+    assert (window.power_counter_w, window.power_integrated_w) == (None, None)
+    slow = [state(2.0 * i, energy_j=600.0 * i, power_w=300.0) for i in range(9)]
+    assert hole_s(slow) == hole_s(slow[:1]) == 0.0
+    assert summarise_window(slow).power_counter_w == pytest.approx(300.0)
+
+
+def test_a_counter_that_was_reset_on_the_way_gives_no_energy_however_far_it_counts_again():
+    reset = [state(0.1 * i, energy_j=100.0 + i if i < 10 else 30.0 * (i - 9), power_w=300.0) for i in range(21)]
+    window = summarise_window(reset)
+    assert (window.power_counter_w, window.power_integrated_w) == (None, pytest.approx(300.0))
 
 
 def test_cooling_stops_at_the_temperature_or_at_the_bound():

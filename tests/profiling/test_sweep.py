@@ -102,6 +102,26 @@ def test_energy_is_power_by_the_counter_times_latency():
     assert row.energy_integrated_mj == pytest.approx(240.0 * row.latency_sustained_us * 1e-3, rel=1e-4)
 
 
+def test_energy_is_not_measured_while_the_process_is_held_up(monkeypatch):
+    """A window of ten readings, however fast this machine is just now; time stands still after the third."""
+    clock = iter(range(10**7))
+
+    def ten_readings(self, seconds, sample):
+        for _ in range(10):
+            sample()
+        return 1e-3
+
+    monkeypatch.setattr("thermoe.profiling.runner.CpuRunner.sustain", ten_readings)
+
+    def read() -> SysState:
+        tick = next(clock)
+        time_s = 0.01 * tick + (60.0 if tick > 3 else 0.0)
+        return SysState(time_s=time_s, wall_time_s=time_s, source="t", kind=Kind.MEASURED, energy_j=2.5 * tick)
+
+    with pytest.raises(CostError, match="held up"):
+        in_process(read).measure(cases(energy=True)[0])
+
+
 @pytest.mark.parametrize("wrong", [{"device": "tpu"}, {"minutes": 0.0}, {"window_s": 0.5}])
 def test_wrong_settings_are_refused(tmp_path, wrong):
     with pytest.raises(ConfigError):

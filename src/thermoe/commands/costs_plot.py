@@ -10,6 +10,7 @@ import tyro
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.database_command import listed
 from thermoe.cost.rows import CostRow
+from thermoe.cost.safe_file import replacing
 from thermoe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -47,15 +48,18 @@ class CostsPlot:
 
     def execute(self) -> int:
         """Draw and write."""
-        rows = [row for path in self.databases for row in CostDatabase.load(path).rows]
+        rows = measured_or_predicted(self.databases)
         figure = draw_costs(choose_rows(rows, listed(self.ops)), self.by)
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(self.out)
-        except OSError as err:
-            raise DataError(f"{self.out}: cannot be written ({err.strerror})") from err
+        with replacing(self.out) as scratch:
+            figure.savefig(scratch, format=self.out.suffix[1:])
         print(f"{self.out}: written")
         return 0
+
+
+def measured_or_predicted(databases: Sequence[Path]) -> list[CostRow]:
+    """Rows of all files, each file once, without those of smoke runs, which measure nothing."""
+    files = dict.fromkeys(path.resolve() for path in databases)
+    return [row for path in files for row in CostDatabase.load(path).rows if not row.is_smoke]
 
 
 def choose_rows(rows: Sequence[CostRow], ops: Sequence[str]) -> list[CostRow]:

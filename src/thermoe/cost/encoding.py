@@ -3,7 +3,7 @@
 Shapes: B rows, F features, V codes, H columns.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ class Inputs:
         tokens: (B,).
         names: Implementation and format of each row, as text (B,).
         models: Sizes of the whole layer, however it is shared between GPUs (B, 4).
+        law: Logarithms of what the law says: latency [s] and power [W] (B, 2).
+        kin: What one GPU is given: implementation, format, experts and their width, as text; empty for operations
+            without experts (B,).
     """
 
     features: FloatArray
@@ -31,10 +34,12 @@ class Inputs:
     tokens: FloatArray
     names: NDArray[np.str_]
     models: FloatArray
+    law: FloatArray
+    kin: NDArray[np.str_]
 
     def take(self, rows: IntArray) -> "Inputs":
         """Some rows."""
-        return Inputs(self.features[rows], self.extent[rows], self.tokens[rows], self.names[rows], self.models[rows])
+        return Inputs(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)

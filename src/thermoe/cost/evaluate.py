@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thermoe.cost.as_timed import latency_as_timed
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.observations import Observations
 from thermoe.cost.sources import observations_of
@@ -34,10 +35,10 @@ def evaluate(model: KernelCostModel, data: "Sources") -> dict[str, Any]:
 def errors_of(model: KernelCostModel, observed: Observations) -> FloatArray:
     """Of each row: relative error [%], 1 or 0 for inside or outside the interval, half width [%]; for both (B, 6).
 
-    Latency is that of energy windows where there are some: there the power limit acts.
+    Latency is that of energy windows where there are some: see `latency_as_timed`.
     """
     priced = model.predict_cases(observed.cases)
-    pairs = ((priced.latency_s, observed.window_s), (priced.energy_j, observed.energy_j))
+    pairs = ((latency_as_timed(model, observed, priced), observed.window_s), (priced.energy_j, observed.energy_j))
     columns = [_error(p, m, priced.log_error[:, i]) for i, (p, m) in enumerate(pairs)]
     return np.concatenate(columns, axis=1)
 

@@ -14,6 +14,7 @@ from thermoe.types import FloatArray
 
 EXPERT_OPS = ("expert_mlp", "linear_fc1", "linear_fc2")
 _PLAIN_TILES = ((64, 128), (128, 128), (128, 256), (256, 128))
+_VECTORS = (2, 4, 8, 16)
 _TINY = 1e-12
 
 
@@ -80,6 +81,7 @@ def _experts(cases: Cases, work: FloatArray, limits: DeviceLimits) -> list[Float
         np.log(E * cases.ranks),
         cases.top_k,
         cases.skew,
+        _alignment(I),
         np.log2(tiles.rows),
         np.log2(tiles.columns),
         np.log2(tiles.depth),
@@ -128,6 +130,11 @@ def _product(cases: Cases, limits: DeviceLimits) -> list[FloatArray]:
             np.log(waves * k),
         ]
     return columns
+
+
+def _alignment(width: FloatArray) -> FloatArray:
+    """Powers of two in the length of a row, up to 16: below that many elements rows are not read as whole vectors."""
+    return sum((np.where(width % step == 0, 1.0, 0.0) for step in _VECTORS), start=np.zeros_like(width))
 
 
 def _num_waves(tiles: FloatArray, processors: float) -> FloatArray:

@@ -33,7 +33,7 @@ class FittedLaw:
         latency_log_error, energy_log_error: 90 % quantile of |log(predicted / measured)| on rows left
             out of the fit, whole shapes at a time where there are several; None if there was nothing to tell.
         work_low, work_high: Range of the work that was measured, (6,).
-        num_rows: Rows measured.
+        num_rows, num_energy_rows: Rows measured, and those of them with energy.
     """
 
     law: Law
@@ -42,6 +42,7 @@ class FittedLaw:
     work_low: FloatArray
     work_high: FloatArray
     num_rows: int
+    num_energy_rows: int
 
     def covered(self, work: FloatArray) -> BoolArray:
         """Whether the work of each case (B, 6) lies within what was measured, (B,)."""
@@ -56,6 +57,7 @@ class FittedLaw:
             "work_low": self.work_low.tolist(),
             "work_high": self.work_high.tolist(),
             "num_rows": self.num_rows,
+            "num_energy_rows": self.num_energy_rows,
         }
 
     @classmethod
@@ -73,15 +75,17 @@ class FittedLaw:
                 or not all(is_positive(n, or_zero=True) for n in numbers)
             ):
                 raise DataError(f"{where}: {name} needs {NUM_WORK} finite numbers")
-        if not isinstance(values.get("num_rows"), int):
-            raise DataError(f"{where}: num_rows = {values.get('num_rows')!r} must be a whole number")
+        counts = {name: values.get(name) for name in ("num_rows", "num_energy_rows")}
+        for name, count in counts.items():
+            if not isinstance(count, int) or count < 0:
+                raise DataError(f"{where}: {name} = {count!r} must be a whole number")
         return cls(
             law=law,
             latency_log_error=values.get("latency_log_error"),
             energy_log_error=values.get("energy_log_error"),
             work_low=np.array(values["work_low"], float),
             work_high=np.array(values["work_high"], float),
-            num_rows=values["num_rows"],
+            **counts,
         )
 
 
@@ -100,6 +104,7 @@ def fit_operation(data: Observations, limits: DeviceLimits) -> FittedLaw:
         work_low=table.min(axis=0),
         work_high=table.max(axis=0),
         num_rows=len(data),
+        num_energy_rows=int(np.isfinite(data.energy_j).sum()),
     )
 
 
@@ -137,9 +142,12 @@ def _errors_left_out(data: Observations, limits: DeviceLimits, smoothness: float
 
 
 def _folds(data: Observations) -> IntArray:
-    """Fold of each row (B,): its shape if there are several, else every fifth row."""
+    """Fold of each row (B,): its shape if there are several, else every fifth case, with all its repetitions."""
     shapes = data.groups()
-    return shapes % _MOST_FOLDS if shapes.max() > 0 else np.arange(len(data)) % _FOLDS
+    if shapes.max() > 0:
+        return shapes % _MOST_FOLDS
+    cases = np.unique(work_of_cases(data.cases).table(), axis=0, return_inverse=True)[1]
+    return cases.ravel().astype(np.int64) % _FOLDS
 
 
 def _known(errors: FloatArray) -> float | None:

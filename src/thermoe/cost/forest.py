@@ -67,7 +67,7 @@ class Forest:
     def _walk(self, x: NDArray[np.float32]) -> FloatArray:
         flat = x.ravel()
         first = (np.arange(len(x)) * x.shape[1])[:, None]
-        node = np.broadcast_to(self.roots, (len(x), len(self.roots)))
+        node = self.roots + np.zeros_like(first)
         for _ in range(self.depth):
             asked = self.feature.take(node)
             asked += first

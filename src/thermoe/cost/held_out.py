@@ -6,6 +6,7 @@ from typing import Self
 
 import numpy as np
 
+from thermoe.cost.as_timed import latency_as_timed
 from thermoe.cost.calibrated_roofline import calibrated_roofline_s
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.kernel_cost_model import KernelCostModel
@@ -107,7 +108,7 @@ def predictions(model: KernelCostModel, observed: Observations, known: Observati
     return Predictions(
         measured_s=observed.window_s,
         measured_j=observed.energy_j,
-        latency_s=priced.latency_s,
+        latency_s=latency_as_timed(model, observed, priced),
         energy_j=priced.energy_j,
         latency_half=priced.log_error[:, 0],
         energy_half=priced.log_error[:, 1],

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from thermoe.cost.cases import DTYPE_BITS, Cases
-from thermoe.cost.correction import Correction, fit_correction
+from thermoe.cost.correction import Correction
+from thermoe.cost.correction_fit import fit_correction
 from thermoe.cost.database import CostDatabase, read_json_object, write_atomically
 from thermoe.cost.device_state import THERMAL_RESISTANCE_C_PER_W, conditions
 from thermoe.cost.fitted import FittedLaw, fit_operation
@@ -21,6 +22,7 @@ from thermoe.cost.model_file import FORMAT, SCHEMA_VERSION, as_content, fill
 from thermoe.cost.observations import LawKey, Observations
 from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost, estimate
 from thermoe.cost.pricing import Pricing, correction_inputs, correction_targets, price, rows_by_key
+from thermoe.cost.questions import answering_key, loads_of, numbers, weight_bits
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.routing_view import routing_view
 from thermoe.cost.sources import A_TABLE, observations_of
@@ -105,7 +107,7 @@ class KernelCostModel:
         routed_rows: float,
         distinct_experts: float,
         *,
-        bits: int = 16,
+        bits: float | None = None,
         state: SysState | None = None,
         impl: str | None = None,
         dtype: str | None = None,
@@ -118,18 +120,19 @@ class KernelCostModel:
             shape: Sizes of the layer; what they mean for other operations stands there too.
             routed_rows: Token-expert pairs, tokens times top_k.
             distinct_experts: Experts touched.
-            bits: Precision of the weights [bit].
+            bits: Precision of the weights [bit]; that of `dtype`, else 16, where None.
             state: Temperature and power limit to predict for; as measured where None.
             impl: Implementation; the one with most measurements where None.
             dtype: Format of the weights; any measured one of these bits where None.
             context: Positions in the cache of keys and values.
 
         Raises:
-            CostError: An unknown operation or implementation, or counts that cannot be.
+            CostError: An unknown operation, implementation or format, or bits and counts that cannot be.
         """
-        key = self._key(op, bits, impl, dtype)
+        bits = weight_bits(bits, dtype)
+        key = answering_key(self.operations_, op, bits, impl, dtype)
         cases = cases_of(op, shape, routed_rows, distinct_experts, impl=key[1], dtype=key[2], context=context)
-        pricing = self._price(cases, key, state)
+        pricing = self._price(cases, key, state, bits)
         power_w = float(pricing.energy_j[0] / pricing.latency_s[0])
         limit_w = max(conditions(self.limits, self.reference_temp_c_, state).power_limit_w, power_w)
         misses = pricing.log_error[0] if key in self.operations_ else np.full(2, np.nan)
@@ -150,15 +153,16 @@ class KernelCostModel:
         routed_rows: "ArrayLike",
         distinct_experts: "ArrayLike",
         *,
-        bits: float = 16,
+        bits: float | None = None,
         state: SysState | None = None,
         impl: str | None = None,
         dtype: str | None = None,
     ) -> CostArrays:
         """As `predict` without intervals, over arrays that broadcast to (B,)."""
-        key = self._key(op, bits, impl, dtype)
+        bits = weight_bits(bits, dtype)
+        key = answering_key(self.operations_, op, bits, impl, dtype)
         cases = cases_of(op, shape, routed_rows, distinct_experts, impl=key[1], dtype=key[2])
-        pricing = self._price(cases, key, state, bits=bits)
+        pricing = self._price(cases, key, state, bits)
         return CostArrays(pricing.latency_s, pricing.energy_j)
 
     def predict_cases(self, cases: Cases, state: SysState | None = None) -> Pricing:
@@ -169,7 +173,7 @@ class KernelCostModel:
         result = Pricing.blank(len(cases))
         for (_, impl, dtype), rows in rows_by_key(cases).items():
             known = impl if (cases.op, impl, dtype) in self.operations_ else None
-            key = self._key(cases.op, DTYPE_BITS[dtype], known, dtype if known else None)
+            key = answering_key(self.operations_, cases.op, DTYPE_BITS[dtype], known, dtype if known else None)
             result.put(rows, self._price(cases.take(rows), key, state))
         return result
 
@@ -194,11 +198,11 @@ class KernelCostModel:
         *,
         shape: MoEShape,
         distinct_experts: float | None = None,
-        bits: int = 16,
+        bits: float | None = None,
         state: SysState | None = None,
     ) -> CostPrediction:
         """`predict` by tokens; experts touched are those of random routing unless they are given."""
-        if batch_size < 1:
+        if not numbers("batch_size", batch_size) >= 1:
             raise CostError(f"batch_size = {batch_size}: needs at least 1 token")
         if distinct_experts is None:
             distinct_experts = float(expected_distinct_experts(shape.num_experts, shape.top_k, batch_size))
@@ -210,7 +214,8 @@ class KernelCostModel:
         """The convex view that routing uses; its distance to `predict` is part of it."""
         if num_tokens < 1:
             raise CostError(f"num_tokens = {num_tokens}: needs at least 1")
-        key = self._key("expert_mlp", bits, None, None)
+        bits = weight_bits(bits, None)
+        key = answering_key(self.operations_, "expert_mlp", bits, None, None)
         at = conditions(self.limits, self.reference_temp_c_, state)
 
         def accurate(rows: "ArrayLike", distinct: "ArrayLike") -> CostArrays:
@@ -224,9 +229,7 @@ class KernelCostModel:
         self, shape: MoEShape, loads: "ArrayLike", state: SysState | None = None, bits: float = 16
     ) -> CostArrays:
         """Cost of each expert under its load in rows, (..., E): c [n >= 1] + phi(n) of `routing_cost`."""
-        n = np.asarray(loads, dtype=np.float64)
-        if not n.size or n.shape[-1] != shape.num_experts or not np.isfinite(n).all() or (n < 0).any():
-            raise CostError(f"loads of shape {n.shape}: need (..., {shape.num_experts}), finite and not negative")
+        n = loads_of(loads, shape.num_experts)
         tokens = n.sum(axis=-1).mean() / shape.top_k
         return self.routing_cost(shape, max(1, round(float(tokens))), state, bits).per_expert(n)
 
@@ -260,24 +263,6 @@ class KernelCostModel:
             correction = fit_correction(inputs, targets, observed.groups(), self.seed)
             if correction is not None:
                 self.corrections_[op] = correction
-
-    def _key(self, op: str, bits: float, impl: str | None, dtype: str | None) -> LawKey:
-        """The fitted key that answers, or one that no fit has: then it is physics."""
-        found = {
-            k: f
-            for k, f in self.operations_.items()
-            if k[0] == op and (k[2] == dtype if dtype else DTYPE_BITS[k[2]] == bits)
-        }
-        if impl is not None:
-            found = {k: f for k, f in found.items() if k[1] == impl}
-            if not found:
-                known = sorted({k[1] for k in self.operations_ if k[0] == op and DTYPE_BITS[k[2]] == bits}) or ["none"]
-                raise CostError(
-                    f"{op} at {bits:g} bit has no measured implementation {impl}: known are {', '.join(known)}"
-                )
-        if found:
-            return max(found, key=lambda k: found[k].num_rows)
-        return op, "", dtype or next((d for d, b in DTYPE_BITS.items() if b == bits), "bfloat16")
 
     def _price(self, cases: Cases, key: LawKey, state: SysState | None, bits: float | None = None) -> Pricing:
         at = conditions(self.limits, self.reference_temp_c_, state)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thermoe.cost.prediction import CostArrays, CostPrediction
+from thermoe.cost.questions import loads_of, numbers
 from thermoe.errors import CostError
 from thermoe.types import FloatArray, MoEShape, SysState
 
@@ -31,7 +32,7 @@ class LayerCosts:
     def __init__(
         self, model: "KernelCostModel", shape: MoEShape, bits: "ArrayLike" = 16, impl: str | None = None
     ) -> None:
-        each = _numbers("bits", bits)
+        each = numbers("bits", bits)
         if each.shape not in ((), (shape.num_experts,)) or not (np.isfinite(each).all() and (each > 0).all()):
             raise CostError(f"bits of shape {each.shape}: need one positive number, or {shape.num_experts}")
         self.model, self.shape, self.impl = model, shape, impl
@@ -54,16 +55,14 @@ class LayerCosts:
             raise CostError(f"expert {expert_id}: the layer has experts 0 to {self.shape.num_experts - 1}")
         if not _is_input(input_shape, self.shape.hidden_size):
             raise CostError(f"input of shape {input_shape}: needs (rows, {self.shape.hidden_size})")
-        bits = int(self.bits_E[expert_id])
+        bits = float(self.bits_E[expert_id])
         return self.model.predict(
             "expert_mlp", self.shape, input_shape[0], 1, bits=bits, state=system_state, impl=self.impl
         )
 
     def cost_per_expert(self, loads: "ArrayLike", system_state: SysState | None = None) -> CostArrays:
         """Cost of each expert under its load in rows, (..., E), by the convex view of its precision."""
-        n = _numbers("loads", loads)
-        if n.ndim < 1 or n.shape[-1] != self.shape.num_experts:
-            raise CostError(f"loads of shape {n.shape}: need (..., {self.shape.num_experts})")
+        n = loads_of(loads, self.shape.num_experts)
         latency_s, energy_j = np.zeros(n.shape), np.zeros(n.shape)
         for bits in np.unique(self.bits_E):
             costs = self.model.cost_per_expert(self.shape, n, system_state, bits=float(bits))
@@ -76,10 +75,3 @@ def _is_input(shape: object, hidden_size: int) -> bool:
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) != 2:
         return False
     return all(isinstance(size, int | np.integer) for size in shape) and shape[0] >= 1 and shape[1] == hidden_size
-
-
-def _numbers(name: str, values: "ArrayLike") -> FloatArray:
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as err:
-        raise CostError(f"{name}: needs numbers ({' '.join(str(err).split())})") from err

@@ -26,6 +26,8 @@ _WARM_UP = 0.1
 _MOST_LOG_ERROR = 1.0
 # Below this relative error the loss is quadratic, so that the last steps settle.
 _ROUND_OFF = 0.01
+# Rows answered at once: what lies between two layers stays in the cache.
+_CHUNK = 256
 # Larger ones are no weights of a fit, and would overflow.
 MOST_WEIGHT = 1e6
 
@@ -119,6 +121,45 @@ class Network:
         if not fits or not all((np.abs(a) < MOST_WEIGHT).all() for a in arrays) or (network.spread <= 0).any():
             raise DataError(f"{where}: a network of {num_features} features holds sizes or numbers that do not fit")
         return network
+
+
+class Ensemble:
+    """Mean of networks that `can_be_averaged`, side by side in one set of arrays."""
+
+    def __init__(self, networks: list[Network]) -> None:
+        first, count = networks[0], len(networks)
+        self._mean, self._spread = first.mean, first.spread
+        self._first = np.concatenate([n.layers[0][0] for n in networks], axis=1)
+        self._table = np.concatenate([n.table + n.layers[0][1] for n in networks], axis=1)
+        inner = [[n.layers[i] for n in networks] for i in range(1, len(first.layers) - 1)]
+        self._inner = [(np.stack([w for w, _ in layer]), np.stack([b for _, b in layer])[:, None]) for layer in inner]
+        self._last = np.stack([n.layers[-1][0] * (n.target_spread / np.float32(count)) for n in networks])
+        self._offset = np.mean([n.layers[-1][1] * n.target_spread + n.target_mean for n in networks], axis=0)
+
+    def __call__(self, features: FloatArray, codes: IntArray) -> FloatArray:
+        """Targets of each row (B, Q)."""
+        if len(codes) <= _CHUNK:
+            return self._mean_of(features, codes)
+        cuts = range(0, len(codes), _CHUNK)
+        return np.concatenate([self._mean_of(features[i : i + _CHUNK], codes[i : i + _CHUNK]) for i in cuts])
+
+    def _mean_of(self, features: FloatArray, codes: IntArray) -> FloatArray:
+        hidden = _scaled(features, self._mean, self._spread) @ self._first
+        hidden += self._table[codes]
+        hidden = _gated(hidden).reshape(len(hidden), len(self._last), -1).transpose(1, 0, 2)
+        for weights, offsets in self._inner:
+            hidden = hidden @ weights
+            hidden += offsets
+            hidden = _gated(hidden)
+        return np.asarray((hidden @ self._last).sum(axis=0) + self._offset, dtype=np.float64)
+
+
+def can_be_averaged(networks: list[Network]) -> bool:
+    """Whether they have the same sizes and scales."""
+    scales = [(n.mean, n.spread, n.target_mean, n.target_spread) for n in networks]
+    sizes = [[w.shape for w, _ in n.layers] for n in networks]
+    same = all(np.array_equal(a, b) for other in scales for a, b in zip(scales[0], other, strict=True))
+    return same and all(s == sizes[0] for s in sizes)
 
 
 def train_network(
@@ -222,6 +263,12 @@ def _gradients(
 def _scaled(features: FloatArray, mean: NDArray[Any], spread: NDArray[Any]) -> Float32Array:
     scaled = (features - mean) / spread
     return np.asarray(np.clip(scaled, -FEATURE_REACH, FEATURE_REACH), dtype=np.float32)
+
+
+def _gated(x: Float32Array) -> Float32Array:
+    """`_silu` by a function that cannot overflow."""
+    half = x * np.float32(0.5)
+    return np.asarray(half + half * np.tanh(half), dtype=np.float32)
 
 
 def _silu(x: Float32Array) -> Float32Array:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thermoe.errors import CostError
 from thermoe.types import Estimate, FloatArray, Kind, MoEShape
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class Hinges:
     offsets: FloatArray
 
     def __post_init__(self) -> None:
-        assert (self.slopes >= 0).all()
-        assert (self.offsets >= 0).all()
+        if not ((self.slopes >= 0).all() and (self.offsets >= 0).all()):
+            raise CostError("slopes and offsets of a convex, non-decreasing cost must not be negative")
 
     def scaled(self, factor: float) -> "Hinges":
         """The same times a positive factor."""

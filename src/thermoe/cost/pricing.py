@@ -10,7 +10,7 @@ from thermoe.cost.cases import Cases
 from thermoe.cost.correction import Correction
 from thermoe.cost.device_state import Conditions, conditions
 from thermoe.cost.encoding import Inputs
-from thermoe.cost.features import features_of
+from thermoe.cost.features import EXPERT_OPS, features_of
 from thermoe.cost.fitted import FittedLaw
 from thermoe.cost.law import Law, physical_law
 from thermoe.cost.observations import LawKey, Observations
@@ -29,19 +29,22 @@ class Pricing:
 
     Attributes:
         latency_s, energy_j: (B,) [s], [J].
+        full_clock_s: Latency of a call so short that no power limit holds it back (B,) [s].
         log_error: Logarithmic half width of the 90 % intervals of both (B, 2); NaN where unknown.
         is_covered: Whether a case lies in the measured range (B,).
     """
 
     latency_s: FloatArray
     energy_j: FloatArray
+    full_clock_s: FloatArray
     log_error: FloatArray
     is_covered: BoolArray
 
     @classmethod
     def blank(cls, count: int) -> Self:
         """Room for so many cases."""
-        return cls(np.empty(count), np.empty(count), np.empty((count, 2)), np.empty(count, dtype=np.bool_))
+        latency_s, energy_j, full_clock_s = np.empty((3, count))
+        return cls(latency_s, energy_j, full_clock_s, np.empty((count, 2)), np.empty(count, dtype=np.bool_))
 
     def put(self, rows: IntArray, part: "Pricing") -> None:
         """Set some rows."""
@@ -79,14 +82,15 @@ def price(
         costs = at.apply(free_s, dynamic_j)
         errors = [np.nan if e is None else e for e in _errors(fitted)]
         covered = fitted.covered(work) if fitted else np.zeros(len(cases), dtype=np.bool_)
-        return Pricing(costs.latency_s, costs.energy_j, np.tile(errors, (len(cases), 1)), covered)
-    inputs = _inputs(cases, work, free_s, limits)
+        return Pricing(costs.latency_s, costs.energy_j, free_s, np.tile(errors, (len(cases), 1)), covered)
     measured = conditions(limits, 0.0, None)
-    answer = correction.answer(inputs)
-    costs = corrected(measured.apply(free_s, dynamic_j), answer.factors, measured)
+    by_law = measured.apply(free_s, dynamic_j)
+    answer = correction.answer(_inputs(cases, work, free_s, by_law, limits))
+    costs = corrected(by_law, answer.factors, measured)
     above_idle_j = np.maximum(costs.energy_j - measured.static_power_w * costs.latency_s, 0.0)
     costs = at.apply(costs.latency_s, above_idle_j)
-    return Pricing(costs.latency_s, costs.energy_j, answer.log_error, answer.is_covered)
+    full_clock_s = free_s * np.exp(answer.factors[:, 0])
+    return Pricing(costs.latency_s, costs.energy_j, full_clock_s, answer.log_error, answer.is_covered)
 
 
 def corrected(costs: CostArrays, factors: FloatArray, measured: Conditions) -> CostArrays:
@@ -109,10 +113,11 @@ def rows_by_key(cases: Cases) -> dict[LawKey, IntArray]:
 
 def correction_inputs(cases: Cases, laws: Mapping[LawKey, Law], limits: DeviceLimits) -> Inputs:
     """What a correction sees of cases of one operation."""
-    work, free_s = work_of_cases(cases), np.empty(len(cases))
+    work, free_s, dynamic_j = work_of_cases(cases).table(), np.empty(len(cases)), np.empty(len(cases))
     for key, rows in rows_by_key(cases).items():
-        free_s[rows] = laws[key].latency_s(work_of_cases(cases.take(rows)))
-    return _inputs(cases, work.table(), free_s, limits)
+        free_s[rows], dynamic_j[rows] = laws[key].both(work[rows])
+    by_law = conditions(limits, 0.0, None).apply(free_s, dynamic_j)
+    return _inputs(cases, work, free_s, by_law, limits)
 
 
 def correction_targets(observed: Observations, laws: Mapping[LawKey, Law], limits: DeviceLimits) -> FloatArray:
@@ -138,15 +143,26 @@ def correction_targets(observed: Observations, laws: Mapping[LawKey, Law], limit
 def correction_sizes(op: str) -> tuple[int, int]:
     """Features and extents that a correction of this operation has."""
     cases = cases_of(op, MoEShape(num_layers=1, hidden_size=64, inter_size=64, num_experts=2, top_k=1), 1.0, 1.0)
-    inputs = _inputs(cases, work_of_cases(cases).table(), np.ones(1), H200)
+    inputs = _inputs(cases, work_of_cases(cases).table(), np.ones(1), CostArrays(np.ones(1), np.ones(1)), H200)
     return inputs.features.shape[1], inputs.extent.shape[1]
 
 
-def _inputs(cases: Cases, work: FloatArray, free_s: FloatArray, limits: DeviceLimits) -> Inputs:
+def _inputs(cases: Cases, work: FloatArray, free_s: FloatArray, by_law: CostArrays, limits: DeviceLimits) -> Inputs:
     extent = np.concatenate([work[:, 1:5], cases.hidden_size[:, None], cases.inter_size[:, None]], axis=1)
-    names = np.array([f"{impl}/{dtype}" for impl, dtype in zip(cases.impl, cases.dtype, strict=True)])
-    features = features_of(cases, work, free_s, limits)
-    return Inputs(features, np.log(np.maximum(extent, 1.0)), cases.tokens, names, cases.models())
+    names = [f"{impl}/{dtype}" for impl, dtype in zip(cases.impl, cases.dtype, strict=True)]
+    kin = [""] * len(names)
+    if cases.op in EXPERT_OPS:
+        on_gpu = np.stack([cases.num_experts, cases.inter_size], axis=1).tolist()
+        kin = [f"{name} {experts:g} x {width:g}" for name, (experts, width) in zip(names, on_gpu, strict=True)]
+    return Inputs(
+        features=features_of(cases, work, free_s, limits),
+        extent=np.log(np.maximum(extent, 1.0)),
+        tokens=cases.tokens,
+        names=np.array(names),
+        models=cases.models(),
+        law=np.log(np.stack([by_law.latency_s, by_law.energy_j / by_law.latency_s], axis=1)),
+        kin=np.array(kin),
+    )
 
 
 def _errors(fitted: FittedLaw | None) -> tuple[float | None, float | None]:

@@ -83,6 +83,9 @@ def group_arrays(
     """
     if latency_s is None:
         raise DataError("shapes were given without their latency: give y_latency in seconds")
+    for name, table in (("X_telemetry", telemetry), ("X_shape", shapes)):
+        if table is not None and not hasattr(table, "columns"):
+            raise DataError(f"{name} is a {type(table).__name__}: needs a pandas table, a row for each measurement")
     columns = {"latency_s": _target("y_latency", latency_s)}
     if energy_j is not None:
         columns["energy_j"] = _target("y_energy", energy_j)

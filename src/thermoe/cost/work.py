@@ -93,9 +93,9 @@ def cases_of(
     sizes = (shape.hidden_size, shape.inter_size, shape.num_experts, shape.top_k)
     if not all(1 <= size <= _MOST for size in sizes) or shape.top_k > shape.num_experts:
         raise CostError(f"D, I, E, k = {sizes}: need sizes of at least 1, and no more experts per token than experts")
-    columns = np.broadcast_arrays(
-        *(np.atleast_1d(np.asarray(v, np.float64)) for v in (routed_rows, distinct, skew, context))
-    )
+    columns = [np.atleast_1d(np.asarray(v, np.float64)) for v in (routed_rows, distinct, skew, context)]
+    if any(c.shape != columns[0].shape for c in columns):
+        columns = list(np.broadcast_arrays(*columns))
     rows, touched, fullest, positions = columns
     if not all(((counts >= 0) & (counts <= _MOST)).all() for counts in (rows, touched, fullest)):
         raise CostError(f"routed rows and distinct experts must be finite and not negative, {_MOST:g} at most")

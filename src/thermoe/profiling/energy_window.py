@@ -1,11 +1,14 @@
 """Energy of a steady load from the states sampled while it ran. No torch."""
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from thermoe.telemetry.windows import WindowAccumulator
+from thermoe.telemetry.windows import MAX_GAP_S, WindowAccumulator
 from thermoe.types import SysState
+
+_LONG_GAP = 5.0  # a gap between readings longer than so many usual ones, and than MAX_GAP_S, is a hole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +40,7 @@ def summarise_window(states: Sequence[SysState]) -> WindowFigures:
 
     The energy counter moves only every 100 ms or so. Power is therefore taken from the first to the last
     change that was seen, so that the counter's step is no error of the window's length.
+    Where readings stopped for a while nobody knows whether the load went on: power is then unknown.
     """
     ticks = _counter_changes(states)
     inside = states[ticks[0] : ticks[-1] + 1] if len(ticks) >= 2 else states
@@ -44,11 +48,12 @@ def summarise_window(states: Sequence[SysState]) -> WindowFigures:
     for state in inside[1:]:
         accumulator.add(state)
     window = accumulator.result()
-    counter_j = window.energy_counter_j if len(ticks) >= 2 else None
+    is_whole = hole_s(states) == 0.0
+    counter_j = window.energy_counter_j if len(ticks) >= 2 and is_whole and _never_falls(inside) else None
     return WindowFigures(
         duration_s=window.duration_s,
         power_counter_w=_rate(counter_j, window.duration_s),
-        power_integrated_w=_rate(window.energy_integrated_j, window.duration_s),
+        power_integrated_w=_rate(window.energy_integrated_j if is_whole else None, window.duration_s),
         temp_c=window.temp_mean_c,
         sm_clock_mhz=_mean(s.sm_clock_mhz for s in inside),
         memory_clock_mhz=_mean(s.memory_clock_mhz for s in inside),
@@ -131,6 +136,19 @@ def wait_until_cool(
         sleep(0.1)
         state = read()
     return state
+
+
+def hole_s(states: Sequence[SysState]) -> float:
+    """Longest time without a reading, if the process was held up; 0 for readings as usual [s]."""
+    gaps_s = [later.time_s - earlier.time_s for earlier, later in itertools.pairwise(states)]
+    usual_s = max(MAX_GAP_S, _LONG_GAP * statistics.median(gaps_s)) if gaps_s else 0.0
+    return max((gap_s for gap_s in gaps_s if gap_s > usual_s), default=0.0)
+
+
+def _never_falls(states: Sequence[SysState]) -> bool:
+    """Whether the energy counter was not reset in between."""
+    known = [s.energy_j for s in states if s.energy_j is not None]
+    return all(earlier <= later for earlier, later in itertools.pairwise(known))
 
 
 def _counter_changes(states: Sequence[SysState]) -> list[int]:

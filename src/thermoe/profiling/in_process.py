@@ -14,7 +14,7 @@ from thermoe.cost.rows import CostRow, DeviceKey
 from thermoe.errors import CostError
 from thermoe.profiling.capture import CaptureError
 from thermoe.profiling.case import Case
-from thermoe.profiling.energy_window import EnergyFigures, join_windows, summarise_window, wait_until_cool
+from thermoe.profiling.energy_window import EnergyFigures, hole_s, join_windows, summarise_window, wait_until_cool
 from thermoe.profiling.formats import WeightCache
 from thermoe.profiling.operations import INPUT_DISTRIBUTION, Operation, Setup, find_operation
 from thermoe.profiling.runner import Runner, make_runner
@@ -90,8 +90,8 @@ class InProcess:
         """One row.
 
         Raises:
-            CostError: The operation's result is wrong, so that its cost would mean nothing, or its
-                graph was not captured.
+            CostError: The operation's result is wrong, so that its cost would mean nothing, its graph was not
+                captured, or this process was held up while energy was measured.
             RuntimeError: Whatever the device says, out of memory for one.
         """
         try:
@@ -186,6 +186,8 @@ class InProcess:
         for _ in range(p.windows):
             states: list[SysState] = []
             sustained_s = runner.sustain(p.window_s, lambda taken=states: taken.append(read()))  # type: ignore[misc]
+            if hole_s(states):
+                raise CostError(f"no reading for {hole_s(states):.1f} s of an energy window: the process was held up")
             found.append((sustained_s, summarise_window(states)))
         return join_windows(found)
 

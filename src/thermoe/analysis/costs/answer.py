@@ -35,8 +35,14 @@ def answers(view: CostView) -> list[str]:
     sentences = [_accuracy(source) for source in view.sources if source.seen or source.unseen]
     sentences += [_saved(view.calls)] if view.calls else []
     sentences += [sentence for found in view.kernels if (sentence := _kernels(found))]
-    counted = ", ".join(f"{len(s.rows)} rows of {len(s.ops)} operations {s.label}" for s in view.sources)
+    counted = ", ".join(
+        f"{_number(len(s.rows), 'row')} of {_number(len(s.ops), 'operation')} {s.label}" for s in view.sources
+    )
     return [f"{counted[0].upper()}{counted[1:]}.", *sentences]
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _accuracy(source: Source) -> str:

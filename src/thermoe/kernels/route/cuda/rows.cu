@@ -23,8 +23,8 @@ struct RowsArgs {
 
 struct RowsShared {
     Shared route;
-    float part[DEPTHS][MOST][PITCH];         // of this block's logits
-    float logits[CLUSTER][HELD][EXPERTS];    // parts from all blocks
+    alignas(16) float part[DEPTHS][MOST][PITCH];         // of this block's logits, read by four
+    alignas(16) float logits[CLUSTER][HELD][EXPERTS];    // parts from all blocks, sent by four
     Inbox logits_in;
 };
 

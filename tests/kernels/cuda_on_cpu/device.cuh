@@ -17,16 +17,16 @@
 #define blockDim (cpu::Index{cpu::threads_per_block})
 #define gridDim (cpu::Index{cpu::num_blocks})
 
-struct float4 {
+struct alignas(16) float4 {
     float x, y, z, w;
 };
-struct float2 {
+struct alignas(8) float2 {
     float x, y;
 };
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
-struct uint2 {
+struct alignas(8) uint2 {
     unsigned x, y;
 };
 
@@ -121,7 +121,7 @@ inline void let_next_launch_begin() {}
 
 template <class S>
 S& shared_memory() {
-    return *reinterpret_cast<S*>(cpu::block().shared.data());
+    return *reinterpret_cast<S*>(cpu::block().shared.data() + cpu::STATIC_START);
 }
 template <class T>
 T* cpu_peer(const T* own, unsigned rank) {
@@ -143,10 +143,12 @@ inline void cluster_wait() {
 }
 template <class T>
 void push(const T* own, unsigned rank, T value, const Inbox& box) {
+    cpu::expect_multiple(own, sizeof(T), "a word sent to a place that is not aligned");
     cpu::mail.push_back({cpu_peer(own, rank), cpu::widened(value), sizeof(T), &cpu_peer(&box, rank)->bytes});
 }
 template <class T>
 void publish(T* word, T value) {
+    cpu::expect_multiple(word, sizeof(T), "a word published at a place that is not aligned");
     cpu::mail.push_back({word, value, sizeof(T), nullptr});
 }
 template <class T>
@@ -158,5 +160,6 @@ struct Four {
     unsigned word[4];
 };
 inline Four peek_four(const unsigned* words) {
+    cpu::expect_multiple(words, 16, "four words looked at that are not aligned");
     return {peek(words), peek(words + 1), peek(words + 2), peek(words + 3)};
 }

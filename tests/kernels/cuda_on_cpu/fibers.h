@@ -4,13 +4,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <vector>
 
+#include "alignment.h"
+
 namespace cpu {
+
+constexpr size_t STATIC_START = 16;  // of a structure whose size the compiler knows: a multiple of 16, of no more
 
 struct Gate {  // fibers wait until `size` have arrived
     int count = 0, turn = 0;
@@ -21,7 +26,7 @@ struct Warp {
 };
 struct Block {
     Gate gate;
-    std::vector<unsigned char> shared;
+    SharedMemory shared;
     std::vector<Warp> warps;
     int any = 0;
 };
@@ -49,7 +54,14 @@ inline Fiber* now = nullptr;
 inline ucontext_t home;
 inline unsigned threads_per_block = 0, num_blocks = 0, seed = 1;
 inline std::function<void()> body;
+inline bool failed = false;
 
+[[noreturn]] inline void fail(const char* what, uint32_t at) {
+    std::fprintf(stderr, "thread %u of block %u: %s at %u\n", now->thread, now->block, what, at);
+    failed = true;
+    swapcontext(&now->context, &home);
+    std::abort();  // nothing goes on after a failure
+}
 inline void yield() { swapcontext(&now->context, &home); }
 
 inline int arrive(Gate& gate, int size) {
@@ -102,14 +114,13 @@ void deliver(Random&& random, bool all) {
     }
 }
 
-inline void launch(unsigned grid, unsigned threads, size_t shared, std::function<void()> kernel) {
+// Whether the kernel ended; `shared` is the size of its structure in shared memory, wherever that begins.
+inline bool launch(unsigned grid, unsigned threads, size_t shared, std::function<void()> kernel) {
     body = std::move(kernel);
-    num_blocks = grid, threads_per_block = threads, everyone = before = Gate();
-    blocks.assign(grid, Block());
-    fibers.clear(), mail.clear();
+    num_blocks = grid, threads_per_block = threads, everyone = before = Gate(), failed = false;
+    blocks.clear(), fibers.clear(), mail.clear();
     for (unsigned b = 0; b < grid; ++b) {
-        blocks[b].shared.assign(shared, 0xcd);
-        blocks[b].warps.resize(threads / 32);
+        blocks.push_back({Gate(), SharedMemory(STATIC_START + shared, 0xcd), std::vector<Warp>(threads / 32)});
         for (unsigned t = 0; t < threads; ++t) {
             fibers.push_back(std::make_unique<Fiber>());
             Fiber& f = *fibers.back();
@@ -137,15 +148,20 @@ inline void launch(unsigned grid, unsigned threads, size_t shared, std::function
                 now = fibers[w * 32 + lane].get();
                 if (now->done) continue;
                 swapcontext(&home, &now->context);
+                if (failed) return false;
                 left -= now->done;
             }
         }
         for (unsigned& turns : late) turns -= turns > 0;
         deliver(random, false);
         idle = left < before ? 0 : idle + 1;
-        if (idle > 100000) std::abort();  // a barrier that somebody never reaches
+        if (idle > 100000) {  // a barrier that somebody never reaches
+            std::fprintf(stderr, "deadlock: %zu threads wait\n", left);
+            return false;
+        }
     }
     deliver(random, true);
+    return true;
 }
 
 template <class To, class From>

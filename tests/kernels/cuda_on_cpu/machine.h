@@ -24,6 +24,7 @@
 #include <utility>
 #include <vector>
 
+#include "alignment.h"
 #include "numbers.h"
 
 #define DEV inline
@@ -59,7 +60,7 @@ struct Warp {
   uint32_t out[32][4];
 };
 struct Block {
-  std::vector<uint8_t> shared = std::vector<uint8_t>(SHARED_SIZE, 0xff);
+  SharedMemory shared = SharedMemory(SHARED_SIZE, 0xff);
   std::unordered_map<uint32_t, Barrier> barriers;
   Group groups[16];
   std::vector<Warp> warps;
@@ -105,11 +106,12 @@ inline void wait_until(std::function<bool()> ready) {
   self().ready = std::move(ready);
   swapcontext(&self().context, &machine->scheduler);
 }
-inline uint8_t* at(uint32_t address, uint32_t size) {
+inline uint8_t* at(uint32_t address, uint32_t size, Block& block) {
   if (address < SHARED_START || address + size > machine->shared_end) fail("outside shared memory", address);
   if (address % size) fail("not aligned in shared memory", address);
-  return self().block->shared.data() + address;
+  return block.shared.data() + address;
 }
+inline uint8_t* at(uint32_t address, uint32_t size) { return at(address, size, *self().block); }
 inline void meet(Group& group, int threads, const std::function<void()>& last = [] {}) {
   uint32_t generation = group.generation;
   if (++group.arrived == threads) {

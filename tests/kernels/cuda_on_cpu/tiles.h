@@ -14,7 +14,7 @@ struct alignas(64) TensorMap {
 
 template <class S>
 S& dynamic_memory() {
-    return shared_memory<S>();
+    return *reinterpret_cast<S*>(cpu::block().shared.data());
 }
 inline bool elected() { return cpu::lane() == 5; }
 
@@ -25,7 +25,7 @@ struct Landing {
 inline void landing_open(Landing& bar) { bar = {0, 0}; }
 inline void landings_opened() {}
 inline void landing_announce(Landing& bar, unsigned bytes) {
-    if (bar.bytes != 0) std::abort();  // a tile is still on its way
+    if (bar.bytes != 0) cpu::fail("a tile announced while another is on its way, bytes", bar.bytes);
     bar.bytes = bytes, bar.announced += 1;
 }
 inline void landing_wait(const Landing& bar, unsigned parity) {
@@ -36,6 +36,8 @@ inline void prefetch_map(const TensorMap*) {}
 inline void copy_tile(unsigned char* to, const TensorMap* map, int row, int head, Landing& bar) {
     const auto* from = reinterpret_cast<const unsigned char*>(map->opaque[0]);
     const int rows = static_cast<int>(map->opaque[1]);
+    cpu::expect_multiple(to, 1024, "a tile whose parts swap places is not aligned");
+    cpu::expect_multiple(from, 16, "a tensor of tiles is not aligned");
     for (int half = 0; half < 2; ++half)
         for (int r = 0; r < 16; ++r)
             for (int part = 0; part < 8; ++part)
@@ -55,6 +57,7 @@ inline unsigned short half_at(const void* row, int n) {
 }
 inline void load_any(const unsigned char* row, unsigned (&to)[4], bool transposes) {
     const int g = cpu::lane() / 4, t = cpu::lane() % 4;
+    cpu::expect_multiple(row, 16, "a row of a matrix is not aligned");
     cpu::exchange(reinterpret_cast<unsigned long long>(row), [&](auto* rows) {
         for (int m = 0; m < 4; ++m) {
             const auto at = [&](int r, int c) { return half_at(reinterpret_cast<const void*>(rows[8 * m + r]), c); };
@@ -90,6 +93,7 @@ inline void mma(float (&to)[4], const unsigned (&a)[4], unsigned b0, unsigned b1
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 template <class T>
 T load_any_new(const void* from) {
+    cpu::expect_multiple(from, sizeof(T), "a load that is not aligned");
     T value;
     std::memcpy(&value, from, sizeof(T));
     return value;
@@ -98,6 +102,7 @@ inline uint2 load_new(const void* from) { return load_any_new<uint2>(from); }
 inline unsigned load_new_pair(const void* from) { return load_any_new<unsigned>(from); }
 inline uint4 load_new_four(const void* from) { return load_any_new<uint4>(from); }
 inline void push_four(const float* own, unsigned rank, float4 value, const Inbox& box) {
+    cpu::expect_multiple(own, 16, "four words sent to a place that is not aligned");
     const float four[4] = {value.x, value.y, value.z, value.w};
     for (int n = 0; n < 4; ++n) push(own + n, rank, four[n], box);
 }

@@ -4,7 +4,7 @@ import ctypes
 from pathlib import Path
 
 import torch
-from on_cpu import cpu_library
+from on_cpu import FAILED, cpu_library
 from torch import Tensor
 
 from thermoe.kernels.decode_attention import cuda
@@ -12,13 +12,15 @@ from thermoe.kernels.decode_attention.cuda import Layout, Shape
 
 DEVICE = '#include "device.cuh"\n#include "tiles.h"\n'
 RUN = """
-extern "C" void run(const AttentionArgs* a, unsigned heads, unsigned seed, const void* made, void* qkv, size_t bytes) {
+extern "C" int run(const void* given, unsigned heads, unsigned seed, const void* made, void* qkv, size_t bytes) {
+    const auto a = cpu::launched_with<AttentionArgs>(given);
     cpu::launch_before = [=] { std::memcpy(qkv, made, bytes); };
     for (unsigned h = 0; h < heads; ++h) {
         cpu::seed = seed + h, cpu::first_block = h * CLUSTER;
         std::memset(qkv, 0xff, bytes);
-        cpu::launch(CLUSTER, 32 * WARPS, sizeof(Shared), [a] { decode_attention(*a); });
+        if (!cpu::launch(CLUSTER, 32 * WARPS, sizeof(Shared), [&a] { decode_attention(a); })) return 1;
     }
+    return 0;
 }
 extern "C" unsigned argument_bytes() { return sizeof(AttentionArgs); }
 """
@@ -45,7 +47,8 @@ class AttentionEmulator:
         kernel = self.kernel(cuda.shape_of(num_heads // groups, mask, norms, layout))
         assert kernel.argument_bytes() == ctypes.sizeof(arguments)
         pointers = ctypes.c_void_p(qkv.data_ptr()), ctypes.c_void_p(later.data_ptr())
-        kernel.run(ctypes.byref(arguments), batch * groups, seed, *pointers, ctypes.c_size_t(2 * qkv.numel()))
+        size = ctypes.c_size_t(2 * qkv.numel())
+        assert kernel.run(ctypes.byref(arguments), batch * groups, seed, *pointers, size) == 0, FAILED
         return out
 
     def kernel(self, shape: Shape) -> ctypes.CDLL:

@@ -4,7 +4,7 @@ import ctypes
 from pathlib import Path
 
 import torch
-from on_cpu import cpu_library
+from on_cpu import FAILED, cpu_library
 from torch import Tensor
 
 from thermoe.kernels.dispatch import cuda
@@ -37,7 +37,7 @@ class PlanEmulator:
         arguments = cuda.arguments_of((ids_TK, weights_TK, slot_N, offsets_E1, workspace))
         assert kernel.argument_bytes() == ctypes.sizeof(arguments)
         assert kernel.workspace_bytes() == self.workspaces[key].numel()
-        kernel.run(ctypes.byref(arguments), layout.blocks, seed)
+        assert kernel.run(ctypes.byref(arguments), layout.blocks, seed) == 0, FAILED
         return slot_N, offsets_E1
 
     def kernel(self, shape: Shape) -> ctypes.CDLL:

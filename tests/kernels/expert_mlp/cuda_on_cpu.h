@@ -10,6 +10,8 @@ DEV void copy_tile(uint32_t to, const TensorMap* map, int byte, int row, int exp
   const int box = static_cast<int>(map->box_bytes), high = 32 / static_cast<int>(map->halves);
   if (to % 1024 || row < 0 || row + high > map->rows || expert < 0 || expert >= map->experts || byte < 0)
     cpu::fail("bad copy", to);
+  cpu::expect_multiple(map->base, 16, "a tensor that is not aligned");
+  if (map->row_bytes % 16) cpu::fail("rows of a tensor that are not aligned", to);
   uint8_t* shared = cpu::self().block->shared.data();
   cpu::at(to, 16), cpu::at(to + 32 * box - 16, 16);
   std::memset(shared + to, 0xff, 32 * box);

@@ -9,8 +9,9 @@ struct Product {
 
 #include "grouped.cuh"
 
-extern "C" int run_on_cpu(const Problem* problem, int blocks, uint32_t seed, int uneven) {
+extern "C" int run_on_cpu(const void* given, int blocks, uint32_t seed, int uneven) {
+  const auto problem = cpu::launched_with<Problem>(given);
   cpu::products.clear();
-  return cpu::run(blocks, THREADS, seed, uneven != 0, [problem] { grouped_block(*problem); }) ? 0 : 1;
+  return cpu::run(blocks, THREADS, seed, uneven != 0, [&problem] { grouped_block(problem); }) ? 0 : 1;
 }
 extern "C" int problem_bytes() { return sizeof(Problem); }

@@ -28,7 +28,7 @@ DEV void sync_team() {
   cpu::meet(cluster_group(), TEAM * cpu::machine->threads);
 }
 DEV void team_arrive(uint32_t bar, int rank) { barrier_arrive_in(bar, rank); }
-DEV void sts32_in(uint32_t at, int rank, uint32_t v) { std::memcpy(block_of_cluster(rank).shared.data() + at, &v, 4); }
+DEV void sts32_in(uint32_t at, int rank, uint32_t v) { std::memcpy(cpu::at(at, 4, block_of_cluster(rank)), &v, 4); }
 
 struct Matrix {  // what a test lays into a tensor map
   const uint8_t* base;
@@ -37,7 +37,10 @@ struct Matrix {  // what a test lays into a tensor map
 constexpr uint32_t BOX_BYTES = 128, BOX_ROWS = 64, PLACES = 16;
 DEV Matrix matrix_of(const TensorMap* map) {
   Matrix matrix;
+  cpu::expect_multiple(map, alignof(TensorMap), "a map of a tensor that is not aligned");
   std::memcpy(&matrix, map, sizeof(matrix));
+  cpu::expect_multiple(matrix.base, 16, "a tensor that is not aligned");
+  if (matrix.row_bytes % 16) cpu::fail("rows of a tensor that are not aligned", 0);
   return matrix;
 }
 DEV void copy_rows(cpu::Block& block, uint32_t to, const TensorMap* map, int byte, uint32_t rows,
@@ -99,7 +102,10 @@ DEV void prefetch_box(const TensorMap*, int, int) {}
 DEV void prefetch_box(const TensorMap*, int, int, int) {}
 
 // ---- matrix products: each thread computes the sums that it holds, when it waits for them
-DEV uint64_t operand(uint32_t at) { return at / 16; }
+DEV uint64_t operand(uint32_t at) {
+  if (at % 16) cpu::fail("operand not aligned in shared memory", at);
+  return at / 16;
+}
 namespace cpu {
 inline std::unordered_map<const Fiber*, std::deque<std::vector<std::function<void()>>>> products;
 inline float e4m3(uint8_t v) {

@@ -2,12 +2,13 @@
 // not a moment earlier.
 #include "kernel.cuh"
 
-extern "C" int run_on_cpu(const Problem* problem, int blocks, int shared_bytes, const void* x, int64_t x_bytes,
+extern "C" int run_on_cpu(const void* given, int blocks, int shared_bytes, const void* x, int64_t x_bytes,
                           uint32_t seed, int uneven) {
-  const auto kernel = [problem] { linear_block(*problem); };
+  const auto problem = cpu::launched_with<Problem>(given);
+  const auto kernel = [&problem] { linear_block(problem); };
   cpu::delays.clear();
   cpu::before_waited_for = cpu::before_ended = false;
-  cpu::end_before = [=] { std::memcpy(const_cast<uint16_t*>(problem->x), x, x_bytes); };
+  cpu::end_before = [=, &problem] { std::memcpy(const_cast<uint16_t*>(problem.x), x, x_bytes); };
   const bool ended = cpu::run(blocks, THREADS, seed, uneven != 0, kernel, SHARED_START + shared_bytes);
   return ended && cpu::before_ended ? 0 : 1;
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from fused_cases import poisoned
-from on_cpu import cpu_library
+from on_cpu import FAILED, cpu_library
 from torch import Tensor
 
 from thermoe.kernels.route import cuda
@@ -41,7 +41,7 @@ class Emulator:
         kernel = self.kernel(shape, cluster=layout.cluster)
         assert kernel.argument_bytes() == ctypes.sizeof(arguments)
         assert layout.cluster or kernel.workspace_bytes() == workspace.numel()
-        kernel.run(ctypes.byref(arguments), layout.blocks, seed)
+        assert kernel.run(ctypes.byref(arguments), layout.blocks, seed) == 0, FAILED
         return out
 
     def kernel(self, shape: Shape, *, cluster: bool) -> ctypes.CDLL:

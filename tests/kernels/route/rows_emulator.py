@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from fused_cases import poisoned
-from on_cpu import cpu_library
+from on_cpu import FAILED, cpu_library
 from torch import Tensor
 
 from thermoe.kernels.route.cuda import Layout, rows
@@ -14,10 +14,11 @@ from thermoe.kernels.route.launch import Outputs
 
 DEVICE = '#include "device.cuh"\n#include "tiles.h"\n'
 RUN = """
-extern "C" void run(const RowsArgs* a, unsigned seed, const void* made, void* x, unsigned bytes) {
+extern "C" int run(const void* given, unsigned seed, const void* made, void* x, unsigned bytes) {
     cpu::launch_before = [=] { std::memcpy(x, made, bytes); };
     cpu::seed = seed;
-    cpu::launch(CLUSTER, 32 * WARPS, sizeof(RowsShared), [a] { route_rows(*a); });
+    const auto a = cpu::launched_with<RowsArgs>(given);
+    return cpu::launch(CLUSTER, 32 * WARPS, sizeof(RowsShared), [&a] { route_rows(a); }) ? 0 : 1;
 }
 extern "C" unsigned argument_bytes() { return sizeof(RowsArgs); }
 """
@@ -46,7 +47,8 @@ class RowsEmulator:
         kernel = self.kernel(shape)
         assert kernel.argument_bytes() == ctypes.sizeof(arguments)
         pointers = ctypes.c_void_p(x_TD.data_ptr()), ctypes.c_void_p(later_TD.data_ptr())
-        kernel.run(ctypes.byref(arguments), seed, *pointers, 2 * x_TD.numel())
+        ended = kernel.run(ctypes.byref(arguments), seed, *pointers, 2 * x_TD.numel()) == 0
+        assert ended, FAILED
         return logits_TE, out
 
     def kernel(self, shape: RowsShape) -> ctypes.CDLL:

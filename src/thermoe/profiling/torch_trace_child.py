@@ -32,7 +32,7 @@ def main() -> int:
             code = end.code
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-    profiler.add_metadata_json(DEVICES_MEMBER, json.dumps(device_identities()))
+        profiler.add_metadata_json(DEVICES_MEMBER, json.dumps(device_identities()))  # a trace that is closed takes none
     profiler.export_chrome_trace(trace)
     if isinstance(code, str):
         sys.stderr.write(f"{code}\n")

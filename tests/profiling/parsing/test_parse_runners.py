@@ -1,5 +1,6 @@
 """Profilers' runners against stand-ins for their programs: what they are asked for, and how failures come back."""
 
+import gzip
 import json
 import sys
 import time
@@ -15,6 +16,7 @@ from thermoe.profiling.nsys_runner import run_nsys
 from thermoe.profiling.parsing import NothingToParseError, parse_profiler_output
 from thermoe.profiling.power_recorder import PowerRecorder
 from thermoe.profiling.torch_trace_runner import record
+from thermoe.profiling.trace_devices import device_identities
 from thermoe.types import Kind, SysState
 
 NSYS = """#!{python}
@@ -221,3 +223,5 @@ def test_torch_profiler_writes_its_trace_and_hands_on_how_the_script_ended(tmp_p
         record(script, ["no", "luck"], tmp_path, open_sources=list)
     with pytest.raises(NothingToParseError, match=r"ranges of the CPU.*ProfilerActivity\.CUDA"):
         parse_profiler_output(tmp_path / "trace.json.gz")
+    with gzip.open(tmp_path / "trace.json.gz", "rt") as trace:
+        assert json.load(trace)["thermoe_devices"] == device_identities()

@@ -22,8 +22,8 @@ from thermoe.kernels.expert_mlp.weights import DenseMatrices, ExpertWeights, Fp8
 SCHEMA = 1
 FEW_SLOTS = 512  # up to here a program finds its slots among the ids by itself; beyond, a dispatch plan is made
 FEW_TOKENS = 64
-# From how many places of an expert, on average, the grouped kernel led Triton's on an H200 (128 experts, top-8): int4 200 us
-# against 264 at 6 and 280 against 455 at 64; bf16 322 against 311 at 16 and 354 against 403 at 64.
+# From how many places of an expert, on average, the grouped kernel led Triton's on an H200 (128 experts, top-8): int4
+# 200 us against 264 at 6, 280 against 455 at 64; bf16 322 against 311 at 16, 354 against 403 at 64.
 GROUPED_PLACES = {"bf16": 32, "int4-g128": 4}
 _SHARED_BYTES = 220 * 1024
 

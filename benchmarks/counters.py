@@ -1,7 +1,7 @@
 """`python -m benchmarks.counters --out FILE`: hardware counters of the expert kernels, by ncu, clocks left as they are.
 
 Says what bounds a kernel: the share of the memory's and the tensor cores' peak, how often a scheduler issues, and what
-its warps wait for. ncu replays each launch for every group of counters: times are longer than in `python -m benchmarks`.
+its warps wait for. ncu replays each launch for every group of counters, so times are longer than without it.
 """
 
 import argparse

@@ -100,6 +100,19 @@ def test_planned_forecasts_hold_at_every_moment_of_new_loads():
     assert (high_c - low_c).mean() < 3.0
 
 
+def test_a_use_that_is_not_told_yet_misleads_no_forecast_whose_plan_tells_it():
+    board, predictor = learned()
+    board.due_s = board.time_s + 0.05  # renewed at the start of each load, then not before the next
+    predictor.fit(board.run(690.0, 0.0, 4.0))
+    board.due_s = math.inf
+    now = board.run(540.0, 1.0, 0.6)
+    predictor.fit(now)
+    assert now[-1].memory_util == 0.0
+    came_c = board.run(540.0, 1.0, 2.0)[-1].temp_c
+    told = predictor.predict(2.0, [PlannedLoad(duration_s=9.0, power_w=540.0, memory_util=1.0)])
+    assert told.temp_c[-1] == pytest.approx(came_c, abs=0.9)
+
+
 def test_a_board_without_that_sensor_is_none_the_worse():
     board, with_sensor = Board(late=False), ThermalPredictor()
     silent, absurd = ThermalPredictor(), ThermalPredictor()

@@ -1,6 +1,6 @@
 """Forecasts of core temperature on recorded load steps: record sensors under known loads, then judge the predictor.
 
-`python -m benchmarks.heat --record --out DIR` keeps a GPU busy for about 100 s with seeded random loads and writes
+`python -m benchmarks.heat --record --out DIR` keeps a GPU busy for about 160 s with seeded random loads and writes
 the sensors at 10 Hz with the plan of the loads. `python -m benchmarks.heat --evaluate DIR --out FILE` fits the
 thermal predictor to the first part of each trace and forecasts 2 s ahead in the rest.
 """
@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--record", action="store_true", help="record a trace into the folder --out")
     what.add_argument("--evaluate", type=Path, metavar="DIR", help="judge the predictor on the traces of a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder of traces, or file of the results")
-    parser.add_argument("--seconds", type=float, default=100.0, help="length of the recording")
+    parser.add_argument("--seconds", type=float, default=160.0, help="length of the recording")
     parser.add_argument("--seed", type=int, default=0, help="of the loads and of their order")
     parser.add_argument("--board", choices=("gpu", "twin"), default="gpu", help="twin: simulated, on any machine")
     parser.add_argument("--index", type=int, default=0, help="NVML and CUDA index of the GPU")

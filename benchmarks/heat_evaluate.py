@@ -17,7 +17,7 @@ from thermoe.types import SysState
 HORIZON_S = 2.0
 _ON_TIME_S = 0.15  # a reading this far from the horizon still stands for it
 TARGET_MAE_C, TARGET_COVERAGE_PCT = 1.0, (85.0, 95.0)
-_SETTLED_S = 1.0  # power of a load is compared with its plan from then on
+_SETTLED_S = 1.2  # power of a load is compared with its plan from then on: means of the last second are its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,10 @@ def _judge_trace(trace: Trace, fit_share: float, arms: dict[str, dict[str, list[
             str(tau): round(float(r), 5)
             for tau, r in zip(predictor.time_constants_s, predictor.resistance_c_per_w_, strict=True)
         },
+        "memory_relief_c": {
+            str(tau): round(float(m), 3)
+            for tau, m in zip(predictor.time_constants_s, predictor.memory_relief_c_, strict=True)
+        },
         "residual_sd_c": round(predictor.residual_sd_c_, 3),
     }
 
@@ -108,8 +112,9 @@ def _plan_error(trace: Trace, split_s: float) -> float:
     drawn_w: dict[PlannedStep, list[float]] = {}
     for state in trace.states:
         load = _load_at(trace, state.time_s)
-        if state.time_s < split_s and state.time_s - load.start_s >= _SETTLED_S and state.power_w is not None:
-            drawn_w.setdefault(load, []).append(state.power_w)
+        power_w = state.power_w if state.power_avg_w is None else state.power_avg_w
+        if state.time_s < split_s and state.time_s - load.start_s >= _SETTLED_S and power_w is not None:
+            drawn_w.setdefault(load, []).append(power_w)
     off = [np.mean(powers_w) / load.planned_w - 1.0 for load, powers_w in drawn_w.items() if load.planned_w]
     return float(np.sqrt(np.mean(np.square(off)))) if off else 0.0
 
@@ -124,8 +129,16 @@ def _plan(trace: Trace, time_s: float, plan_error: float) -> list[PlannedLoad]:
     ends_s = [*edges_s[1:], math.inf]
     plan = []
     for start_s, end_s in zip(edges_s, ends_s, strict=True):
-        planned_w = _load_at(trace, start_s).planned_w or 0.0
-        plan.append(PlannedLoad(duration_s=end_s - start_s, power_w=planned_w, power_sd_w=plan_error * planned_w))
+        load = _load_at(trace, start_s)
+        planned_w = load.planned_w or 0.0
+        plan.append(
+            PlannedLoad(
+                duration_s=end_s - start_s,
+                power_w=planned_w,
+                power_sd_w=plan_error * planned_w,
+                memory_util=load.planned_memory_util,
+            )
+        )
     return plan
 
 

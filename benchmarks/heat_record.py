@@ -17,15 +17,20 @@ from thermoe.types import NAMED_SHAPES, StepWork, SysState
 
 INTERVAL_S = 0.1
 IDLE = "idle"
-#: Products by rows of their square matrices, copies by MiB.
-LOADS = ("matmul-1024", "matmul-2048", "matmul-4096", "matmul-8192", "copy-64", "copy-1024")
+#: Products by rows of their square matrices, copies by MiB; smaller products wait for their launches.
+LOADS = ("matmul-1536", "matmul-2048", "matmul-4096", "matmul-8192", "copy-64", "copy-1024")
 #: Experts that the twin reads in their place.
 _TWIN_EXPERTS = dict(zip(LOADS, (4.0, 12.0, 24.0, 48.0, 80.0, 120.0), strict=True))
 DUTIES = (0.25, 0.5, 0.75, 1.0)
-_FIND_OUT_S, _MEAN_OVER_S = 2.5, 1.2  # a load runs so long to find out its power, the mean of the last seconds
+# Instant power is the mean of some 25 ms, the core follows it within less than 100 ms: several periods fit in both.
+_PERIOD_S, _BURST_S = 0.005, 0.0005
+_FIND_OUT_S = 1.8  # a load runs so long to find out its power; means of the last second are of it alone then
+_MEAN_OVER_S = 0.6
 _SHORTEST_S, _LONGEST_S = 1.5, 6.0
 _IDLE_SHARE = 0.25
-_LEAST_S = 40.0
+_REST_S = 3.0  # before the trace begins: what came before is no part of it, but warms
+_IDLE_RUNS = 3  # while powers are found out
+_LEAST_S = 80.0
 
 
 class Board(Protocol):
@@ -63,17 +68,20 @@ class GpuBoard:
         self._torch, self._device = torch, torch.device("cuda", index)
         self._source = NvmlSource(index, counter_every_s=1e9)
         named = (name.split("-") for name in LOADS)
-        self._bursts = {f"{work}-{size}": make_burst(self._device, StressWork(work), int(size)) for work, size in named}
+        self._bursts = {
+            f"{work}-{size}": make_burst(self._device, StressWork(work), int(size), burst_s=_BURST_S)
+            for work, size in named
+        }
         self.monitor = GpuSystemMonitor(self._source, INTERVAL_S)
 
     def hold(self, name: str, duty: float, seconds: float) -> None:
-        """Bursts for a share of each 100 ms."""
+        """Bursts for a share of each period."""
         from thermoe.workloads.stress_load import keep_busy
 
         if name == IDLE:
             time.sleep(seconds)
         else:
-            keep_busy(self._bursts[name], lambda: duty, seconds)
+            keep_busy(self._bursts[name], lambda: duty, seconds, period_s=_PERIOD_S)
 
     @property
     def time_s(self) -> float:
@@ -148,35 +156,42 @@ def open_board(name: str, index: int, seed: int) -> Iterator[Board]:
 
 
 def record(board: Board, seconds: float, seed: int) -> Trace:
-    """Find out the power of every load, then run random ones for a random time each.
+    """Find out the power of every load at every duty, in random order, then run random ones for a random time each.
+
+    A board under a power limit draws more at half of the time than half of what it draws all the time, so that no
+    duty tells of another.
 
     Raises:
         ConfigError: If the time does not suffice to find out the powers and still hold out some loads.
     """
     if not _LEAST_S <= seconds <= 3600.0:
         raise ConfigError(f"recording of {seconds} s: needs {_LEAST_S:g} s to an hour")
-    start_s, loads = board.time_s, list[PlannedStep]()
-    full_w = {name: _find_out(board, name, loads) for name in (IDLE, *LOADS)}
-    rng, before = random.Random(seed), ""
+    board.hold(IDLE, 0.0, _REST_S)
+    start_s, loads, rng, before = board.time_s, list[PlannedStep](), random.Random(seed), ""
+    runs = [(name, duty) for name in LOADS for duty in DUTIES] + [(IDLE, 0.0)] * _IDLE_RUNS
+    rng.shuffle(runs)
+    found = {(name, duty): _find_out(board, name, duty, loads) for name, duty in runs}
     while board.time_s - start_s < seconds:
         name = rng.choice([x for x in LOADS if x != before]) if rng.random() > _IDLE_SHARE or before == IDLE else IDLE
         duty = 0.0 if name == IDLE else rng.choice(DUTIES)
-        planned_w = full_w[IDLE] + duty * (full_w[name] - full_w[IDLE])
-        loads.append(PlannedStep(start_s=board.time_s, name=name, duty=duty, planned_w=planned_w))
+        power_w, memory_util = found[name, duty]
+        loads.append(PlannedStep(board.time_s, name, duty, power_w, memory_util))
         board.hold(name, duty, rng.uniform(_SHORTEST_S, _LONGEST_S))
         before = name
     states = [state for state in board.states if state.time_s >= start_s]
     rates = {"interval_s": INTERVAL_S, "seconds": seconds, "seed": seed}
-    return Trace(states, loads, board.describe() | rates | {"full_w": {k: round(v, 2) for k, v in full_w.items()}})
+    return Trace(states, loads, board.describe() | rates)
 
 
-def _find_out(board: Board, name: str, loads: list[PlannedStep]) -> float:
-    """Mean power of a load that runs all the time [W]."""
-    loads.append(PlannedStep(start_s=board.time_s, name=name, duty=float(name != IDLE), planned_w=None))
-    board.hold(name, 1.0, _FIND_OUT_S)
+def _find_out(board: Board, name: str, duty: float, loads: list[PlannedStep]) -> tuple[float, float | None]:
+    """Mean power of a load [W] and its use of the memory, if the board tells."""
+    loads.append(PlannedStep(board.time_s, name, duty, None))
+    board.hold(name, duty, _FIND_OUT_S)
     since_s = board.time_s - _MEAN_OVER_S
-    last = itertools.takewhile(lambda state: state.time_s > since_s, reversed(board.states))
-    powers_w = [state.power_w for state in last if state.power_w is not None]
+    last = list(itertools.takewhile(lambda state: state.time_s > since_s, reversed(board.states)))
+    averages_w = [state.power_avg_w for state in last if state.power_avg_w is not None]
+    powers_w = averages_w[:1] or [state.power_w for state in last if state.power_w is not None]
+    utils = [state.memory_util for state in last if state.memory_util is not None]
     if not powers_w:
-        raise ConfigError(f"no reading of instant power under {name}: the board has no such sensor")
-    return sum(powers_w) / len(powers_w)
+        raise ConfigError(f"no reading of power under {name}: the board has no such sensor")
+    return sum(powers_w) / len(powers_w), sum(utils) / len(utils) if utils else None

@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 _SUFFIX = ".json.gz"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class PlannedStep:
     """One load of the plan.
 
@@ -24,12 +24,14 @@ class PlannedStep:
         start_s: When it began, by the clock of the states [s].
         name, duty: What ran, and the share of time in which it did, in [0, 1].
         planned_w: Power planned for it before it ran [W]; None while powers were still being found out.
+        planned_memory_util: Use of the memory planned for it, in [0, 1]; None for what the board does not tell.
     """
 
     start_s: float
     name: str
     duty: float
     planned_w: float | None
+    planned_memory_util: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,12 @@ class Trace:
 def _check(states: list[SysState], loads: list[PlannedStep]) -> None:
     """Raise ValueError for what is no number where one is needed, or out of order."""
     readings = [v for s in states for n, v in s.as_dict().items() if n not in ("source", "kind") and v is not None]
-    numbers = [v for step in loads for v in (step.start_s, step.duty, step.planned_w) if v is not None]
+    numbers = [
+        v
+        for step in loads
+        for v in (step.start_s, step.duty, step.planned_w, step.planned_memory_util)
+        if v is not None
+    ]
     wrong = [v for v in (*readings, *numbers) if not isinstance(v, int | float) or not math.isfinite(v)]
     if wrong:
         raise ValueError(f"{wrong[0]!r} is no number")

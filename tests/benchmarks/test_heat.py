@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.heat_evaluate import evaluate
-from benchmarks.heat_record import IDLE, LOADS, TwinBoard, record
+from benchmarks.heat_record import DUTIES, IDLE, LOADS, TwinBoard, record
 from benchmarks.heat_trace import Trace, read_traces
 
 from benchmarks import heat
@@ -30,7 +31,7 @@ SAMPLE = SHARED / "samples" / "power" / "5050_A100_gpudata.csv"
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heat")
-    assert heat.main(["--record", "--board", "twin", "--seconds", "70", "--seed", "3", "--out", str(folder)]) == 0
+    assert heat.main(["--record", "--board", "twin", "--seconds", "160", "--seed", "0", "--out", str(folder)]) == 0
     return folder
 
 
@@ -41,7 +42,7 @@ def test_a_trace_of_the_twin_is_forecast_within_the_target(recorded, tmp_path, c
     assert results["kind"] == "simulated"
     assert results["target_met"]
     planned = results["arms"]["planned, frozen"]["temp_c"]
-    assert planned["cases"] > 200
+    assert planned["cases"] > 600
     assert planned["mae"] < 0.5
     assert planned["mae"] < planned["with_step"]["mae_persistence"] / 5
     assert planned["with_step"]["cases"] + planned["steady"]["cases"] == planned["cases"]
@@ -51,10 +52,10 @@ def test_a_trace_of_the_twin_is_forecast_within_the_target(recorded, tmp_path, c
 
 
 def test_a_trace_comes_back_as_it_was(recorded):
-    trace = record(TwinBoard(3), 70.0, 3)
+    trace = record(TwinBoard(0), 160.0, 0)
     (read,) = read_traces(recorded)
     assert read.loads == trace.loads
-    assert len(read.states) == len(trace.states) > 680
+    assert len(read.states) == len(trace.states) > 1580
     for got, made in zip(read.states[::97], trace.states[::97], strict=True):
         assert got.temp_c == made.temp_c == round(made.temp_c)
         assert got.power_w == pytest.approx(made.power_w, abs=1e-3)
@@ -62,15 +63,59 @@ def test_a_trace_comes_back_as_it_was(recorded):
     assert next(recorded.glob("*")).stat().st_size < 300_000
 
 
-def test_powers_are_found_out_before_any_load_is_planned():
-    trace = record(TwinBoard(0), 40.0, 1)
+def test_powers_are_found_out_at_every_duty_before_any_load_is_planned():
+    trace = record(TwinBoard(0), 80.0, 1)
     found_out = [load for load in trace.loads if load.planned_w is None]
-    assert [load.name for load in found_out] == [IDLE, *LOADS]
+    assert {(load.name, load.duty) for load in found_out} == {(IDLE, 0.0), *itertools.product(LOADS, DUTIES)}
     assert trace.loads[: len(found_out)] == found_out
-    full_w = trace.env["full_w"]
-    for load in trace.loads[len(found_out) :]:
-        assert load.planned_w == pytest.approx(full_w[IDLE] + load.duty * (full_w[load.name] - full_w[IDLE]), abs=0.1)
-    assert trace.loads != record(TwinBoard(0), 40.0, 2).loads
+    planned = trace.loads[len(found_out) :]
+    for load in planned:
+        powers_w, utils = zip(
+            *(
+                (state.power_w, state.memory_util)
+                for state in trace.states
+                for ran in [x for x in found_out if (x.name, x.duty) == (load.name, load.duty)][-1:]
+                if ran.start_s + 1.0 < state.time_s < ran.start_s + 1.8
+            ),
+            strict=True,
+        )
+        assert load.planned_w == pytest.approx(np.mean(powers_w), rel=0.02)
+        assert load.planned_memory_util == pytest.approx(np.mean(utils), abs=0.02)
+    assert max(load.planned_memory_util for load in planned) > 0.2
+    assert trace.loads != record(TwinBoard(0), 80.0, 2).loads
+
+
+class SilentBoard(TwinBoard):
+    """A twin whose board has no sensor of some kind."""
+
+    def __init__(self, *silent):
+        super().__init__(0)
+        self.silent = dict.fromkeys(silent)
+
+    def hold(self, name, duty, seconds):
+        super().hold(name, duty, seconds)
+        self.states[:] = [dataclasses.replace(state, **self.silent) for state in self.states]
+
+
+def test_a_board_without_averages_and_memory_use_is_recorded_and_one_without_power_is_refused():
+    trace = record(SilentBoard("power_avg_w", "memory_util"), 80.0, 1)
+    assert trace.loads[-1].planned_w > 100.0
+    assert trace.loads[-1].planned_memory_util is None
+    assert evaluate([trace], 0.65)["traces"][0]["memory_relief_c"]["0.5"] == 0.0
+    with pytest.raises(ConfigError, match="no reading of power"):
+        record(SilentBoard("power_avg_w", "power_w"), 80.0, 1)
+
+
+def test_a_trace_of_before_memory_use_was_planned_is_read(recorded, tmp_path):
+    content = json.loads(gzip.decompress(next(recorded.glob("*")).read_bytes()))
+    for load in content["loads"]:
+        del load["planned_memory_util"]
+    (tmp_path / "heat-3.json.gz").write_bytes(gzip.compress(json.dumps(content).encode()))
+    assert read_traces(tmp_path)[0].loads[-1].planned_memory_util is None
+    content["loads"][-1]["planned_memory_util"] = "much"
+    (tmp_path / "heat-3.json.gz").write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(DataError, match="no trace of loads"):
+        read_traces(tmp_path)
 
 
 def test_a_wrong_plan_is_not_met(recorded):

@@ -1,6 +1,7 @@
 """The stressor: how busy it keeps a device, and everything that has to end it."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from dataclasses import asdict
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -57,6 +59,27 @@ def test_a_burst_longer_than_the_period_keeps_to_the_share_and_the_limit():
     busy_s = keep_busy(clock.burst, lambda: 0.5, 20.0, clock=clock, sleep=clock.sleep)
     assert busy_s == pytest.approx(10.0, abs=0.6)
     assert clock.now_s <= 120.25
+
+
+@pytest.mark.parametrize("burst_s", [0.0005, 0.0015])
+@pytest.mark.parametrize("duty", [0.25, 0.5, 0.75, 1.0])
+def test_the_share_is_kept_in_every_twentieth_of_a_second_at_a_short_period(duty, burst_s):
+    clock, begun_s = Clock(burst_s), []
+
+    def burst():
+        begun_s.append(clock.now_s)
+        clock.burst()
+
+    keep_busy(burst, lambda: duty, 10.0, period_s=0.005, clock=clock, sleep=lambda s: clock.sleep(s + 1e-4 * (s > 0)))
+    shares = np.histogram(begun_s, bins=np.linspace(100.0, 110.0, 201))[0] * burst_s / 0.05
+    assert shares.mean() == pytest.approx(duty, rel=0.03)
+    assert np.abs(shares - duty).max() <= 2.0 * burst_s / 0.05 + 0.01
+
+
+@pytest.mark.parametrize("period_s", [0.0, -0.1, math.nan, math.inf])
+def test_a_period_that_is_none_is_refused(period_s):
+    with pytest.raises(ConfigError, match="period of"):
+        keep_busy(lambda: None, lambda: 0.5, 1.0, period_s=period_s)
 
 
 def test_it_ends_at_once_when_told_to():
@@ -208,3 +231,16 @@ def test_the_command_says_what_was_done(capsys, monkeypatch):
 def test_nothing_in_the_stressor_can_change_clocks_or_limits():
     for module in (load_module, stress_process):
         assert not [name for name in vars(module) if "nvmlDeviceSet" in name or name in ("pynvml", "subprocess")]
+
+
+def test_a_burst_is_as_long_as_asked_for():
+    def typical_s(burst):
+        times_s = []
+        for _ in range(9):
+            start_s = time.perf_counter()
+            burst()
+            times_s.append(time.perf_counter() - start_s)
+        return sorted(times_s)[4]
+
+    short, long = (make_burst(CPU, StressWork.COPY, 1, burst_s=burst_s) for burst_s in (0.001, 0.02))
+    assert typical_s(long) > 4.0 * typical_s(short)

@@ -1,6 +1,6 @@
 """Learns online how a GPU turns watts into degrees, and forecasts its temperature.
 
-Legend: J time constants, N points of a forecast, P = J + 1 unknowns (ambient first).
+Legend: J time constants, N points of a forecast, P = 2 J + 1 unknowns (ambient first, then R_j, then M_j).
 """
 
 import math
@@ -12,13 +12,13 @@ import numpy as np
 from thermoe.cost.forecast_errors import ForecastOf
 from thermoe.cost.prediction import CostPrediction
 from thermoe.cost.thermal_fit import ThermalFit
-from thermoe.cost.thermal_forecast import MOST_W, Course, Forecast, PlannedLoad, follow
+from thermoe.cost.thermal_forecast import MOST_W, Course, Forecast, PlannedLoad, as_plan, follow, inputs, settle
 from thermoe.cost.thermal_tracker import ThermalTracker
 from thermoe.errors import ConfigError, CostError, DataError
-from thermoe.types import NUMBER, Estimate, FloatArray, Kind, SysState
+from thermoe.types import Estimate, FloatArray, Kind, SysState
 
 #: Time constants whose mixture stands for the network; a real two-pole board lies between them [s].
-TIME_CONSTANTS_S = (0.25, 0.5, 1.0, 3.0, 10.0, 30.0)
+TIME_CONSTANTS_S = (0.15, 0.5, 1.0, 3.0, 10.0, 30.0)
 _Z90 = 1.645  # half width of a 90 % interval in standard deviations
 _MIN_UPDATES = 10
 _FORMAT = "thermoe-thermal-predictor"
@@ -28,10 +28,14 @@ _LEAST, _MOST = 1e-6, 1e9  # of every setting, in its unit
 class ThermalPredictor:
     """A thermal RC network learned by recursive least squares, with intervals from its own past errors.
 
-    The temperature is ambient + sum over j of R_j times the power smoothed with time constant j (see
-    `ThermalFit`). A forecast starts from the last readings. Every state is compared with what would have been
-    forecast for it half a second to 8 s before, with the power that was then drawn and with the power that was
-    expected; intervals span 90 % of these errors, and before there are enough come from the fit alone.
+    The temperature is ambient + sum over j of R_j p_j - M_j u_j, p_j and u_j being board power and use of the memory
+    smoothed with time constant j (see `ThermalFit`): watts spent in the memory warm the core less. Without readings
+    of that use it counts as 0 throughout. With them, which NVML renews about once a second, a reading of temperature
+    waits 1.3 s to be learned from and judged by, and counts next to nothing if the use changed meanwhile.
+
+    A forecast starts from the last readings. Every state is compared with what would have been forecast for it half
+    a second to 8 s before, with the power that was then drawn and with the power that was expected; intervals span
+    90 % of these errors, and before there are enough come from the fit alone.
 
     Readings that are silent, not finite or beyond all reason teach nothing. Where the clock goes back, or forward
     by more than 5 s and five usual intervals, smoothed powers start anew and what was learned stays.
@@ -43,7 +47,7 @@ class ThermalPredictor:
 
     Attributes:
         ambient_c_: Temperature at zero power [deg C].
-        resistance_c_per_w_: (J,) R_j [deg C/W].
+        resistance_c_per_w_, memory_relief_c_: (J,) R_j [deg C/W] and M_j [deg C].
         residual_sd_c_: Standard deviation of the fit [deg C].
         num_updates_: States learned from.
     """
@@ -73,19 +77,25 @@ class ThermalPredictor:
     @property
     def ambient_c_(self) -> float:
         """Temperature at zero power [deg C]."""
-        self._fit.solve()
+        self._now.solve()
         return float(self._fit.coefficients_[0])
 
     @property
     def resistance_c_per_w_(self) -> FloatArray:
         """(J,) R_j [deg C/W]."""
-        self._fit.solve()
-        return self._fit.coefficients_[1:]
+        self._now.solve()
+        return self._fit.coefficients_[1 : len(self._tau) + 1]
+
+    @property
+    def memory_relief_c_(self) -> FloatArray:
+        """(J,) M_j [deg C]."""
+        self._now.solve()
+        return self._fit.coefficients_[len(self._tau) + 1 :]
 
     @property
     def residual_sd_c_(self) -> float:
         """Standard deviation of the fit [deg C]."""
-        self._fit.solve()
+        self._now.solve()
         return self._fit.residual_sd_c_
 
     def fit(self, states: Iterable[SysState]) -> Self:
@@ -113,7 +123,8 @@ class ThermalPredictor:
         Args:
             horizon_s: How far to look [s].
             power_w: Power from now on [W], or a plan of loads one after another; by default the power that
-                recent readings let expect, whose errors then widen the interval.
+                recent readings let expect, whose errors then widen the interval. Use of the memory goes on as it
+                was last read but for loads that plan it; the first is better told than read where it began just now.
             num_points: Points of the forecast, evenly spaced from now on.
 
         Raises:
@@ -125,13 +136,14 @@ class ThermalPredictor:
             raise ConfigError(
                 f"forecast over {horizon_s} s in {num_points} points: needs a positive horizon, 2 points or more"
             )
-        smoothed_w = self._fitted()
-        plan = self._plan(power_w)
+        smoothed = self._fitted()
+        plan = as_plan(power_w, self._now.outlook.expected_w)
         ahead_s = np.linspace(0.0, horizon_s, num_points)
-        course = follow(plan, ahead_s, smoothed_w, self._tau)
-        features = np.column_stack([np.ones(num_points), course.smoothed_w])
+        course = follow(plan, ahead_s, smoothed, self._tau, self._now.memory_util)
+        features = np.column_stack([np.ones(num_points), course.smoothed])
         faded = np.exp(-ahead_s / self._tau.max())  # how long the distance of the last reading from the fit counts
-        temp_c = features @ self._fit.coefficients_ + self._now.offset_c * faded
+        settled_c = self._now.offset_c if plan[0].memory_util is None else self._now.settled_c
+        temp_c = features @ self._fit.coefficients_ + self._now.faded_c(self._now.offset_c, settled_c, ahead_s)
         variance = self._fit.variance(features - features[0] * faded[:, None])
         low_c, high_c = self._bounds(temp_c, ahead_s, variance, course, planned=power_w is not None)
         power_low_w, power_high_w = self._power_bounds(ahead_s, course, planned=power_w is not None)
@@ -145,18 +157,19 @@ class ThermalPredictor:
             power_high_w=power_high_w,
         )
 
-    def predict_thermal_impact(self, energy_j: float, duration_s: float) -> Estimate:
+    def predict_thermal_impact(self, energy_j: float, duration_s: float, *, memory_util: float = 0.0) -> Estimate:
         """How much warmer the core is at the end of some work than it would be without it.
 
         Args:
             energy_j: Energy of the work beyond what is drawn without it [J].
             duration_s: Time it takes [s].
+            memory_util: Use of the memory beyond what it is without the work, in [-1, 1].
 
         Returns:
             Temperature difference [deg C] with its 90 % interval.
 
         Raises:
-            ConfigError: For a duration that is not positive or a power that no board draws.
+            ConfigError: For a duration that is not positive, a power that no board draws or a use that no memory has.
             CostError: Before enough states were learned.
         """
         if not (math.isfinite(duration_s) and duration_s > 0.0 and abs(energy_j) <= MOST_W * duration_s):
@@ -164,19 +177,25 @@ class ThermalPredictor:
                 f"thermal impact of {energy_j} J over {duration_s} s: needs a positive duration, and an energy that "
                 f"makes {MOST_W:g} W at most"
             )
+        if not -1.0 <= memory_util <= 1.0:
+            raise ConfigError(f"thermal impact of a memory_util of {memory_util} more: needs a number from -1 to 1")
         self._fitted()
-        feature = np.concatenate([[0.0], (1.0 - np.exp(-duration_s / self._tau)) * energy_j / duration_s])
+        driven = inputs(energy_j / duration_s, memory_util, len(self._tau))
+        feature = np.concatenate([[0.0], settle(np.zeros(len(driven)), driven, self._tau, duration_s)])
         value_c = float(feature @ self._fit.coefficients_)
         half_c = _Z90 * math.sqrt(float(self._fit.variance(feature[None, :])[0]))
         return Estimate(value_c, value_c - half_c, value_c + half_c, Kind.PREDICTED)
 
-    def predict_cost_impact(self, cost: CostPrediction, *, repeats: int = 1, base_power_w: float = 0.0) -> Estimate:
+    def predict_cost_impact(
+        self, cost: CostPrediction, *, repeats: int = 1, base_power_w: float = 0.0, memory_util: float = 0.0
+    ) -> Estimate:
         """How much warmer the core is after `repeats` executions of what a cost model predicted, back to back.
 
         Args:
             cost: Prediction for one execution; its energy holds what the board draws anyway.
             repeats: Executions, at least 1.
             base_power_w: Power that would be drawn without the work, as the board's idle power [W].
+            memory_util: As in `predict_thermal_impact`.
 
         Returns:
             Temperature difference [deg C]; its interval spans those of the energy and of the thermal model.
@@ -191,7 +210,9 @@ class ThermalPredictor:
         energies_j = [cost.energy_j.low, cost.energy_j.value, cost.energy_j.high]
         low, middle, high = (
             self.predict_thermal_impact(
-                repeats * (cost.energy_j.value if e is None else e) - base_power_w * duration_s, duration_s
+                repeats * (cost.energy_j.value if e is None else e) - base_power_w * duration_s,
+                duration_s,
+                memory_util=memory_util,
             )
             for e in energies_j
         )
@@ -241,28 +262,16 @@ class ThermalPredictor:
                 "with both temperature and power: sample for longer"
             )
         self._now.solve()
-        if self._now.smoothed_w is None:
+        if self._now.smoothed is None:
             raise CostError("thermal predictor was loaded but has seen no state since: give it one with update()")
-        return self._now.smoothed_w
-
-    def _plan(self, power_w: float | Sequence[PlannedLoad] | None) -> Sequence[PlannedLoad]:
-        if power_w is None:
-            return [PlannedLoad(duration_s=math.inf, power_w=self._now.outlook.expected_w)]
-        if isinstance(power_w, NUMBER):
-            return [PlannedLoad(duration_s=math.inf, power_w=float(power_w))]
-        plan = list(power_w)
-        if not plan or not all(isinstance(load, PlannedLoad) for load in plan):
-            raise ConfigError(
-                f"a plan of {len(plan)} loads: needs one PlannedLoad or more, or None where nothing is planned"
-            )
-        return plan
+        return self._now.smoothed
 
     def _bounds(
         self, temp_c: FloatArray, ahead_s: FloatArray, variance: FloatArray, course: Course, *, planned: bool
     ) -> tuple[FloatArray, FloatArray]:
         """Past errors where there are enough, else the spread of fit and power; widened by what is unknown anyway."""
         kept = np.exp(-ahead_s[:, None] / self._tau)
-        response = (1.0 - kept) @ self._fit.coefficients_[1:]
+        response = (1.0 - kept) @ self.resistance_c_per_w_
         fit_c, plan_c = _Z90 * np.sqrt(variance), _Z90 * response * course.power_sd_w
         past = self._now.errors.bounds(
             ForecastOf.TEMP_GIVEN_POWER if planned else ForecastOf.TEMP, ahead_s, self._now.reading_error_c

@@ -3,6 +3,7 @@
 It asks the device for nothing but work: clocks, limits and modes stay as they are.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -27,8 +28,10 @@ class StressWork(StrEnum):
     COPY = "copy"
 
 
-def make_burst(device: torch.device, work: StressWork, size: int = 0, processors: float = 1.0) -> Burst:
-    """A function that does a few milliseconds of work and waits for its end.
+def make_burst(
+    device: torch.device, work: StressWork, size: int = 0, processors: float = 1.0, *, burst_s: float = _BURST_S
+) -> Burst:
+    """A function that does some milliseconds of work and waits for its end.
 
     Args:
         device: Where; a CPU does the same work at smaller sizes, on one thread.
@@ -36,6 +39,7 @@ def make_burst(device: torch.device, work: StressWork, size: int = 0, processors
         size: Rows of square matrices, or MiB of a copy; 0 for what fills the device.
         processors: Share of a GPU's processors aimed at, by as many independent products of one tile as
             there are processors in the share; 1 leaves the choice to the library. Products only.
+        burst_s: About how long a burst takes [s]; at least one product or copy.
 
     Raises:
         ConfigError: For a share outside (0, 1], or one of copies or of a CPU; for a size that a machine's memory lacks.
@@ -53,7 +57,7 @@ def make_burst(device: torch.device, work: StressWork, size: int = 0, processors
     else:
         launch = _copy(device, (size or (1024 if device.type == "cuda" else 16)) << 20)
     wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
-    launches = _launches_in(_BURST_S, launch, wait, device)
+    launches = _launches_in(burst_s, launch, wait, device)
 
     def burst() -> None:
         for _ in range(launches):
@@ -68,6 +72,7 @@ def keep_busy(
     duty: Callable[[], float],
     seconds: float,
     *,
+    period_s: float = PERIOD_S,
     stopped: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -78,18 +83,24 @@ def keep_busy(
         burst: The work.
         duty: Share of time in [0, 1], asked for in each period.
         seconds: Hard limit; the last burst may end a few milliseconds later.
+        period_s: Length of a period [s]; where bursts are longer than the share of one, several keep it together.
         stopped: Whether to end early, asked after every burst.
         clock, sleep: Time [s].
 
     Returns:
         Time spent in bursts [s].
+
+    Raises:
+        ConfigError: For a period that is not positive.
     """
+    if not 0.0 < period_s < math.inf:
+        raise ConfigError(f"period of {period_s} s of a load: needs a positive number")
     start_s, busy_s, period = clock(), 0.0, 0
     owed_s, counted_s = 0.0, start_s  # bursts may be long against a period: what was too much is made up for later
     while not stopped() and clock() - start_s < seconds:
         share = duty()
-        period_end_s = min(start_s + (period + 1) * PERIOD_S, start_s + seconds)
-        owed_s = min(owed_s + share * (period_end_s - counted_s), PERIOD_S)
+        period_end_s = min(start_s + (period + 1) * period_s, start_s + seconds)
+        owed_s = min(owed_s + share * (period_end_s - counted_s), period_s)
         counted_s = period_end_s
         while owed_s > 0.0 and clock() < period_end_s and not stopped():
             before_s = clock()
@@ -98,7 +109,7 @@ def keep_busy(
             owed_s -= took_s
             busy_s += took_s
         sleep(max(period_end_s - clock(), 0.0))
-        period = int((clock() - start_s) / PERIOD_S + 1e-9)
+        period = int((clock() - start_s) / period_s + 1e-9)
     return busy_s
 
 

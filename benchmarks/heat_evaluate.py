@@ -70,12 +70,12 @@ def evaluate(traces: Sequence[Trace], fit_share: float) -> dict[str, Any]:
 def _judge_trace(trace: Trace, fit_share: float, arms: dict[str, dict[str, list[Judged]]]) -> dict[str, Any]:
     split_s = _split_s(trace, fit_share)
     predictor = ThermalPredictor().fit(s for s in trace.states if s.time_s < split_s)
-    plan_error = _plan_error(trace, split_s)
+    plan_errors = _plan_errors(trace, split_s)
     saved = predictor.as_dict()
     for mode in ("frozen", "online"):
         served = ThermalPredictor.from_dict(saved)
         served.fit([s for s in trace.states if s.time_s < split_s][-1:])
-        for forecast_of in _replay(trace, split_s, served, plan_error, learn=mode == "online"):
+        for forecast_of in _replay(trace, split_s, served, plan_errors, learn=mode == "online"):
             for name, (part, judged) in forecast_of:
                 arms.setdefault(f"{name}, {mode}", {}).setdefault(part, []).append(judged)
     return {
@@ -83,7 +83,10 @@ def _judge_trace(trace: Trace, fit_share: float, arms: dict[str, dict[str, list[
         "states": len(trace.states),
         "loads_held_out": sum(load.start_s >= split_s for load in trace.loads),
         "split_s": round(split_s - trace.states[0].time_s, 2),
-        "plan_error_pct": round(100.0 * plan_error, 2),
+        "plan_error_pct": {
+            "with_pauses": round(100.0 * plan_errors[True], 2),
+            "without": round(100.0 * plan_errors[False], 2),
+        },
         "ambient_c": round(predictor.ambient_c_, 3),
         "resistance_c_per_w": {
             str(tau): round(float(r), 5)
@@ -107,23 +110,34 @@ def _split_s(trace: Trace, fit_share: float) -> float:
     return starts_s[0]
 
 
-def _plan_error(trace: Trace, split_s: float) -> float:
-    """Root mean square of (mean power of a load / power planned - 1) over the loads that are fitted."""
+def _plan_errors(trace: Trace, split_s: float) -> dict[bool, float]:
+    """Root mean square of (mean power of a load / power planned - 1) over the fitted loads with pauses, and without.
+
+    Pauses depend on the host, so that loads which have them are planned less exactly.
+    """
     drawn_w: dict[PlannedStep, list[float]] = {}
     for state in trace.states:
         load = _load_at(trace, state.time_s)
         power_w = state.power_w if state.power_avg_w is None else state.power_avg_w
         if state.time_s < split_s and state.time_s - load.start_s >= _SETTLED_S and power_w is not None:
             drawn_w.setdefault(load, []).append(power_w)
-    off = [np.mean(powers_w) / load.planned_w - 1.0 for load, powers_w in drawn_w.items() if load.planned_w]
-    return float(np.sqrt(np.mean(np.square(off)))) if off else 0.0
+    off: dict[bool, list[float]] = {False: [], True: []}
+    for load, powers_w in drawn_w.items():
+        if load.planned_w:
+            off[_pauses(load)].append(float(np.mean(powers_w)) / load.planned_w - 1.0)
+    every = off[False] + off[True]
+    return {paused: float(np.sqrt(np.mean(np.square(some or every or [0.0])))) for paused, some in off.items()}
+
+
+def _pauses(load: PlannedStep) -> bool:
+    return 0.0 < load.duty < 1.0
 
 
 def _load_at(trace: Trace, time_s: float) -> PlannedStep:
     return trace.loads[max(bisect.bisect_right(trace.loads, time_s, key=lambda load: load.start_s) - 1, 0)]
 
 
-def _plan(trace: Trace, time_s: float, plan_error: float) -> list[PlannedLoad]:
+def _plan(trace: Trace, time_s: float, plan_errors: dict[bool, float]) -> list[PlannedLoad]:
     """Loads from now to the horizon, as they were planned."""
     edges_s = [time_s] + [x.start_s for x in trace.loads if time_s < x.start_s < time_s + HORIZON_S]
     ends_s = [*edges_s[1:], math.inf]
@@ -135,7 +149,7 @@ def _plan(trace: Trace, time_s: float, plan_error: float) -> list[PlannedLoad]:
             PlannedLoad(
                 duration_s=end_s - start_s,
                 power_w=planned_w,
-                power_sd_w=plan_error * planned_w,
+                power_sd_w=plan_errors[_pauses(load)] * planned_w,
                 memory_util=load.planned_memory_util,
             )
         )
@@ -143,7 +157,7 @@ def _plan(trace: Trace, time_s: float, plan_error: float) -> list[PlannedLoad]:
 
 
 def _replay(
-    trace: Trace, split_s: float, predictor: ThermalPredictor, plan_error: float, *, learn: bool
+    trace: Trace, split_s: float, predictor: ThermalPredictor, plan_errors: dict[bool, float], *, learn: bool
 ) -> list[list[tuple[str, tuple[str, Judged]]]]:
     """Run through the held-out states; at each, the forecasts of both arms beside what came."""
     times_s = [state.time_s for state in trace.states]
@@ -157,7 +171,7 @@ def _replay(
         load = _load_at(trace, then.time_s)
         seen = (now, then, _load_at(trace, now.time_s) is not load, load.name)
         span_s = then.time_s - now.time_s
-        planned = predictor.predict(span_s, _plan(trace, now.time_s, plan_error), num_points=2)
+        planned = predictor.predict(span_s, _plan(trace, now.time_s, plan_errors), num_points=2)
         expected = predictor.predict(span_s, num_points=2)
         found.append(
             [

@@ -50,7 +50,7 @@ def unpack(planes: tuple[Tensor, ...], columns: int) -> Tensor:
     Raises:
         ConfigError: no or too many planes, or planes that are not those of so many columns.
     """
-    _check_planes(planes, columns)
+    check_planes(planes, columns)
     code = _unpack_two_bits(planes[0])
     for plane in planes[1:2]:
         code = (code << 2) | _unpack_two_bits(plane)
@@ -137,7 +137,8 @@ def _unpack_four_bits(plane: Tensor) -> Tensor:
     return slots
 
 
-def _check_planes(planes: tuple[Tensor, ...], columns: int) -> None:
+def check_planes(planes: tuple[Tensor, ...], columns: int) -> None:
+    """Refuse planes that are not those of so many columns."""
     if not 1 <= len(planes) <= 3:
         raise ConfigError(f"{len(planes)} bit planes: a code has 1 (int2), 2 (int4) or 3 (int8)")
     chunks = -(-columns // CHUNK)

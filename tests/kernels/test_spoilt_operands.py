@@ -96,7 +96,7 @@ def _attention(batch=2, groups=2, length=6, width=8, heads=4, **changes):
 
 @pytest.mark.parametrize("place", [6, -1, 2**40])
 def test_places_outside_the_cache(place):
-    _refused(_attention, f"place {place} in a cache of 6", place_1=torch.tensor([place]))
+    _refused(_attention, rf"place \[{place}\] in a cache of 6", place_1=torch.tensor([place]))
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,9 @@ def dequantize(matrices: Matrices, bits_E: Tensor | None = None, *, dtype: torch
         bits_E: (E,) precision at which each expert of a nested bank is read; a value between 2, 4 and 8 reads the
             one below it. None reads all planes. Formats with one precision do not look at it.
         dtype: In float32, integer codes with the middle of their range as zero are exact.
+
+    Raises:
+        ConfigError: bits for another number of experts, or planes that do not belong together.
     """
     if isinstance(matrices, DenseMatrices):
         return matrices.weight_ENC.to(dtype)
@@ -75,6 +78,11 @@ def dequantize(matrices: Matrices, bits_E: Tensor | None = None, *, dtype: torch
     codes_ENC = unpack(matrices.planes, matrices.columns)
     if bits_E is None or not matrices.nested:
         return _plane_weights(matrices, codes_ENC, matrices.max_bits, -1, dtype)
+    if bits_E.shape != codes_ENC.shape[:1] or bits_E.device != codes_ENC.device:
+        raise ConfigError(
+            f"bits of shape {tuple(bits_E.shape)} on {bits_E.device} for {codes_ENC.shape[0]} experts on "
+            f"{codes_ENC.device}: needed one for each, there"
+        )
     weight_ENC = _plane_weights(matrices, codes_ENC, 2, 0, dtype)
     for p, bits in enumerate((4, 8)[: len(matrices.planes) - 1], start=1):
         read_E11 = (bits_E >= bits).view(-1, 1, 1)

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from benchmarks.kernels.registry import check_names, choose
 from benchmarks.kernels.results import environment, write
 from benchmarks.kernels.rivals import RIVALS
 from benchmarks.kernels.runner import Found, Plan, Runner
+from benchmarks.options import check_counts, check_file, check_seconds
 from thermoe.errors import ConfigError, ThermoeError
 
 ENTRIES = [*OWN_KERNELS, *RIVALS]
@@ -62,8 +62,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError("--energy was asked for and there is no GPU to measure: leave it out, or run on one")
     if device.type == "cuda" and plan.seconds < LEAST_WINDOW_S:
         raise ConfigError(f"--seconds {plan.seconds}: sensors need {LEAST_WINDOW_S} at the least")
-    if options.out.is_dir():
-        raise ConfigError(f"--out {options.out} is a folder: give a file to write")
+    check_file(options.out)
     started_s = time.monotonic()
     sensors = open_sensors(device)
     if plan.energy and sensors is None:
@@ -103,12 +102,15 @@ def make_plan(options: argparse.Namespace) -> Plan:
         ConfigError: An unknown name or a number out of range.
     """
     shapes, formats = comma_list(options.shapes), comma_list(options.formats)
+    if not shapes:
+        raise ConfigError(f"--shapes {options.shapes!r} names none: choose from {', '.join(SHAPES)}")
     check_names("shape", shapes, list(SHAPES))
     check_names("format", formats, list(FORMATS))
     if options.rounds < 1 or options.windows < 1:
         raise ConfigError(f"--rounds {options.rounds} --windows {options.windows}: both need to be 1 or more")
-    if not (math.isfinite(options.seconds) and options.seconds > 0):
-        raise ConfigError(f"--seconds {options.seconds}: give a positive number")
+    check_seconds(options.seconds)
+    if options.jobs is not None:
+        check_counts(options, "jobs")
     return Plan(
         entries=choose(ENTRIES, comma_list(options.ops), comma_list(options.impls)),
         shapes=shapes,

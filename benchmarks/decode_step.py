@@ -22,10 +22,13 @@ from torch import Tensor
 from benchmarks import arms as make
 from benchmarks import card
 from benchmarks.kernels.results import dtype_on
+from benchmarks.options import check_counts, check_file, in_one_line
 from benchmarks.random_experts import random_quantised
 from benchmarks.windows import ReadState, Sample, Sampler, interleaved, sensor_figures, summarise_arm, windows_line
+from thermoe.errors import ConfigError
 from thermoe.integrations.decoding import Decoder
 from thermoe.integrations.experts import register_experts
+from thermoe.integrations.experts_quantised import precision_of
 from thermoe.integrations.hooks import RouterHooks
 
 BATCH_SIZE = 16
@@ -232,14 +235,20 @@ def rows(bench: Bench, arms: Sequence[StepArm], samples: Sequence[Sample]) -> li
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write."""
+    """Measure and write; 2 if an option is wrong."""
+    return in_one_line(_run, argv, "benchmarks.decode_step")
+
+
+def _run(argv: Sequence[str] | None) -> int:
     options = _options(argv)
+    check_file(options.out)
+    check_counts(options, "layers", "context", "trials")
+    arms = _chosen(options)
     device = card.find_device("cpu" if options.smoke else options.device)
     sensors = card.open_sensors(device)
     read = sensors.read if sensors else None
     started_s = time.monotonic()
     bench = Bench(options, device)
-    arms = _chosen(options)
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     env = card.describe(device, read, settings) | {"calibration": {"before": card.calibrate(device)}}
     samples: list[Sample] = []
@@ -255,11 +264,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _chosen(options: argparse.Namespace) -> list[StepArm]:
-    known = all_arms([name for name in options.formats.split(",") if name])
+    known = all_arms([name for name in options.formats.split(",") if name and precision_of(name)])  # or refused
     wanted = [name for name in options.arms.split(",") if name]
     unknown = sorted(set(wanted) - {arm.name for arm in known})
     if unknown:
-        raise SystemExit(f"unknown arms {', '.join(unknown)}: choose from {', '.join(a.name for a in known)}")
+        raise ConfigError(f"unknown arms {', '.join(unknown)}: choose from {', '.join(a.name for a in known)}")
     return [arm for arm in known if not wanted or arm.name in wanted]
 
 

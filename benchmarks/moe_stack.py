@@ -21,6 +21,7 @@ import torch
 from benchmarks import arms as make
 from benchmarks import card
 from benchmarks.arms import Arm
+from benchmarks.options import check_counts, check_folder, check_seconds, in_one_line
 from benchmarks.stack import IMPLS, MoeStack
 from benchmarks.windows import (
     ReadState,
@@ -242,7 +243,11 @@ def _impls(text: str) -> tuple[str, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write; 1 if a check failed (the figures are written all the same)."""
+    """Measure and write; 1 if a check failed (the figures are written all the same), 2 if an option is wrong."""
+    return in_one_line(_run, argv, "benchmarks.moe_stack")
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.moe_stack", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json and samples.csv")
     parser.add_argument("--layers", type=int, default=12)
@@ -254,6 +259,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--smoke", action="store_true", help="a tiny stack without graph and energy, on any machine")
     options = parser.parse_args(argv)
+    check_folder(options.out)
+    check_counts(options, "layers", "tokens", "batches", "trials")
+    check_seconds(options.seconds)
     device = card.find_device("cpu" if options.smoke else options.device)
     shape = SMOKE_SHAPE if options.smoke else replace(NAMED_SHAPES["qwen3-30b-a3b"], num_layers=options.layers)
     started_s = time.monotonic()

@@ -19,6 +19,9 @@ IDS = torch.tensor([[1, 2, 3]])
         (IDS + 100, None, "vocabulary of 64"),
         (IDS - 2, None, "vocabulary of 64"),
         (IDS, [[1, 1, 1]], "attention_mask of type list"),
+        (IDS, torch.tensor([[0, 0.5, 1]]), "other values than 0 and 1"),
+        (IDS, torch.tensor([[-1, 1, 1]]), "other values than 0 and 1"),
+        (IDS, torch.tensor([[float("nan"), 1, 1]]), "other values than 0 and 1"),
     ],
 )
 def test_prompts_that_cannot_be_decoded(ids, mask, said):
@@ -39,7 +42,7 @@ def test_counts_of_new_tokens_that_cannot_be(count):
     assert checked_count(100, 100) == 100
 
 
-@pytest.mark.parametrize("stops", [3, "ab", [1.5], ["2"], [True]])
+@pytest.mark.parametrize("stops", [3, "ab", [1.5], ["2"], [True], [2**70]])
 def test_stop_tokens_that_cannot_be(stops):
     with pytest.raises(ConfigError, match="sequence of token ids"):
         checked_stops(stops)

@@ -218,3 +218,34 @@ def test_loops_and_prompts_that_do_not_fit_are_refused():
     for mask in ([[1, 1, 0], [1, 1, 1]], [[1, 0, 1], [1, 1, 1]], [[0, 0, 0], [1, 1, 1]]):
         with pytest.raises(ConfigError, match="pad on the left"):
             loop.generate(ids, mask_BS=torch.tensor(mask), max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"batch_size": 2.0}, {"batch_size": "2"}, {"length": 2.5}, {"stop_token_ids": ["a"]}, {"stop_token_ids": [1.5]},
+     {"pad_token_id": "a"}, {"pad_token_id": 1.5}, {"stop_token_ids": [2**70]}],
+)  # fmt: skip
+def test_a_loop_of_no_size_or_tokens(settings):
+    with pytest.raises(ConfigError, match="needed"):
+        DecodeLoop(
+            Counting(16), **({"batch_size": 2, "max_length": settings.pop("length", 16), "device": "cpu"} | settings)
+        )
+
+
+def test_prompts_masks_and_counts_of_another_type():
+    _, loop = loop_of()
+    ids = torch.tensor([[1, 2], [3, 4]])
+    for count in (2.5, "2", None, True):
+        with pytest.raises(ConfigError, match="whole numbers"):
+            loop.generate(ids, max_new_tokens=count)
+    with pytest.raises(ConfigError, match="whole numbers"):
+        loop.generate(ids.float(), max_new_tokens=2)
+    for first in (-1.0, 0.5, 2.0, float("nan")):
+        with pytest.raises(ConfigError, match="0 and 1"):
+            loop.generate(ids, mask_BS=torch.tensor([[first, 1], [1, 1]]), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("top_k", [2.5, float("inf"), True])
+def test_a_number_of_likeliest_tokens_that_is_not_whole(top_k):
+    with pytest.raises(ConfigError, match="whole number"):
+        Sampling(do_sample=True, top_k=top_k)

@@ -24,6 +24,7 @@ from thermoe.kernels.expert_mlp import (
     expert_mlp,
     unpack,
 )
+from thermoe.kernels.expert_mlp.checks import check_experts
 
 DENSE_BITS = 16
 _MATRICES = ("fc1", "fc2")
@@ -38,6 +39,9 @@ class ExpertBank(nn.Module):
         fc1, fc2: Planes of both matrices, read at 2, 4 and 8 bits.
         activation: Between the two.
         bias1_EN, bias2_ED: float32, or None.
+
+    Raises:
+        ConfigError: Planes, scales or biases that do not belong together, or hold one precision.
 
     Attributes:
         bits_E: (E,) int32, the precision at which each expert is read: 2, 4 or 8, and 16 for an expert that is
@@ -73,12 +77,15 @@ class ExpertBank(nn.Module):
             self.register_buffer(f"{name}_scale", matrices.scale_PENG)
         self.register_buffer("bias1", bias1_EN)
         self.register_buffer("bias2", bias2_ED)
+        if fc1.group_size != fc2.group_size:
+            raise ConfigError(f"groups of {fc1.group_size} and {fc2.group_size} columns: a bank has one size")
         self._columns = {"fc1": fc1.columns, "fc2": fc2.columns}
         device = fc1.planes[0].device
         self.register_buffer("bits_E", torch.full((self.num_experts,), 8, dtype=torch.int32, device=device))
         self.register_buffer("kept_slot_E", torch.full((self.num_experts,), -1, dtype=torch.int32, device=device))
         self.register_buffer("kept_fc1", None)
         self.register_buffer("kept_fc2", None)
+        check_experts(self.weights())
 
     @classmethod
     def from_weights(
@@ -131,7 +138,8 @@ class ExpertBank(nn.Module):
     def _keep(self, fc1_END: Tensor, fc2_EDI: Tensor, kept: Sequence[int]) -> None:
         if not kept:
             return
-        if len(set(kept)) != len(kept) or not all(0 <= expert < self.num_experts for expert in kept):
+        whole = all(isinstance(expert, int) and 0 <= expert < self.num_experts for expert in kept)
+        if len(set(kept)) != len(kept) or not whole:
             raise ConfigError(
                 f"experts to keep in bf16: {list(kept)}; give different ones of 0 to {self.num_experts - 1}"
             )
@@ -152,6 +160,7 @@ class ExpertBank(nn.Module):
 
     def matrices(self, name: str) -> PlaneMatrices:
         """The planes of "fc1" or "fc2"."""
+        _check_name(name)
         planes = tuple(self.get_buffer(f"{name}_plane{place}") for place in range(3))
         return PlaneMatrices(
             planes=planes,
@@ -176,11 +185,14 @@ class ExpertBank(nn.Module):
         """Replace the scales of "fc1" or "fc2"; the codes stay.
 
         Raises:
-            ConfigError: scales of another shape.
+            ConfigError: scales of another shape, or not finite in float16.
         """
+        _check_name(name)
         held = self.get_buffer(f"{name}_scale")
         if scale_PENG.shape != held.shape:
             raise ConfigError(f"scales of shape {tuple(scale_PENG.shape)} for {name}: need {tuple(held.shape)}")
+        if not bool(scale_PENG.to(held.dtype).isfinite().all()):
+            raise ConfigError(f"scales for {name} that are NaN or beyond {held.dtype}: give finite ones")
         held.copy_(scale_PENG)
 
     def weights(self) -> ExpertWeights:
@@ -214,8 +226,8 @@ class ExpertBank(nn.Module):
         Raises:
             ConfigError: another precision, another number of experts, or 16 for an expert that is not kept.
         """
-        wanted = [bits] * self.num_experts if isinstance(bits, int) else [int(b) for b in bits]
-        if len(wanted) != self.num_experts or not set(wanted) <= {*NESTED_BITS, DENSE_BITS}:
+        wanted = list(bits) if isinstance(bits, Sequence) else [bits] * self.num_experts
+        if len(wanted) != self.num_experts or not all(b in (*NESTED_BITS, DENSE_BITS) for b in wanted):
             raise ConfigError(f"bits {bits}: give 2, 4, 8 or 16 for each of {self.num_experts} experts, or one for all")
         missing = sorted({expert for expert, b in enumerate(wanted) if b == DENSE_BITS} - set(self.kept))
         if missing:
@@ -241,6 +253,9 @@ class ExpertBank(nn.Module):
 
     def dense(self, name: str, bits: int | None = None) -> Tensor:
         """(E, N, C) float32 weights of "fc1" or "fc2" at one precision, or at `bits_E` if None; kept experts too."""
+        _check_name(name)
+        if bits not in (None, *NESTED_BITS, DENSE_BITS):
+            raise ConfigError(f"{bits} bits: a bank is read at 2, 4 or 8, and kept experts at 16")
         bits_E = self.bits_E if bits is None else torch.full_like(self.bits_E, bits)
         weight = dequantize(self.matrices(name), bits_E)
         kept = self.get_buffer(f"kept_{name}") if self.kept_fc1 is not None else None
@@ -271,3 +286,8 @@ class ExpertBank(nn.Module):
             read += sum(plane.numel() for plane in matrices.planes[: NESTED_BITS.index(bits) + 1])
             read += 2 * matrices.scale_PENG[0].numel()
         return read // self.num_experts
+
+
+def _check_name(name: str) -> None:
+    if name not in _MATRICES:
+        raise ConfigError(f"matrix {name} of a bank: choose {' or '.join(_MATRICES)}")

@@ -174,21 +174,29 @@ def check_weights(weight_ENC: Tensor, bits: tuple[int, ...], group_size: int) ->
     Raises:
         ConfigError: another shape or dtype, NaN or infinite weights, bits or groups that no format has.
     """
-    if weight_ENC.ndim != 3 or not weight_ENC.is_floating_point() or 0 in weight_ENC.shape:
+    wide = weight_ENC.is_floating_point() and weight_ENC.element_size() >= 2
+    if weight_ENC.ndim != 3 or not wide or 0 in weight_ENC.shape:
         raise ConfigError(
             f"weights of shape {tuple(weight_ENC.shape)} and {weight_ENC.dtype}: "
-            "give (experts, rows, columns) of floating-point numbers"
+            "give (experts, rows, columns) of floating-point numbers of 16 bits or more"
         )
     if bits not in (*((b,) for b in PLAIN_BITS), NESTED_BITS[:2], NESTED_BITS):
         raise ConfigError(f"{bits} bits: choose 2, 3, 4 or 8, or a nested bank of 2 and 4 or of 2, 4 and 8")
-    if group_size not in (32, 64) and (group_size < 128 or group_size % 128):
-        raise ConfigError(f"groups of {group_size} columns: choose 32, 64 or a multiple of 128")
+    if not isinstance(group_size, int) or (group_size not in (32, 64) and (group_size < 128 or group_size % 128)):
+        raise ConfigError(f"groups of {group_size!r} columns: choose 32, 64 or a multiple of 128")
     largest = max(abs(float(end)) for end in weight_ENC.detach().aminmax())  # NaN at both ends where there is one
     if not largest < _LARGEST:
         raise ConfigError(
             f"weights reach {largest:g}: float16 scales need finite weights below {_LARGEST:g}: rescale them"
         )
+    least = _LEAST_STEP * 2 ** bits[-1]
+    if 0 < largest < least:
+        raise ConfigError(
+            f"weights reach only {largest:g}: float16 scales of {bits[-1]}-bit codes lose weights below {least:g}: "
+            "rescale them"
+        )
 
 
 _TINY = 1e-30  # keeps 0 / 0 from becoming NaN in groups of zeros
 _LARGEST = 6e4
+_LEAST_STEP = 3e-6  # float16 holds such a scale to 1 %

@@ -33,9 +33,12 @@ def dense_experts(
     """Fused weights, checked: (E, 2 I, D) with gate rows first, or (E, I, D) without a gate; and (E, D, I).
 
     Raises:
-        ConfigError: shapes that do not belong together.
+        ConfigError: shapes, dtypes or devices that do not belong together.
     """
-    inter_size = fc2_EDI.shape[-1]
+    if activation not in set(Activation):
+        raise ConfigError(f"activation {activation}: choose from {', '.join(Activation)}")
+    activation = Activation(activation)
+    inter_size = fc2_EDI.shape[-1] if fc2_EDI.ndim else 0
     rows = inter_size * (2 if activation.gated else 1)
     wanted = (fc2_EDI.shape[0], rows, fc2_EDI.shape[1]) if fc2_EDI.ndim == 3 else None
     if fc1_END.ndim != 3 or wanted != tuple(fc1_END.shape):
@@ -43,6 +46,16 @@ def dense_experts(
             f"expert weights of shapes {tuple(fc1_END.shape)} and {tuple(fc2_EDI.shape)} with {activation}: need "
             f"(experts, {'2 x ' if activation.gated else ''}width, model width) and (experts, model width, width)"
         )
+    if fc1_END.dtype != fc2_EDI.dtype or fc1_END.device != fc2_EDI.device or not fc1_END.is_floating_point():
+        raise ConfigError(
+            f"expert weights of {fc1_END.dtype} on {fc1_END.device} and {fc2_EDI.dtype} on {fc2_EDI.device}: need one "
+            "floating-point dtype on one device"
+        )
+    for bias, shape in ((bias1_EN, fc1_END.shape[:2]), (bias2_ED, fc2_EDI.shape[:2])):
+        if bias is not None and (bias.shape != shape or bias.device != fc1_END.device):
+            raise ConfigError(
+                f"bias of shape {tuple(bias.shape)} on {bias.device}: need {tuple(shape)} on {fc1_END.device}"
+            )
     return ExpertWeights(
         fc1=DenseMatrices(weight_ENC=fc1_END.detach().contiguous()),
         fc2=DenseMatrices(weight_ENC=fc2_EDI.detach().contiguous()),
@@ -104,6 +117,9 @@ def _from_list(experts: nn.ModuleList) -> ExpertWeights:
             f"{len(experts)} experts of {len({type(e) for e in experts})} classes and {len(kinds)} kinds: give "
             "SimpleExpert of one kind"
         )
+    sizes = {(tuple(expert.get_parameter("fc1").shape), expert.get_parameter("fc1").dtype) for expert in experts}
+    if len(sizes) != 1:
+        raise UnsupportedModelError(f"experts of {len(sizes)} shapes and dtypes: give SimpleExpert of one size")
     fc1 = torch.stack([expert.get_parameter("fc1").detach() for expert in experts])
     fc2 = torch.stack([expert.get_parameter("fc2").detach() for expert in experts])
     gated = kinds == {ExpertKind.SWIGLU}

@@ -31,8 +31,14 @@ class ExpertFormat(StrEnum):
 _BITS = {ExpertFormat.INT8: 8, ExpertFormat.INT4: 4, ExpertFormat.INT3: 3, ExpertFormat.INT2: 2}
 
 
-def compressed(expert: SimpleExpert, held_as: ExpertFormat, *, group_size: int = 128) -> nn.Module:
-    """The expert in another format; itself if that is dense."""
+def compressed(expert: SimpleExpert, held_as: ExpertFormat | str, *, group_size: int = 128) -> nn.Module:
+    """The expert in another format; itself if that is dense.
+
+    Raises:
+        ConfigError: an unknown format.
+    """
+    _check_formats([held_as])
+    held_as = ExpertFormat(held_as)
     if held_as is ExpertFormat.DENSE:
         return expert
     if held_as in _BITS:
@@ -66,13 +72,17 @@ def make_experts(
     """
     if not formats:
         raise ConfigError("a layer without experts: give a format for at least one")
-    unknown = sorted({str(f) for f in formats} - set(ExpertFormat))
-    if unknown:
-        raise ConfigError(f"expert format {', '.join(unknown)}: choose from {', '.join(ExpertFormat)}")
+    _check_formats(formats)
     experts = nn.ModuleList()
     for held_as in formats:
         expert = SimpleExpert(d_model, inter_size, kind=kind, device=device, dtype=dtype)
         if generator is not None:
             expert.reset_parameters(generator)
-        experts.append(compressed(expert, ExpertFormat(held_as), group_size=group_size))
+        experts.append(compressed(expert, held_as, group_size=group_size))
     return experts
+
+
+def _check_formats(formats: Sequence[ExpertFormat | str]) -> None:
+    unknown = sorted({str(f) for f in formats} - set(ExpertFormat))
+    if unknown:
+        raise ConfigError(f"expert format {', '.join(unknown)}: choose from {', '.join(ExpertFormat)}")

@@ -42,7 +42,17 @@ class Moments:
 
     @torch.no_grad()
     def add(self, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> None:
-        """Adds the tokens of one forward."""
+        """Adds the tokens of one forward.
+
+        Raises:
+            ConfigError: tokens of another width, or ids and weights of other tokens.
+        """
+        wanted = x_TD.ndim == 2 and x_TD.shape[1] == self._experts.d_model and ids_TK.ndim == 2
+        if not wanted or ids_TK.shape[0] != x_TD.shape[0] or weights_TK.shape != ids_TK.shape:
+            raise ConfigError(
+                f"tokens {tuple(x_TD.shape)}, ids {tuple(ids_TK.shape)} and weights {tuple(weights_TK.shape)}: need "
+                f"(tokens, {self._experts.d_model}) and twice (tokens, experts per token)"
+            )
         for expert in range(self._experts.num_experts):
             token_R, slot_R = (ids_TK == expert).nonzero(as_tuple=True)
             if token_R.numel() == 0:

@@ -52,6 +52,8 @@ def quantize(
     check_weights(weight_ENC, precisions, group_size)
     _check_moment(weight_ENC, moment_ECC)
     costs = NESTED_WEIGHT if nested_weight is None else nested_weight
+    if not all(0 <= cost < float("inf") for cost in costs.values()) or not any(costs.get(b, 1.0) for b in precisions):
+        raise ConfigError(f"costs of errors {costs} for {precisions} bits: give finite ones of 0 or more, not all 0")
     weight_P = tuple(costs.get(b, 1.0) for b in precisions)
     if moment_ECC is None:
         rows = weight_ENC.reshape(1, -1, weight_ENC.shape[-1])
@@ -89,7 +91,12 @@ def _compensated(
 ) -> tuple[Tensor, Tensor]:
     through = weight @ moment
     scale = clipped_scales(weight, moment.diagonal(dim1=1, dim2=2), bits, group_size, weight_P)
-    code = compensated_codes(weight, moment, scale, bits, group_size, weight_P)
+    try:
+        code = compensated_codes(weight, moment, scale, bits, group_size, weight_P)
+    except torch.linalg.LinAlgError as err:  # type: ignore[attr-defined]
+        raise ConfigError(
+            "moments of the inputs have a direction with a negative square: sum x x' over the inputs"
+        ) from err
     scale = refitted_scales(through, moment, code, bits, group_size, scale)
     for _ in range(descents):
         code = descended_codes(weight, moment, scale, code, bits, group_size, weight_P)
@@ -102,10 +109,10 @@ def _compensated(
 
 def _normalised(moment_ECC: Tensor) -> Tensor:
     """Mean diagonal 1; an expert that never saw an input is treated as if its inputs were white."""
-    moment = moment_ECC.float()
-    size = moment.diagonal(dim1=1, dim2=2).mean(dim=-1).view(-1, 1, 1)
+    moment = moment_ECC if moment_ECC.dtype is torch.float64 else moment_ECC.float()
+    size = moment.diagonal(dim1=1, dim2=2).double().mean(dim=-1).view(-1, 1, 1).to(moment.dtype)
     white = torch.eye(moment.shape[-1], device=moment.device)
-    return torch.where(size > 0, moment / size.clamp_min(1e-30), white)
+    return torch.where(size > 0, (moment / size.clamp_min(1e-30)).float(), white)
 
 
 def _check_moment(weight_ENC: Tensor, moment_ECC: Tensor | None) -> None:
@@ -117,5 +124,7 @@ def _check_moment(weight_ENC: Tensor, moment_ECC: Tensor | None) -> None:
             f"moments of shape {tuple(moment_ECC.shape)} on {moment_ECC.device} for weights of shape "
             f"{tuple(weight_ENC.shape)} on {weight_ENC.device}: need {(experts, columns, columns)} there"
         )
-    if not bool(moment_ECC.isfinite().all()):
-        raise ConfigError("moments of the inputs hold NaN or infinity: calibrate on inputs that are finite")
+    if moment_ECC.is_complex() or not bool(moment_ECC.isfinite().all()):
+        raise ConfigError("moments of the inputs hold NaN, infinity or complex numbers: calibrate on finite inputs")
+    if bool((moment_ECC.diagonal(dim1=1, dim2=2) < 0).any()):
+        raise ConfigError("moments of the inputs have a negative square: sum x x' over the inputs")

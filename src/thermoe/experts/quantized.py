@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from thermoe.errors import ConfigError
 from thermoe.experts.fp8 import quantize_fp8
 from thermoe.experts.quantize import quantize
-from thermoe.experts.simple import ExpertKind, SimpleExpert
+from thermoe.experts.simple import ExpertKind, SimpleExpert, check_rows, checked_kind
 from thermoe.experts.three_bits import pack_three_bits, unpack_three_bits
 from thermoe.kernels.expert_mlp import (
     Activation,
@@ -35,7 +35,7 @@ class _CompressedExpert(nn.Module, ABC):
 
     def __init__(self, d_model: int, inter_size: int, kind: ExpertKind) -> None:
         super().__init__()
-        self.kind = ExpertKind(kind)
+        self.kind = checked_kind(kind, d_model, inter_size)
         self.d_model, self.inter_size = d_model, inter_size
 
     @abstractmethod
@@ -50,6 +50,15 @@ class _CompressedExpert(nn.Module, ABC):
     def _dequantize_and_unpack(self) -> tuple[Tensor, Tensor]:
         """The two weight matrices in float32."""
 
+    def _store_from(self, source: SimpleExpert | None, device: torch.device | str | None) -> None:
+        drawn = SimpleExpert(self.d_model, self.inter_size, kind=self.kind) if source is None else source
+        if drawn.kind is not self.kind or drawn.fc2.shape != (self.d_model, self.inter_size):
+            raise ConfigError(
+                f"source of kind {drawn.kind} and shape {tuple(drawn.fc2.shape)} for an expert of kind {self.kind} and "
+                f"{(self.d_model, self.inter_size)}: give one like it"
+            )
+        self._store(drawn.fc1.detach().to(device), drawn.fc2.detach().to(device))
+
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws the weights that a `SimpleExpert` draws from this generator, and compresses them."""
@@ -60,6 +69,7 @@ class _CompressedExpert(nn.Module, ABC):
 
     def forward(self, x_RD: Tensor) -> Tensor:
         """(R, D) to (R, D), in the dtype of `x`: through the fused kernel on a GPU where it reads this format."""
+        check_rows(x_RD, self.d_model)
         matrices = self._matrices() if x_RD.is_cuda else None
         return self._unfused(x_RD) if matrices is None else self._fused(x_RD, *matrices)
 
@@ -118,8 +128,7 @@ class QuantizedExpert(_CompressedExpert):
         if bits not in BITS:
             raise ConfigError(f"experts of {bits} bits: choose 8, 4, 3 or 2")
         self.bits, self.group_size = bits, group_size
-        drawn = SimpleExpert(d_model, inter_size, kind=kind) if source is None else source
-        self._store(drawn.fc1.detach().to(device), drawn.fc2.detach().to(device))
+        self._store_from(source, device)
 
     @classmethod
     def from_expert(cls, expert: SimpleExpert, *, bits: int = 4, group_size: int = 128) -> Self:
@@ -173,6 +182,9 @@ class Fp8Expert(_CompressedExpert):
         blocks: Scales for blocks instead of rows.
         device: Of codes and scales.
         source: The expert to compress; a newly drawn one if None.
+
+    Raises:
+        ConfigError: a size that is none, an unknown kind or a source of another shape.
     """
 
     def __init__(
@@ -187,8 +199,7 @@ class Fp8Expert(_CompressedExpert):
     ) -> None:
         super().__init__(d_model, inter_size, kind)
         self.blocks = blocks
-        drawn = SimpleExpert(d_model, inter_size, kind=kind) if source is None else source
-        self._store(drawn.fc1.detach().to(device), drawn.fc2.detach().to(device))
+        self._store_from(source, device)
 
     @classmethod
     def from_expert(cls, expert: SimpleExpert, *, blocks: bool = False) -> Self:

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from thermoe.errors import DataError
+from thermoe.errors import ConfigError, DataError
 from thermoe.experts.bank import ExpertBank
 from thermoe.kernels.expert_mlp import Activation, PlaneMatrices
 
@@ -16,7 +17,11 @@ _VERSION = 1
 
 
 def save_bank(bank: ExpertBank, path: Path) -> None:
-    """Writes planes, scales, biases, kept experts and present precisions to one file."""
+    """Writes planes, scales, biases, kept experts and present precisions to one file.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     described = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -25,7 +30,10 @@ def save_bank(bank: ExpertBank, path: Path) -> None:
         "columns": {name: bank.matrices(name).columns for name in ("fc1", "fc2")},
     }
     tensors = {name: buffer.contiguous() for name, buffer in bank.state_dict().items()}
-    save_file(tensors, str(path), metadata={_FORMAT: json.dumps(described)})
+    try:
+        save_file(tensors, str(path), metadata={_FORMAT: json.dumps(described)})
+    except (SafetensorError, OSError) as err:
+        raise DataError(f"expert bank {path} cannot be written ({err}): check folder and disk") from err
 
 
 def load_bank(path: Path, *, device: torch.device | str = "cpu") -> ExpertBank:
@@ -36,9 +44,7 @@ def load_bank(path: Path, *, device: torch.device | str = "cpu") -> ExpertBank:
     """
     try:
         with safe_open(str(path), framework="pt", device=str(device)) as file:
-            described = json.loads((file.metadata() or {}).get(_FORMAT, "{}"))
-            if described.get("version") != _VERSION:
-                raise DataError(f"{path} is no expert bank of version {_VERSION}: write it with save_bank")
+            described = _described(path, file.metadata())
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise DataError(f"expert bank {path} does not exist: check the path") from None
@@ -48,12 +54,25 @@ def load_bank(path: Path, *, device: torch.device | str = "cpu") -> ExpertBank:
         return _assembled(described, tensors)
     except KeyError as err:
         raise DataError(f"expert bank {path} lacks {err}: write it again") from None
+    except (ConfigError, ValueError, RuntimeError) as err:
+        raise DataError(f"expert bank {path} does not hold together ({err}): write it again") from err
 
 
-def _assembled(described: dict[str, object], tensors: dict[str, torch.Tensor]) -> ExpertBank:
+def _described(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+    """What is said beside the tensors."""
+    try:
+        described = json.loads((metadata or {}).get(_FORMAT, "{}"))
+    except json.JSONDecodeError:
+        described = None
+    if not isinstance(described, dict) or described.get("version") != _VERSION:
+        raise DataError(f"{path} is no expert bank of version {_VERSION}: write it with save_bank")
+    return described
+
+
+def _assembled(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> ExpertBank:
     columns, group_size = described["columns"], described["group_size"]
-    assert isinstance(columns, dict)
-    assert isinstance(group_size, int)
+    if not isinstance(columns, dict) or not all(isinstance(n, int) for n in (group_size, *columns.values())):
+        raise ValueError(f"columns {columns} in groups of {group_size}")
     fc1, fc2 = (
         PlaneMatrices(
             planes=tuple(tensors[f"{name}_plane{place}"] for place in range(3)),
@@ -71,8 +90,26 @@ def _assembled(described: dict[str, object], tensors: dict[str, torch.Tensor]) -
         bias1_EN=tensors.get("bias1"),
         bias2_ED=tensors.get("bias2"),
     )
-    for name in ("bits_E", "kept_slot_E"):
-        bank.get_buffer(name).copy_(tensors[name])
-    if "kept_fc1" in tensors:
-        bank.kept_fc1, bank.kept_fc2 = tensors["kept_fc1"], tensors["kept_fc2"]
+    for name in ("fc1", "fc2"):
+        bank.set_scales(name, tensors[f"{name}_scale"])
+    _keep(bank, tensors)
+    bits_E = tensors["bits_E"]
+    bank.set_bits(bits_E.tolist() if bits_E.ndim else [])
     return bank
+
+
+def _keep(bank: ExpertBank, tensors: dict[str, torch.Tensor]) -> None:
+    """Experts in bf16 beside the bank, and which they are."""
+    slot_E = tensors["kept_slot_E"]
+    slots = sorted(slot for slot in slot_E.flatten().tolist() if slot >= 0)
+    if slot_E.shape != bank.kept_slot_E.shape or slots != list(range(len(slots))):
+        raise ValueError(f"kept experts at {slot_E.tolist()} for {bank.num_experts} experts")
+    if not slots:
+        return
+    for name in ("fc1", "fc2"):
+        held = tensors[f"kept_{name}"]
+        wanted = (len(slots), *bank.matrices(name).shape[1:])
+        if tuple(held.shape) != wanted or held.dtype != torch.bfloat16:
+            raise ValueError(f"kept_{name} {tuple(held.shape)} of {held.dtype}, needed {wanted} of bfloat16")
+    bank.kept_slot_E.copy_(slot_E)
+    bank.kept_fc1, bank.kept_fc2 = tensors["kept_fc1"], tensors["kept_fc2"]

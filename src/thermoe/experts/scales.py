@@ -10,6 +10,7 @@ from torch import Tensor
 from thermoe.experts.codes import centred
 
 _RIDGE = 1e-2  # holds the least-squares scales near those they start from
+_FLOOR = 1e-4  # of the codes' own square: inputs that all point one way say nothing of a group that they cancel in
 _GAIN_BOUNDS = (0.8, 1.25)
 _TINY = 1e-30
 
@@ -40,7 +41,8 @@ def refitted_scales(
         places = _padded_groups(centred(code_ENC, bits[-1], b), group_size)
         right = (places * wished).sum(-1)
         left = _gram(places, moment)
-        ridge = _RIDGE * left.diagonal(dim1=-2, dim2=-1) + _TINY
+        along = left.diagonal(dim1=-2, dim2=-1)
+        ridge = torch.maximum(_RIDGE * along, _FLOOR * square_sum(places)) + _TINY
         left = left + torch.diag_embed(ridge)
         right = right + ridge * scale_PENG[precision]
         fitted.append(torch.linalg.solve(left, right.unsqueeze(-1)).squeeze(-1))

@@ -18,6 +18,23 @@ class ExpertKind(StrEnum):
     RELU = "relu"
 
 
+def checked_kind(kind: ExpertKind | str, d_model: int, inter_size: int) -> ExpertKind:
+    """The kind; refuses unknown ones and sizes that are none."""
+    if not (isinstance(d_model, int) and isinstance(inter_size, int) and d_model > 0 and inter_size > 0):
+        raise ConfigError(f"expert of width {inter_size} on d_model {d_model}: both need to be 1 or more")
+    if kind not in set(ExpertKind):
+        raise ConfigError(f"expert of kind {kind}: choose from {', '.join(ExpertKind)}")
+    return ExpertKind(kind)
+
+
+def check_rows(x_ND: Tensor, d_model: int) -> None:
+    """Refuse rows of another width, or of whole numbers."""
+    if not x_ND.ndim or x_ND.shape[-1] != d_model or not x_ND.is_floating_point():
+        raise ConfigError(
+            f"rows of shape {tuple(x_ND.shape)} and {x_ND.dtype}: this expert needs (rows, {d_model}) floating point"
+        )
+
+
 class SimpleExpert(nn.Module):
     """`fc2(silu(gate) * up)` for SwiGLU, where `fc1` holds gate and then up; `fc2(relu(fc1))` for ReLU.
 
@@ -32,7 +49,7 @@ class SimpleExpert(nn.Module):
         fc2: (D, I).
 
     Raises:
-        ConfigError: a size is not positive.
+        ConfigError: a size is not positive, or the kind is unknown.
     """
 
     def __init__(
@@ -45,9 +62,7 @@ class SimpleExpert(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if d_model < 1 or inter_size < 1:
-            raise ConfigError(f"expert of width {inter_size} on d_model {d_model}: both need to be 1 or more")
-        self.kind = ExpertKind(kind)
+        self.kind = checked_kind(kind, d_model, inter_size)
         rows = 2 * inter_size if self.kind is ExpertKind.SWIGLU else inter_size
         self.fc1 = nn.Parameter(torch.empty(rows, d_model, device=device, dtype=dtype))
         self.fc2 = nn.Parameter(torch.empty(d_model, inter_size, device=device, dtype=dtype))
@@ -62,6 +77,7 @@ class SimpleExpert(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """(N, D) to (N, D), in the dtype of the weights."""
+        check_rows(x_ND, self.fc2.shape[0])
         return nn.functional.linear(self._activate(nn.functional.linear(x_ND, self.fc1)), self.fc2)
 
     def _activate(self, hidden: Tensor) -> Tensor:

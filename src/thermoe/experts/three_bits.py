@@ -32,7 +32,14 @@ def pack_three_bits(codes_ENC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unpack_three_bits(high: Tensor, low: Tensor, columns: int) -> Tensor:
-    """The (E, N, columns) uint8 codes of the two planes."""
+    """The (E, N, columns) uint8 codes of the two planes.
+
+    Raises:
+        ConfigError: planes that do not belong together.
+    """
+    wanted = (*high.shape[:2], -(-columns // CHUNK) * CHUNK // 8)
+    if tuple(low.shape) != wanted or low.dtype != torch.uint8:
+        raise ConfigError(f"1-bit plane {tuple(low.shape)} of {low.dtype}: needed {wanted} of uint8")
     bytes_ = low.unflatten(-1, (-1, 1, CHUNK // _SLOTS))
     bits = ((bytes_ >> _shifts(low.device)) & 1).flatten(2)[..., :columns]
     codes: Tensor = unpack((high,), columns) << 1 | bits

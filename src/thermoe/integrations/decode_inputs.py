@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thermoe.errors import ConfigError
 
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_prompts(input_ids: Any, attention_mask: Any, vocabulary: int) -> None:
@@ -26,6 +26,8 @@ def check_prompts(input_ids: Any, attention_mask: Any, vocabulary: int) -> None:
         )
     if attention_mask is not None and not isinstance(attention_mask, Tensor):
         raise ConfigError(f"attention_mask {_described(attention_mask)}: needed a tensor as the tokenizer gives it")
+    if attention_mask is not None and not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+        raise ConfigError("attention_mask with other values than 0 and 1: needed 1 for a token, 0 for padding")
     if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocabulary:
         raise ConfigError(
             f"token {int(input_ids.max())} or {int(input_ids.min())} for a vocabulary of {vocabulary}: "
@@ -51,7 +53,7 @@ def checked_stops(value: Any) -> tuple[int, ...]:
         ConfigError: They are none.
     """
     found = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
-    if found is None or not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+    if found is None or not all(isinstance(i, int) and not isinstance(i, bool) and abs(i) < 2**63 for i in found):
         raise ConfigError(f"stop_token_ids = {value!r}: needed a sequence of token ids, such as [2]")
     return found
 

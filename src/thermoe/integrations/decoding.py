@@ -177,7 +177,7 @@ class Decoder:
         sampling = _sampling(config, given)
         stops = _ids_of(config.eos_token_id) if stop_token_ids is None else checked_stops(stop_token_ids)
         pad = (*_ids_of(config.pad_token_id), *stops, None)[0]
-        ids_BS = input_ids.to(self._model.device)
+        ids_BS = input_ids.to(self._model.device).long()
         mask_BS = _mask_of(ids_BS, attention_mask, pad, stops)
         length = -(-(ids_BS.shape[-1] + max_new_tokens) // LENGTH_STEP) * LENGTH_STEP
         loop = self._loop_for(int(ids_BS.shape[0]), length, sampling, stops, pad)

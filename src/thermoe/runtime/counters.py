@@ -116,7 +116,7 @@ class DeviceCounters:
         known = self._layout
         if known is not None and known.fits(live_T, columns, num_tokens):
             return known
-        live = torch.ones(num_tokens, device=device) if live_T is None else live_T.float()
+        live = torch.ones(num_tokens, device=device) if live_T is None else (live_T != 0).float()
         live_C = live.view(-1, columns).sum(0)
         offset_T1 = None
         if columns > 1:

@@ -55,7 +55,7 @@ class DecodeLoop:
         compiled: Whether the model's step runs code of torch.compile.
 
     Raises:
-        ConfigError: Sizes below 1, or graphs asked for without a GPU.
+        ConfigError: Sizes below 1, tokens that are none, or graphs asked for without a GPU.
     """
 
     def __init__(
@@ -72,8 +72,11 @@ class DecodeLoop:
         lock: AbstractContextManager[Any] | None = None,
         compiled: bool = False,
     ) -> None:
-        if batch_size < 1 or max_length < 1:
-            raise ConfigError(f"{batch_size} sequences of up to {max_length} positions: needed 1 or more of both")
+        if not all(isinstance(size, int) and size > 0 for size in (batch_size, max_length)):
+            raise ConfigError(f"{batch_size!r} sequences of up to {max_length!r} positions: needed 1 or more of both")
+        tokens = (*stop_token_ids, *(() if pad_token_id is None else (pad_token_id,)))
+        if not all(isinstance(token, int) and abs(token) < 2**63 for token in tokens):
+            raise ConfigError(f"stop and padding tokens {tokens}: needed token ids")
         device = torch.device(device)
         if graph and device.type != "cuda":
             raise ConfigError(f"graph=True on {device.type}: CUDA graphs need a GPU, leave it out to decode without")
@@ -170,6 +173,8 @@ class DecodeLoop:
         return min(int((~ended_N).sum()) + 1, new_BN.shape[1])
 
     def _check(self, ids_BS: Tensor, mask_BS: Tensor, max_new_tokens: int) -> None:
+        if ids_BS.is_floating_point() or isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
+            raise ConfigError(f"prompts of {ids_BS.dtype} and {max_new_tokens!r} new tokens: needed whole numbers")
         if ids_BS.ndim != 2 or ids_BS.shape[0] != self.batch_size or not ids_BS.shape[1] or max_new_tokens < 1:
             raise ConfigError(
                 f"prompts of shape {tuple(ids_BS.shape)} and {max_new_tokens} new tokens: this loop needs "
@@ -182,6 +187,10 @@ class DecodeLoop:
             )
         if mask_BS.shape != ids_BS.shape:
             raise ConfigError(f"a mask of shape {tuple(mask_BS.shape)} for prompts of {tuple(ids_BS.shape)}")
+        if mask_BS.is_complex() or not bool(((mask_BS == 0) | (mask_BS == 1)).all()):
+            raise ConfigError(
+                f"a mask of {mask_BS.dtype} with other values than 0 and 1: give 1 for a token, 0 for padding"
+            )
         if not bool((mask_BS[:, 1:] >= mask_BS[:, :-1]).all() and mask_BS[:, -1].all()):
             raise ConfigError("a prompt is padded on the right or within: pad on the left (padding_side='left')")
 

@@ -34,11 +34,15 @@ class Sampling:
     def __post_init__(self) -> None:
         numbers = (self.temperature, self.top_k, self.top_p)
         if not all(isinstance(value, NUMBER) for value in numbers) or not (
-            self.temperature > 0 and self.top_k >= 0 and 0 < self.top_p <= 1
+            self.temperature > 0
+            and self.top_k >= 0
+            and isinstance(self.top_k, int)
+            and self.top_k is not True
+            and 0 < self.top_p <= 1
         ):
             raise ConfigError(
                 f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: needed temperature above 0, "
-                "top_k 0 or more, top_p above 0 and at most 1"
+                "top_k a whole number of 0 or more, top_p above 0 and at most 1"
             )
 
     def choose(self, logits_BV: Tensor) -> Tensor:
@@ -54,7 +58,7 @@ class Sampling:
     def _kept(self, scores_BV: Tensor) -> Tensor:
         """Scores with the tokens that cannot be drawn at -inf."""
         if 0 < self.top_k < scores_BV.shape[-1]:
-            least_B1 = scores_BV.topk(self.top_k, dim=-1).values[:, -1:]
+            least_B1 = scores_BV.topk(int(self.top_k), dim=-1).values[:, -1:]
             scores_BV = scores_BV.masked_fill(scores_BV < least_B1, float("-inf"))
         if self.top_p < 1:
             sorted_BV, order_BV = scores_BV.sort(dim=-1)

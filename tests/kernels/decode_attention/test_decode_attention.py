@@ -36,5 +36,5 @@ def test_bad_input_is_refused():
     refused("a mask of shape", 6, lambda x: x[:, :3])
     refused("norms of", norms=replace(norms, key_W=norms.key_W[:3]))
     refused("contiguous", 3, lambda x: x.transpose(2, 3).contiguous().transpose(2, 3))
-    refused("one dtype", 0, lambda x: x.double())
+    refused("float64, torch.float32", 0, lambda x: x.double())
     assert isinstance(norms, HeadNorms)

@@ -59,7 +59,7 @@ IDS, WEIGHTS = torch.zeros(3, 2, dtype=torch.int64), torch.ones(3, 2)
         ((IDS.float(), WEIGHTS, 4), "needed integers"),
         ((IDS, IDS, 4), "needed integers"),
         ((IDS, WEIGHTS.to("meta"), 4), "move both to one device"),
-        ((IDS, WEIGHTS, 0), "at least one expert"),
+        ((IDS, WEIGHTS, 0), "1 to 32768 experts"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

@@ -74,6 +74,7 @@ def _spoilt():
     crossed = replace(experts.fc2, weight_ENC=experts.fc2.weight_ENC.mT.contiguous().mT)
     yield "contiguous", (x_TD, ids_TK, weights_TK, replace(experts, fc2=crossed)), {}
     yield "output of shape", (x_TD, ids_TK, weights_TK, experts), {"out_TD": x_TD.double()}
+    yield "still read", (x_TD, ids_TK, weights_TK, experts), {"out_TD": x_TD}
 
 
 @pytest.mark.parametrize(("said", "arguments", "options"), list(_spoilt()))

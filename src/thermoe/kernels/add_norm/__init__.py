@@ -5,6 +5,7 @@ from torch import Tensor
 
 from thermoe.errors import ConfigError
 from thermoe.kernels.add_norm.reference import add_norm_reference
+from thermoe.kernels.operands import check_operands
 
 __all__ = ["add_norm", "add_norm_reference"]
 
@@ -25,15 +26,18 @@ def add_norm(x_TD: Tensor, added_TD: Tensor | None, weight_D: Tensor, eps: float
         The sum (`x_TD` itself where nothing was added) and its norm, both (T, D) in x's dtype.
 
     Raises:
-        ConfigError: Shapes, dtypes or strides that do not fit.
+        ConfigError: Shapes, dtypes, devices, strides or an eps that do not fit.
     """
     given = [x_TD] if added_TD is None else [x_TD, added_TD]
     if x_TD.ndim != 2 or weight_D.shape != x_TD.shape[1:] or any(t.shape != x_TD.shape for t in given):
         shapes = [tuple(t.shape) for t in (*given, weight_D)]
         raise ConfigError(f"rows and norm weight of shapes {shapes}: needed (T, D), (T, D) and (D,)")
-    if any(t.dtype != x_TD.dtype or not t.is_contiguous() for t in (*given, weight_D)):
-        raise ConfigError("rows and norm weight need one dtype and contiguous memory: convert them, call contiguous()")
-    if not x_TD.is_cuda or x_TD.shape[1] > MAX_WIDTH:
+    check_operands("rows and norm weight", (*given, weight_D))
+    if not all(t.is_contiguous() for t in (*given, weight_D)):
+        raise ConfigError("rows and norm weight need contiguous memory, one of them has strides: call contiguous()")
+    if not eps >= 0:
+        raise ConfigError(f"eps = {eps} under a root: needed 0 or more")
+    if not x_TD.is_cuda or not x_TD.numel() or x_TD.shape[1] > MAX_WIDTH:
         return add_norm_reference(x_TD, added_TD, weight_D, eps)
     from thermoe.kernels.add_norm.triton import add_norm_triton
 

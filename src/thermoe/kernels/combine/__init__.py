@@ -1,11 +1,14 @@
 """K4, combine: each token's expert outputs, weighted and summed."""
 
+import torch
 from torch import Tensor
 
 from thermoe.errors import ConfigError
 from thermoe.kernels.combine.reference import combine_reference
 
 __all__ = ["combine", "combine_reference"]
+
+_IDS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def combine(y_ND: Tensor, weights_TK: Tensor, ids_TK: Tensor, num_experts: int, out_TD: Tensor | None = None) -> Tensor:
@@ -24,10 +27,10 @@ def combine(y_ND: Tensor, weights_TK: Tensor, ids_TK: Tensor, num_experts: int, 
     Raises:
         ConfigError: shapes, types or devices that do not fit.
     """
-    _check(y_ND, weights_TK, ids_TK, out_TD)
+    _check(y_ND, weights_TK, ids_TK, num_experts, out_TD)
     if out_TD is None:
         out_TD = y_ND.new_empty(ids_TK.shape[0], y_ND.shape[1])
-    if not y_ND.is_cuda:
+    if not y_ND.is_cuda or not ids_TK.numel():
         return out_TD.copy_(combine_reference(y_ND, weights_TK, ids_TK, num_experts))
     if out_TD.numel():
         from thermoe.kernels.combine.triton import combine_triton
@@ -36,21 +39,27 @@ def combine(y_ND: Tensor, weights_TK: Tensor, ids_TK: Tensor, num_experts: int, 
     return out_TD
 
 
-def _check(y_ND: Tensor, weights_TK: Tensor, ids_TK: Tensor, out_TD: Tensor | None) -> None:
+def _check(y_ND: Tensor, weights_TK: Tensor, ids_TK: Tensor, num_experts: int, out_TD: Tensor | None) -> None:
     if ids_TK.ndim != 2 or weights_TK.shape != ids_TK.shape or y_ND.ndim != 2 or y_ND.shape[0] != ids_TK.numel():
         raise ConfigError(
             f"rows {tuple(y_ND.shape)}, weights {tuple(weights_TK.shape)} and ids {tuple(ids_TK.shape)}: needed "
             "(tokens * experts per token, width) and twice (tokens, experts per token)"
         )
-    if ids_TK.is_floating_point() or not weights_TK.is_floating_point() or not y_ND.is_floating_point():
+    if ids_TK.dtype not in _IDS or not weights_TK.is_floating_point() or not y_ND.is_floating_point():
         raise ConfigError(
             f"rows of {y_ND.dtype}, weights of {weights_TK.dtype}, ids of {ids_TK.dtype}: give floats, floats, integers"
         )
+    if not isinstance(num_experts, int) or num_experts < 1:
+        raise ConfigError(f"num_experts = {num_experts!r}: needed a whole number, 1 or more")
     devices = {str(tensor.device) for tensor in (y_ND, weights_TK, ids_TK)}
     if len(devices) > 1:
         raise ConfigError(f"rows, weights and ids lie on {', '.join(sorted(devices))}: move all to one device")
     wanted = (ids_TK.shape[0], y_ND.shape[1])
-    if out_TD is not None and (out_TD.shape != wanted or out_TD.device != y_ND.device or not out_TD.is_contiguous()):
+    if out_TD is None:
+        return
+    fits = out_TD.shape == wanted and out_TD.device == y_ND.device and out_TD.is_contiguous()
+    if not fits or not out_TD.is_floating_point():
         raise ConfigError(
-            f"output of shape {tuple(out_TD.shape)} on {out_TD.device}: needs {wanted} on {y_ND.device}, contiguous"
+            f"output of shape {tuple(out_TD.shape)}, {out_TD.dtype} on {out_TD.device}: needs {wanted}, floating point "
+            f"on {y_ND.device}, contiguous"
         )

@@ -35,7 +35,8 @@ def decode_attention_reference(
     keys_BGLW.index_copy_(2, place_1, key.unsqueeze(2))
     values_BGLW.index_copy_(2, place_1, value.unsqueeze(2))
     query_BGRW = query.reshape(batch, groups, -1, width).float()
-    scores = query_BGRW @ keys_BGLW.float().transpose(2, 3) * scale + mask_BL.float()[:, None, None]
+    added_BL = mask_BL.float().clamp(min=-1e30)  # as the kernels: a row that sees nothing gives numbers, not NaN
+    scores = query_BGRW @ keys_BGLW.float().transpose(2, 3) * scale + added_BL[:, None, None]
     seen_L = torch.arange(length, device=place_1.device) <= place_1
     shares = scores.masked_fill(~seen_L, float("-inf")).softmax(dim=-1)
     values = values_BGLW.float().masked_fill(~seen_L[:, None], 0.0)  # what was never written may be anything

@@ -8,6 +8,10 @@ from thermoe.kernels.dispatch.reference import DispatchPlan, dispatch_plan_refer
 
 __all__ = ["DispatchPlan", "dispatch_plan", "dispatch_plan_reference"]
 
+MOST_EXPERTS = 1 << 15
+"""Beyond it a block of the plan does not fit a Triton program."""
+_IDS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 def dispatch_plan(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> DispatchPlan:
     """Order the slots by expert, stable within an expert, dropped slots last; never waits for the host.
@@ -18,7 +22,7 @@ def dispatch_plan(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> Dispa
     Args:
         ids_TK: (T, K) integer expert ids.
         weights_TK: (T, K) weights of the slots, floating point.
-        num_experts: number of experts (E).
+        num_experts: number of experts (E), 1 to `MOST_EXPERTS`.
 
     Raises:
         ConfigError: shapes, types or devices that do not fit.
@@ -38,7 +42,7 @@ def _check(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> None:
             f"dispatch plan of ids {tuple(ids_TK.shape)} and weights {tuple(weights_TK.shape)}: "
             "needed two of one shape (tokens, experts per token)"
         )
-    if ids_TK.is_floating_point() or ids_TK.dtype is torch.bool or not weights_TK.is_floating_point():
+    if ids_TK.dtype not in _IDS or not weights_TK.is_floating_point():
         raise ConfigError(
             f"dispatch plan of {ids_TK.dtype} ids and {weights_TK.dtype} weights: "
             "needed integers and floating-point numbers"
@@ -47,8 +51,9 @@ def _check(ids_TK: Tensor, weights_TK: Tensor, num_experts: int) -> None:
         raise ConfigError(
             f"dispatch plan of ids on {ids_TK.device} and weights on {weights_TK.device}: move both to one device"
         )
-    if num_experts < 1 or ids_TK.numel() >= 2**31:
+    whole = isinstance(num_experts, int)
+    if not whole or not 1 <= num_experts <= MOST_EXPERTS or ids_TK.numel() >= 2**31:
         raise ConfigError(
-            f"dispatch plan of {ids_TK.numel()} slots for {num_experts} experts: needed at least one expert "
+            f"dispatch plan of {ids_TK.numel()} slots for {num_experts!r} experts: needed 1 to {MOST_EXPERTS} experts "
             "and fewer than 2**31 slots"
         )

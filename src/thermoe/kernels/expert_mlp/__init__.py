@@ -8,6 +8,7 @@ from torch import Tensor
 
 from thermoe.errors import ConfigError
 from thermoe.kernels.dispatch import DispatchPlan
+from thermoe.kernels.expert_mlp.checks import check_experts, check_plan, check_tokens
 from thermoe.kernels.expert_mlp.op import expert_mlp_op, flatten
 from thermoe.kernels.expert_mlp.planes import dequantize, pack, unpack
 from thermoe.kernels.expert_mlp.reference import expert_mlp_reference
@@ -34,8 +35,6 @@ __all__ = [
     "unpack",
 ]
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
 
 def expert_mlp(
     x_TD: Tensor,
@@ -50,7 +49,8 @@ def expert_mlp(
 
     Accumulates in float32; between the two products the hidden values are rounded to x's dtype. A slot with an id
     outside 0..E-1 or a weight of exactly 0 contributes nothing and reads nothing. The same input gives the same
-    output, bit for bit. Never waits for the host; torch.compile and CUDA graphs take it as one node.
+    output, bit for bit. Never waits for the host; torch.compile and CUDA graphs take it as one node. Autograd does not
+    follow it: the result carries no gradient, whatever the inputs ask for.
 
     Args:
         x_TD: (T, D) tokens: bf16, f16 or float32; that of dense weights, if these are dense.
@@ -58,7 +58,7 @@ def expert_mlp(
         weights_TK: (T, K) floating-point weights.
         experts: of one layer, on the same device.
         plan: the dispatch plan of `ids_TK` and `weights_TK`, where it is there already.
-        out_TD: (T, D) where the result goes; a new tensor if None.
+        out_TD: (T, D) where the result goes, not the tokens themselves; a new tensor if None.
 
     Returns:
         (T, D) in x's dtype.
@@ -66,7 +66,10 @@ def expert_mlp(
     Raises:
         ConfigError: shapes, dtypes, strides or devices that do not fit.
     """
-    _check(x_TD, ids_TK, weights_TK, experts, out_TD)
+    check_experts(experts)
+    check_tokens(x_TD, ids_TK, weights_TK, experts)
+    check_plan(plan, ids_TK, experts.num_experts)
+    _check_memory(x_TD, ids_TK, weights_TK, experts, plan, out_TD)
     if out_TD is None:
         out_TD = torch.empty_like(x_TD, memory_format=torch.contiguous_format)
     if x_TD.shape[0] == 0:
@@ -75,40 +78,23 @@ def expert_mlp(
     return out_TD
 
 
-def _check(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights, out_TD: Tensor | None) -> None:
-    if x_TD.ndim != 2 or x_TD.shape[1] != experts.d_model:
-        raise ConfigError(f"tokens of shape {tuple(x_TD.shape)}: these experts need (tokens, {experts.d_model})")
-    if x_TD.dtype not in _DTYPES:
-        raise ConfigError(f"tokens of {x_TD.dtype}: give bfloat16, float16 or float32")
-    dense = [m.weight_ENC.dtype for m in (experts.fc1, experts.fc2) if isinstance(m, DenseMatrices)]
-    if any(dtype != x_TD.dtype for dtype in dense):
-        raise ConfigError(f"tokens of {x_TD.dtype} for weights of {dense[0]}: give both the same dtype")
-    if ids_TK.ndim != 2 or ids_TK.shape[0] != x_TD.shape[0] or weights_TK.shape != ids_TK.shape or not ids_TK.shape[1]:
-        raise ConfigError(
-            f"ids of shape {tuple(ids_TK.shape)} and weights of shape {tuple(weights_TK.shape)} for "
-            f"{x_TD.shape[0]} tokens: both must be (tokens, experts per token)"
-        )
-    if ids_TK.dtype not in (torch.int32, torch.int64) or not weights_TK.is_floating_point():
-        raise ConfigError(f"ids of {ids_TK.dtype} and weights of {weights_TK.dtype}: give integers and floats")
-    wanted1 = experts.inter_size * (2 if experts.activation.gated else 1)
-    if experts.fc1.shape[1] != wanted1 or experts.fc2.shape[:2] != (experts.num_experts, experts.d_model):
-        raise ConfigError(
-            f"matrices of shapes {experts.fc1.shape} and {experts.fc2.shape} with {experts.activation}: the first "
-            f"needs {wanted1} rows for {experts.inter_size} columns of the second"
-        )
-    _check_memory(x_TD, ids_TK, weights_TK, experts, out_TD)
-
-
 def _check_memory(
-    x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: ExpertWeights, out_TD: Tensor | None
+    x_TD: Tensor,
+    ids_TK: Tensor,
+    weights_TK: Tensor,
+    experts: ExpertWeights,
+    plan: DispatchPlan | None,
+    out_TD: Tensor | None,
 ) -> None:
-    fc1, fc2, extras, _ = flatten(experts, None)
+    fc1, fc2, extras, _ = flatten(experts, plan)
     parts = [*fc1, *fc2, *extras]
     devices = {str(tensor.device) for tensor in (x_TD, ids_TK, weights_TK, *parts)}
     if len(devices) > 1:
         raise ConfigError(f"tokens, routing and experts lie on {', '.join(sorted(devices))}: move all to one device")
     if not all(part.is_contiguous() for part in parts):
         raise ConfigError("an expert tensor is not contiguous: call contiguous() when the layer is built")
+    if out_TD is x_TD:
+        raise ConfigError("the output is the tokens, which are still read while it is written: give another tensor")
     if out_TD is not None and (
         out_TD.shape != x_TD.shape
         or out_TD.dtype != x_TD.dtype

@@ -50,7 +50,7 @@ def unpack(planes: tuple[Tensor, ...], columns: int) -> Tensor:
     Raises:
         ConfigError: no or too many planes, or planes that are not those of so many columns.
     """
-    _check_planes(planes, columns)
+    check_planes(planes, columns)
     code = _unpack_two_bits(planes[0])
     for plane in planes[1:2]:
         code = (code << 2) | _unpack_two_bits(plane)
@@ -67,6 +67,9 @@ def dequantize(matrices: Matrices, bits_E: Tensor | None = None, *, dtype: torch
         bits_E: (E,) precision at which each expert of a nested bank is read; a value between 2, 4 and 8 reads the
             one below it. None reads all planes. Formats with one precision do not look at it.
         dtype: In float32, integer codes with the middle of their range as zero are exact.
+
+    Raises:
+        ConfigError: bits for another number of experts, or planes that do not belong together.
     """
     if isinstance(matrices, DenseMatrices):
         return matrices.weight_ENC.to(dtype)
@@ -75,6 +78,11 @@ def dequantize(matrices: Matrices, bits_E: Tensor | None = None, *, dtype: torch
     codes_ENC = unpack(matrices.planes, matrices.columns)
     if bits_E is None or not matrices.nested:
         return _plane_weights(matrices, codes_ENC, matrices.max_bits, -1, dtype)
+    if bits_E.shape != codes_ENC.shape[:1] or bits_E.device != codes_ENC.device:
+        raise ConfigError(
+            f"bits of shape {tuple(bits_E.shape)} on {bits_E.device} for {codes_ENC.shape[0]} experts on "
+            f"{codes_ENC.device}: needed one for each, there"
+        )
     weight_ENC = _plane_weights(matrices, codes_ENC, 2, 0, dtype)
     for p, bits in enumerate((4, 8)[: len(matrices.planes) - 1], start=1):
         read_E11 = (bits_E >= bits).view(-1, 1, 1)
@@ -137,7 +145,8 @@ def _unpack_four_bits(plane: Tensor) -> Tensor:
     return slots
 
 
-def _check_planes(planes: tuple[Tensor, ...], columns: int) -> None:
+def check_planes(planes: tuple[Tensor, ...], columns: int) -> None:
+    """Refuse planes that are not those of so many columns."""
     if not 1 <= len(planes) <= 3:
         raise ConfigError(f"{len(planes)} bit planes: a code has 1 (int2), 2 (int4) or 3 (int8)")
     chunks = -(-columns // CHUNK)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from thermoe.errors import ConfigError
 from thermoe.kernels.few_linear.reference import few_linear_reference
+from thermoe.kernels.operands import check_operands
 
 __all__ = ["MOST_ROWS", "few_linear", "few_linear_reference"]
 
@@ -36,10 +37,12 @@ def few_linear(
         (T, sum of N_i) in x's dtype, accumulated in float32 and rounded once.
 
     Raises:
-        ConfigError: Shapes, dtypes, strides or numbers that do not fit, or the kernel that was named does not.
+        ConfigError: Shapes, dtypes, devices, strides or numbers that do not fit, or the kernel that was named does not.
     """
     _check(x_TC, weights, biases)
-    if not x_TC.is_cuda or x_TC.shape[0] > MOST_ROWS:
+    if kernel not in (None, "cuda", "triton"):
+        raise ConfigError(f"kernel {kernel!r}: choose cuda or triton, or leave the choice open")
+    if not x_TC.is_cuda or not x_TC.numel() or x_TC.shape[0] > MOST_ROWS:
         return few_linear_reference(x_TC, weights, biases)
     from thermoe.kernels.few_linear import cuda
 
@@ -67,5 +70,8 @@ def _check(x_TC: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | No
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ConfigError(f"a bias of shape {tuple(bias.shape)} for a matrix of {tuple(weight.shape)}")
     parts = [x_TC, *weights, *(bias for bias in biases if bias is not None)]
-    if any(part.dtype != x_TC.dtype or part.device != x_TC.device or not part.is_contiguous() for part in parts):
-        raise ConfigError("rows, matrices and biases need one dtype, one device and contiguous memory")
+    check_operands("rows, matrices and biases", parts)
+    if not all(part.is_contiguous() for part in parts):
+        raise ConfigError(
+            "rows, matrices and biases need contiguous memory, one of them has strides: call contiguous()"
+        )

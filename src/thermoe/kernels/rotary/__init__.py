@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from thermoe.errors import ConfigError
+from thermoe.kernels.operands import check_operands
 from thermoe.kernels.rotary.reference import rotary_reference
 
 __all__ = ["rotary", "rotary_reference"]
@@ -19,10 +20,10 @@ def rotary(q_BHSW: Tensor, k_BGSW: Tensor, cos_BSW: Tensor, sin_BSW: Tensor) -> 
         Both, contiguous, in their dtypes.
 
     Raises:
-        ConfigError: Shapes or strides that do not fit.
+        ConfigError: Shapes, dtypes, devices or strides that do not fit.
     """
     _check(q_BHSW, k_BGSW, cos_BSW, sin_BSW)
-    if not q_BHSW.is_cuda:
+    if not q_BHSW.is_cuda or not q_BHSW.numel():
         return rotary_reference(q_BHSW, k_BGSW, cos_BSW, sin_BSW)
     from thermoe.kernels.rotary.triton import rotary_triton
 
@@ -39,5 +40,6 @@ def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
     wanted = ((batch, positions, width), (1, positions, width))
     if k.shape[0] != batch or k.shape[2:] != q.shape[2:] or tuple(cos.shape) not in wanted or sin.shape != cos.shape:
         raise ConfigError(f"queries, keys, cosines and sines of shapes {shapes}: batch, positions or width differ")
+    check_operands("queries, keys, cosines and sines", (q, k, cos, sin), one_dtype=False)
     if q.stride(-1) != 1 or k.stride(-1) != 1 or not (cos.is_contiguous() and sin.is_contiguous()):
         raise ConfigError("heads, cosines and sines need a contiguous last dimension: call contiguous()")

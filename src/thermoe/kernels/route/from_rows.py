@@ -11,12 +11,11 @@ from torch import Tensor
 
 from thermoe.errors import ConfigError
 from thermoe.kernels.few_linear import few_linear
+from thermoe.kernels.route.checks import check, check_beside
 from thermoe.kernels.route.fused import (
     SOFTMAX,
     Fused,
     Scoring,
-    check,
-    check_beside,
     fits,
     flags_of,
     fused_of,

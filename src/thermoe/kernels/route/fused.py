@@ -10,8 +10,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from thermoe.errors import ConfigError
 from thermoe.kernels.dispatch import DispatchPlan, dispatch_plan_reference
+from thermoe.kernels.route.checks import check, check_beside
 from thermoe.kernels.route.reference import LayerKnobs, Routing, route_reference
 
 MAX_TOP_K = 16
@@ -71,8 +71,9 @@ def route_logits(
 ) -> Fused:
     """Route from logits, plan the dispatch and count, all in one launch where the batch fits one program.
 
-    The decision is that of `route` on the scores that `scoring` makes of the logits; ties go to the lower index, and a
-    token with NaN or infinite logits keeps one slot with a NaN weight. Nothing waits for the host.
+    The decision is that of `route` on the scores that `scoring` makes of the logits; the kernels give ties to the lower
+    index, plain PyTorch as `topk` does on the device. A token with NaN or infinite logits keeps one slot with a NaN
+    weight. Nothing waits for the host.
 
     Args:
         logits_TE: (T, E) router logits, bf16, f16 or f32.
@@ -80,7 +81,7 @@ def route_logits(
         top_k: the model's own number of experts per token (K).
         scoring: how the model scores.
         columns: batches in this forward (C); T must be a multiple of it.
-        live_T: (T,) tokens that count; None for all.
+        live_T: (T,) not 0 for tokens that count; None for all.
         renormalise: whether the chosen gates are scaled to sum to one.
         scale: factor on the weights.
         sums: (2 E + 4,) running sums that this forward is added to, in float64 or float32: live rows of each expert,
@@ -232,51 +233,3 @@ def tally(
     batches = torch.stack([(live_C > 0).sum(), live_C.sum()])
     row = torch.cat([tokens_CE.sum(0), loads_CE.sum(0), batches, shares_C2.sum(0)])
     return row, torch.stack([loads_CE.sum(-1), tokens_CE.sum(-1), shares_C2[:, 0] / live_C.clamp_min(1.0)])
-
-
-def check(logits_TE: Tensor, knobs: LayerKnobs, top_k: int, columns: int, live_T: Tensor | None) -> None:
-    """Refuse what `route_logits` cannot take."""
-    if logits_TE.ndim != 2 or not logits_TE.is_floating_point():
-        raise ConfigError(
-            f"logits {tuple(logits_TE.shape)} of {logits_TE.dtype}: needed floating-point numbers (tokens, experts)"
-        )
-    num_tokens, num_experts = logits_TE.shape
-    if knobs.cost.shape != (num_experts,) or knobs.cost.device != logits_TE.device:
-        raise ConfigError(
-            f"knobs for {tuple(knobs.cost.shape)} experts on {knobs.cost.device}, logits for {num_experts} on "
-            f"{logits_TE.device}: make the knobs for this layer and device"
-        )
-    if not 1 <= top_k <= num_experts:
-        raise ConfigError(f"top_k = {top_k} of {num_experts} experts: choose 1 to {num_experts}")
-    if columns < 1 or num_tokens % columns:
-        raise ConfigError(f"{num_tokens} tokens in {columns} columns: needed a whole number of rows")
-    if live_T is not None and (live_T.shape != (num_tokens,) or live_T.device != logits_TE.device):
-        raise ConfigError(
-            f"live mask {tuple(live_T.shape)} on {live_T.device}: needed ({num_tokens},) on {logits_TE.device}"
-        )
-
-
-def check_beside(logits_TE: Tensor, scoring: Scoring, sums: Tensor | None) -> None:
-    """Refuse a scoring or sums that do not fit the logits."""
-    num_experts, device = logits_TE.shape[1], logits_TE.device
-    groups, kept, correction_E = scoring.groups, scoring.groups_kept, scoring.correction_E
-    if groups < 1 or num_experts % groups or not 1 <= kept <= groups:
-        raise ConfigError(f"the best {kept} of {groups} groups of {num_experts} experts: needed equal groups")
-    if correction_E is not None and not (
-        scoring.sigmoid and _fits(correction_E, num_experts, device) and correction_E.dtype is torch.float32
-    ):
-        raise ConfigError(
-            f"correction {tuple(correction_E.shape)} of {correction_E.dtype} on {correction_E.device}: needed "
-            f"({num_experts},) float32 on {device}, with sigmoid gates"
-        )
-    if sums is not None and not (
-        _fits(sums, 2 * num_experts + 4, device) and sums.dtype in (torch.float64, torch.float32)
-    ):
-        raise ConfigError(
-            f"sums {tuple(sums.shape)} of {sums.dtype} on {sums.device}: needed ({2 * num_experts + 4},) float64 or "
-            f"float32 on {device}, contiguous"
-        )
-
-
-def _fits(tensor: Tensor, length: int, device: torch.device) -> bool:
-    return tensor.shape == (length,) and tensor.device == device and tensor.is_contiguous()

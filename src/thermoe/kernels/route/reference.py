@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from thermoe.kernels.dispatch import DispatchPlan
+from thermoe.kernels.route.checks import check, check_scores
 
 _BARRED = torch.finfo(torch.float32).min
 # Experts that the model rules out for a token (groups) rank from -2e30 to -1e30, by gate: below every score of
@@ -101,12 +102,17 @@ def route_reference(
         knobs: the layer's knobs.
         top_k: the model's own number of experts per token (K).
         columns: batches in this forward (C); T must be a multiple of it.
-        live_T: (T,) tokens that count; None for all. The others choose within the same set.
+        live_T: (T,) not 0 for tokens that count; None for all. The others choose within the same set.
         renormalise: whether the chosen gates are scaled to sum to one, as the model does.
         scale: factor on the weights (routed scaling).
         log_gates_TE: (T, E) logarithms of the gates up to a constant per token (softmax: the
             logits), for chosen gates that are renormalised and too small for float32.
+
+    Raises:
+        ConfigError: Scores, knobs, mask or numbers that do not fit each other.
     """
+    check(ranks_TE, knobs, top_k, columns, live_T)
+    check_scores(ranks_TE, gates_TE, log_gates_TE)
     ranks_TE, gates_TE = ranks_TE.float(), gates_TE.float()
     with torch.no_grad():
         scores_TE = _scores(ranks_TE, gates_TE, knobs)
@@ -158,7 +164,7 @@ def loaded_experts(
     """
     shape_TE, position_K = gates_TE.shape, torch.arange(own_ids_TK.shape[1], device=own_ids_TK.device)
     if live_T is not None:
-        usable_TK = usable_TK & (live_T > 0).unsqueeze(-1)
+        usable_TK = usable_TK & (live_T != 0).unsqueeze(-1)
     protected_TK = usable_TK & (position_K < knobs.protected_k0)
     loaded_CE = _by_batch(own_ids_TK, protected_TK, shape_TE, columns).any(dim=0)
     if knobs.priced or knobs.ranked:

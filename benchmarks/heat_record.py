@@ -165,7 +165,7 @@ def record(board: Board, seconds: float, seed: int) -> Trace:
         ConfigError: If the time does not suffice to find out the powers and still hold out some loads.
     """
     if not _LEAST_S <= seconds <= 3600.0:
-        raise ConfigError(f"recording of {seconds} s: needs {_LEAST_S:g} s to an hour")
+        raise ConfigError(f"recording of {seconds} s: needs {_LEAST_S:g} s to an hour, 140 s for loads enough")
     board.hold(IDLE, 0.0, _REST_S)
     start_s, loads, rng, before = board.time_s, list[PlannedStep](), random.Random(seed), ""
     runs = [(name, duty) for name in LOADS for duty in DUTIES] + [(IDLE, 0.0)] * _IDLE_RUNS

@@ -206,7 +206,7 @@ def test_a_smoke_run_is_no_measurement(tmp_path):
     smoke, *others = CostDatabase.load(out).rows
     assert smoke.is_smoke
     assert all(row.is_smoke for row in others)
-    with pytest.raises(DataError, match="no measured row"):
+    with pytest.raises(DataError, match="all 3 rows show only that their case runs"):
         observations_of(CostDatabase.load(out))
     assert CostDatabase.load(out).diff(CostDatabase.load(out)) == []
     case = expert_case("expert_mlp", "loop", SIZES, 2, 2, dtype="float32", energy=False)

@@ -10,6 +10,7 @@ from thermoe.cost.database import CostDatabase, describe
 from thermoe.cost.fusing import Explanation, explain_calls, why_none
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.parts import find_calls
+from thermoe.cost.rows import without_smoke
 from thermoe.errors import ConfigError, DataError
 
 
@@ -37,6 +38,7 @@ class CostsParts:
         if not self.databases:
             raise ConfigError("no database was named: give one or more .costs.json files")
         rows = CostDatabase.merged(CostDatabase.load(path) for path in self.databases).rows
+        without_smoke(rows)
         calls = find_calls(rows, None if self.model is None else KernelCostModel.load(self.model))
         explained = explain_calls(calls, rows)
         if not explained:

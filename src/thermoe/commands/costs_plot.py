@@ -9,7 +9,7 @@ import tyro
 
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.database_command import listed
-from thermoe.cost.rows import CostRow
+from thermoe.cost.rows import CostRow, without_smoke
 from thermoe.cost.safe_file import replacing
 from thermoe.errors import ConfigError, DataError
 
@@ -59,7 +59,7 @@ class CostsPlot:
 def measured_or_predicted(databases: Sequence[Path]) -> list[CostRow]:
     """Rows of all files, each file once, without those of smoke runs, which measure nothing."""
     files = dict.fromkeys(path.resolve() for path in databases)
-    return [row for path in files for row in CostDatabase.load(path).rows if not row.is_smoke]
+    return without_smoke(row for path in files for row in CostDatabase.load(path).rows)
 
 
 def choose_rows(rows: Sequence[CostRow], ops: Sequence[str]) -> list[CostRow]:

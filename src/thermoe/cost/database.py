@@ -108,7 +108,7 @@ class CostDatabase:
         lines = [asdict(r.device) | {k: v for k, v in asdict(r).items() if k != "device"} for r in self.rows]
         return pd.DataFrame(lines).astype({"kind": str}) if lines else pd.DataFrame(columns=sorted(_FIELDS))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the file whole or not at all, one row per line."""
         devices = list(dict.fromkeys(r.device for r in self.rows))
         numbers = {device: i for i, device in enumerate(devices)}
@@ -119,16 +119,17 @@ class CostDatabase:
             f' "failures": {json.dumps([asdict(f) for f in self.failures])},\n'
             f' "rows": [\n  {row_lines}\n ]}}\n'
         )
-        write_atomically(path, text)
+        write_atomically(Path(path), text)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: str | Path) -> Self:
         """Read and check a file.
 
         Raises:
             DataError: The file is missing, truncated, of another format, or holds a row that
                 cannot be right; the message is one line.
         """
+        path = Path(path)
         content = read_json_object(path, FORMAT, SCHEMA_VERSION)
         devices = [DeviceKey.from_dict(d, str(path)) for d in _list(content, "devices", path)]
         rows = [_read_row(r, i, devices, path) for i, r in enumerate(_list(content, "rows", path))]

@@ -15,7 +15,7 @@ import tyro
 from thermoe.cost.database import CostDatabase, describe
 from thermoe.cost.kernel_cost_model import SHIPPED
 from thermoe.cost.published import carry_over
-from thermoe.cost.rows import CostRow
+from thermoe.cost.rows import CostRow, without_smoke
 from thermoe.cost.safe_file import refuse_to_overwrite
 from thermoe.cost.simulator_table import read_simulator_table
 from thermoe.errors import ConfigError
@@ -55,6 +55,8 @@ class CostsShow:
             for row in chosen:
                 _say(json.dumps(asdict(row.device) | row.as_dict()))
             return 0
+        if not chosen:
+            _say(f"none of {len(costs.rows)} rows {'has an energy' if self.energy else 'is asked for'}")
         _say_summary(chosen)
         if self.rows or len(chosen) <= MOST_ROWS:
             for row in chosen:
@@ -94,7 +96,9 @@ class CostsDiff:
 
     def execute(self) -> int:
         """Print the changes of the cases both hold, the largest rise first, and their median by operation."""
-        old, new = CostDatabase.load(self.old), CostDatabase.load(self.new)
+        old, new = (CostDatabase.load(path) for path in (self.old, self.new))
+        for costs in (old, new):
+            without_smoke(costs.rows)
         changes = sorted(old.diff(new), key=lambda c: -c["latency_change_pct"])
         shown = [c for c in changes if not self.changed or self._is_changed(c)]
         if self.json:
@@ -243,7 +247,7 @@ def _say_medians(changes: Sequence[dict[str, Any]]) -> None:
 def _line(row: CostRow) -> str:
     energy = "-" if row.energy_mj is None else f"{row.energy_mj:.2f} mJ at {row.power_w or 0:.0f} W"
     throttled = " throttled" if row.throttled else ""
-    return f"{describe(row)}: {row.latency_us:.1f} us, {energy} ({row.kind}){throttled}"
+    return f"{describe(row)}: {row.latency_us:.1f} us, {energy} ({'smoke' if row.is_smoke else row.kind}){throttled}"
 
 
 def _energy_change(change: dict[str, Any]) -> str:

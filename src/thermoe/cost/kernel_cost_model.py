@@ -237,14 +237,14 @@ class KernelCostModel:
         """Costs by expert of a layer whose experts hold weights of these bits, one for all or one each (E,) [bit]."""
         return LayerCosts(self, shape, bits, impl)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the fitted model as JSON."""
-        write_atomically(path, json.dumps(as_content(self), separators=(",", ":")) + "\n")
+        write_atomically(Path(path), json.dumps(as_content(self), separators=(",", ":")) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: str | Path) -> Self:
         """Read a saved model; a file that is missing, truncated or of another kind is a one-line `DataError`."""
-        content = read_json_object(path, FORMAT, SCHEMA_VERSION)
+        content = read_json_object(Path(path), FORMAT, SCHEMA_VERSION)
         model = cls(DeviceLimits.from_dict(content.get("limits"), str(path)))
         fill(model, content, str(path))
         return model

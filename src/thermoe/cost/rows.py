@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -233,3 +234,16 @@ def _check_positive(name: str, value: Any, *, zero_is_fine: bool = False) -> Non
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_FIGURE
     if not is_number or not math.isfinite(value) or not (value >= _SMALLEST_FIGURE or (value == 0 and zero_is_fine)):
         raise DataError(f"{name} = {reprlib.repr(value)}: needs a positive finite number, {_LARGEST_FIGURE:g} at most")
+
+
+def without_smoke(rows: Iterable[CostRow]) -> list[CostRow]:
+    """Rows that say what their case costs.
+
+    Raises:
+        DataError: There are rows, and all show only that their case runs.
+    """
+    every = list(rows)
+    told = [row for row in every if not row.is_smoke]
+    if every and not told:
+        raise DataError(f"all {len(every)} rows show only that their case runs: measure without --smoke")
+    return told

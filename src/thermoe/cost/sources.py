@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.observations import Observations, group_database
+from thermoe.cost.rows import without_smoke
 from thermoe.cost.tables import group_table
 from thermoe.cost.work import OPERATIONS
 from thermoe.errors import DataError
@@ -48,4 +49,4 @@ def observations_of(data: "Sources | None") -> tuple[dict[str, Observations], st
 
 def _costs_alone(source: "Source") -> "Source":
     """Without rows that only show that a case runs."""
-    return CostDatabase([r for r in source.rows if not r.is_smoke]) if isinstance(source, CostDatabase) else source
+    return CostDatabase(without_smoke(source.rows)) if isinstance(source, CostDatabase) else source

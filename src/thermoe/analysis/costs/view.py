@@ -13,7 +13,7 @@ from thermoe.cost.held_out import Predictions, held_out, predictions
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.observations import group_database
 from thermoe.cost.parts import find_calls
-from thermoe.cost.rows import CostRow
+from thermoe.cost.rows import CostRow, without_smoke
 from thermoe.errors import ConfigError, DataError
 from thermoe.types import Kind
 
@@ -119,9 +119,7 @@ def make_view(
     costs = CostDatabase.merged(CostDatabase.load(path) for path in databases)
     if not costs.rows:
         raise DataError(f"{', '.join(map(str, databases))}: no row, nothing to report; measure some: thermoe profile")
-    rows = [row for row in costs.rows if not row.is_smoke]
-    if not rows:
-        raise DataError(f"all {len(costs.rows)} rows show only that their case runs: measure without --smoke")
+    rows = without_smoke(costs.rows)
     known = {row.op for row in rows}
     unknown = sorted(set(ops) - known)
     if unknown:

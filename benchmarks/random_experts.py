@@ -13,7 +13,7 @@ from thermoe.integrations.experts_held import QuantisedBlock, expert_blocks
 from thermoe.integrations.experts_quantised import QuantisedExperts
 from thermoe.kernels.expert_mlp import ExpertWeights, Fp8Matrices, PlaneMatrices
 from thermoe.kernels.expert_mlp.planes import PLANE_BITS
-from thermoe.kernels.expert_mlp.weights import CHUNK
+from thermoe.kernels.expert_mlp.weights import CHUNK, PIECE_BYTES
 
 GROUP_SIZE = 128
 _BITS = {"int2": 2, "int4": 4, "int8": 8}
@@ -45,15 +45,15 @@ def _planes(weight_ENC: Tensor, bits: int, precisions: int) -> PlaneMatrices:
     chunks = -(-columns // CHUNK)
     groups = -(-columns // GROUP_SIZE)
     planes = [
-        torch.randint(0, 256, (experts, rows, chunks * CHUNK * width // 8), dtype=torch.uint8, device=device)
+        torch.randint(0, 256, (experts, chunks * width // 2, rows, PIECE_BYTES), dtype=torch.uint8, device=device)
         for width in PLANE_BITS[bits]
     ]
     # Codes are uniform: 2**b levels a scale apart spread by 2**b / sqrt(12) scales.
     read = (2, 4, 8)[:precisions] if precisions > 1 else (bits,)
     scales = torch.tensor([_STD * 12**0.5 / 2**b for b in read], device=device).half()
-    scale_PENG = scales.view(-1, 1, 1, 1).expand(-1, experts, rows, groups).contiguous()
+    scale_PEGN = scales.view(-1, 1, 1, 1).expand(-1, experts, groups, rows).contiguous()
     return PlaneMatrices(
-        planes=tuple(planes), scale_PENG=scale_PENG, zero_PENG=None, columns=columns, group_size=GROUP_SIZE
+        planes=tuple(planes), scale_PEGN=scale_PEGN, zero_PEGN=None, columns=columns, group_size=GROUP_SIZE
     )
 
 

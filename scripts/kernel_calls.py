@@ -159,12 +159,12 @@ def _matrices(name: str, rows: int, columns: int) -> Matrices:
         scale = EMPTY(E, rows) if name == "fp8-channel" else EMPTY(E, rows // 128, columns // 128)
         return Fp8Matrices(code_ENC=EMPTY(E, rows, columns, dtype=torch.float8_e4m3fn), scale=scale)
     bits = int(name.removesuffix("-zeros")[-1])
-    widths = {2: (4,), 4: (4, 4), 8: (4, 4, 2)}[bits]
-    scale = EMPTY(len(widths) if name == "bank8" else 1, E, rows, columns // 128, dtype=torch.float16)
+    widths = {2: (2,), 4: (2, 2), 8: (2, 2, 4)}[bits]
+    scale = EMPTY(len(widths) if name == "bank8" else 1, E, columns // 128, rows, dtype=torch.float16)
     return PlaneMatrices(
-        planes=tuple(EMPTY(E, rows, columns // width, dtype=U8) for width in widths),
-        scale_PENG=scale,
-        zero_PENG=scale if name.endswith("zeros") else None,
+        planes=tuple(EMPTY(E, columns // 256 * width, rows, 32, dtype=U8) for width in widths),
+        scale_PEGN=scale,
+        zero_PEGN=scale if name.endswith("zeros") else None,
         columns=columns,
         group_size=128,
     )

@@ -138,5 +138,5 @@ def _grown(matrices: Matrices, num_experts: int) -> Matrices:
     if isinstance(matrices, Fp8Matrices):
         return Fp8Matrices(code_ENC=grow(matrices.code_ENC), scale=grow(matrices.scale))
     return replace(
-        matrices, planes=tuple(grow(plane) for plane in matrices.planes), scale_PENG=grow(matrices.scale_PENG, 1)
+        matrices, planes=tuple(grow(plane) for plane in matrices.planes), scale_PEGN=grow(matrices.scale_PEGN, 1)
     )

@@ -56,7 +56,8 @@ def test_lower_precisions_are_the_highest_bits_of_the_codes(calibrated):
         matrices = bank.matrices(name)
         codes = unpack(matrices.planes, matrices.columns)
         for p, bits in enumerate((2, 4, 8)):
-            scale = matrices.scale_PENG[p].float().repeat_interleave(32, dim=-1)[..., : matrices.columns]
+            scale_ENG = matrices.scale_PEGN[p].float().transpose(1, 2)
+            scale = scale_ENG.repeat_interleave(32, dim=-1)[..., : matrices.columns]
             want = ((codes >> (8 - bits)).float() - (2**bits - 1) / 2) * scale
             torch.testing.assert_close(bank.dense(name, bits), want, rtol=0, atol=0)
         weight = dense.fc1.weight_ENC if name == "fc1" else dense.fc2.weight_ENC
@@ -132,7 +133,7 @@ def test_files_that_are_no_banks_are_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, str(tmp_path / "other.safetensors"))
     with pytest.raises(DataError, match="no expert bank"):
         load_bank(tmp_path / "other.safetensors")
-    described = {"version": 1, "activation": "swiglu", "group_size": 32, "columns": {"fc1": 1, "fc2": 1}}
+    described = {"version": 2, "activation": "swiglu", "group_size": 32, "columns": {"fc1": 1, "fc2": 1}}
     save_file({"a": torch.zeros(1)}, str(tmp_path / "part.safetensors"), {"thermoe.expert_bank": json.dumps(described)})
     with pytest.raises(DataError, match="fc1_plane0"):
         load_bank(tmp_path / "part.safetensors")

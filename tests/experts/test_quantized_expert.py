@@ -39,11 +39,11 @@ def test_three_bits_lie_in_a_two_bit_and_a_one_bit_plane(columns):
     codes = torch.randint(8, (2, 3, columns), generator=torch.Generator().manual_seed(columns), dtype=torch.uint8)
     high, low = pack_three_bits(codes)
     chunks = -(-columns // 128)
-    assert high.shape == (2, 3, 32 * chunks)
+    assert high.shape == (2, chunks, 3, 32)
     assert low.shape == (2, 3, 16 * chunks)
     for column in {0, columns // 2, columns - 1}:
         chunk, rest = divmod(column, 128)
-        two = (int(high[1, 2, 32 * chunk + rest % 32]) >> (2 * (rest // 32))) % 4
+        two = (int(high[1, chunk, 2, rest % 32]) >> (2 * (rest // 32))) % 4
         one = (int(low[1, 2, 16 * chunk + rest % 16]) >> (rest // 16)) % 2
         assert 2 * two + one == codes[1, 2, column]
     assert torch.equal(unpack_three_bits(high, low, columns), codes)

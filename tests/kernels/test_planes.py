@@ -12,14 +12,15 @@ SIZES = [1, 127, 128, 129, 320, 2880]
 
 
 def code_in_planes(planes: list[np.ndarray], row: tuple[int, int], column: int) -> int:
-    """The code of one column, read byte by byte."""
+    """The code of one column, read byte by byte; `row` is an expert and a row."""
+    expert, at = row
     chunk, rest = divmod(column, 128)
     slot, j = divmod(rest, 32)
-    code = (int(planes[0][row][32 * chunk + j]) >> (2 * slot)) % 4
+    code = (int(planes[0][expert, chunk, at, j]) >> (2 * slot)) % 4
     if len(planes) > 1:
-        code = 4 * code + (int(planes[1][row][32 * chunk + j]) >> (2 * slot)) % 4
+        code = 4 * code + (int(planes[1][expert, chunk, at, j]) >> (2 * slot)) % 4
     if len(planes) > 2:
-        byte = int(planes[2][row][64 * chunk + 32 * (slot // 2) + j])
+        byte = int(planes[2][expert, 2 * chunk + slot // 2, at, j])
         code = 16 * code + (byte >> 4 if slot % 2 else byte % 16)
     return code
 
@@ -33,10 +34,10 @@ def plane_matrices(codes: torch.Tensor, bits: int, group: int, *, nested: bool, 
     planes = pack(codes, bits)
     precisions = len(planes) if nested else 1
     generator = torch.Generator().manual_seed(1)
-    shape = (precisions, *codes.shape[:2], -(-codes.shape[2] // group))
+    shape = (precisions, codes.shape[0], -(-codes.shape[2] // group), codes.shape[1])
     scale = (torch.rand(shape, generator=generator) + 0.1).half()
     zero = (torch.rand(shape, generator=generator) * 2**bits).half() if zeros else None
-    return PlaneMatrices(planes=planes, scale_PENG=scale, zero_PENG=zero, columns=codes.shape[2], group_size=group)
+    return PlaneMatrices(planes=planes, scale_PEGN=scale, zero_PEGN=zero, columns=codes.shape[2], group_size=group)
 
 
 @pytest.mark.parametrize("columns", SIZES)
@@ -44,8 +45,8 @@ def plane_matrices(codes: torch.Tensor, bits: int, group: int, *, nested: bool, 
 def test_codes_lie_where_the_layout_says_and_come_back(columns, bits):
     codes = random_codes(columns, bits)
     planes = pack(codes, bits)
-    padded = -(-columns // 128) * 128
-    assert [p.shape[-1] for p in planes] == [padded // 4, padded // 4, padded // 2][: len(planes)]
+    chunks = -(-columns // 128)
+    assert [p.shape for p in planes] == [(2, q, 3, 32) for q in (chunks, chunks, 2 * chunks)][: len(planes)]
     assert all(p.is_contiguous() and p.dtype == torch.uint8 for p in planes)
     arrays = [p.numpy() for p in planes]
     for column in {0, columns // 2, columns - 1, *range(0, columns, 37)}:
@@ -72,10 +73,10 @@ def test_a_nested_bank_is_read_at_each_experts_own_precision(columns, group, zer
         p = (2, 4, 8).index(b)
         for column in {0, columns // 2, columns - 1}:
             code = int(codes[expert, 1, column]) // 2 ** (8 - b)
-            scale = float(matrices.scale_PENG[p, expert, 1, column // group])
+            scale = float(matrices.scale_PEGN[p, expert, column // group, 1])
             zero = (2**b - 1) / 2
-            if matrices.zero_PENG is not None:
-                zero = float(matrices.zero_PENG[p, expert, 1, column // group])
+            if matrices.zero_PEGN is not None:
+                zero = float(matrices.zero_PEGN[p, expert, column // group, 1])
             assert got[expert, 1, column] == pytest.approx((code - zero) * scale, rel=1e-6)
 
 
@@ -85,7 +86,7 @@ def test_a_plain_format_is_read_with_all_its_planes(bits):
     matrices = plane_matrices(codes, bits, 32, nested=False)
     assert matrices.max_bits == bits
     got = dequantize(matrices, torch.full((2,), 2, dtype=torch.int32))
-    scale = matrices.scale_PENG[0].double().numpy()
+    scale = matrices.scale_PEGN[0].transpose(1, 2).double().numpy()
     want = (codes.double().numpy() - (2**bits - 1) / 2) * np.repeat(scale, 32, axis=-1)[..., :130]
     np.testing.assert_array_equal(got.double().numpy(), want)
 

@@ -74,7 +74,7 @@ class ExpertBank(nn.Module):
                 )
             for place, plane in enumerate(matrices.planes):
                 self.register_buffer(f"{name}_plane{place}", plane)
-            self.register_buffer(f"{name}_scale", matrices.scale_PENG)
+            self.register_buffer(f"{name}_scale", matrices.scale_PEGN)
         self.register_buffer("bias1", bias1_EN)
         self.register_buffer("bias2", bias2_ED)
         if fc1.group_size != fc2.group_size:
@@ -164,8 +164,8 @@ class ExpertBank(nn.Module):
         planes = tuple(self.get_buffer(f"{name}_plane{place}") for place in range(3))
         return PlaneMatrices(
             planes=planes,
-            scale_PENG=self.get_buffer(f"{name}_scale"),
-            zero_PENG=None,
+            scale_PEGN=self.get_buffer(f"{name}_scale"),
+            zero_PEGN=None,
             columns=self._columns[name],
             group_size=self.group_size,
         )
@@ -175,20 +175,20 @@ class ExpertBank(nn.Module):
         planes = self.matrices(name)
         return QuantizedMatrix(
             code_ENC=unpack(planes.planes, planes.columns),
-            scale_PENG=planes.scale_PENG,
+            scale_PENG=planes.scale_PEGN.transpose(2, 3),
             bits=NESTED_BITS,
             group_size=self.group_size,
         )
 
     @torch.no_grad()
     def set_scales(self, name: str, scale_PENG: Tensor) -> None:
-        """Replace the scales of "fc1" or "fc2"; the codes stay.
+        """Replace the scales of "fc1" or "fc2", (P, E, N, G) as `quantized` gives them; the codes stay.
 
         Raises:
             ConfigError: scales of another shape, or not finite in float16.
         """
         _check_name(name)
-        held = self.get_buffer(f"{name}_scale")
+        held = self.get_buffer(f"{name}_scale").transpose(2, 3)
         if scale_PENG.shape != held.shape:
             raise ConfigError(f"scales of shape {tuple(scale_PENG.shape)} for {name}: need {tuple(held.shape)}")
         if not bool(scale_PENG.to(held.dtype).isfinite().all()):
@@ -284,7 +284,7 @@ class ExpertBank(nn.Module):
                 read += 2 * matrices.shape[0] * matrices.shape[1] * matrices.columns
                 continue
             read += sum(plane.numel() for plane in matrices.planes[: NESTED_BITS.index(bits) + 1])
-            read += 2 * matrices.scale_PENG[0].numel()
+            read += 2 * matrices.scale_PEGN[0].numel()
         return read // self.num_experts
 
 

@@ -45,8 +45,8 @@ class QuantizedMatrix:
         """The bit planes that kernels read; 3 bits have no such form."""
         return PlaneMatrices(
             planes=pack(self.code_ENC, self.bits[-1]),
-            scale_PENG=self.scale_PENG.contiguous(),
-            zero_PENG=None,
+            scale_PEGN=self.scale_PENG.transpose(2, 3).contiguous(),
+            zero_PEGN=None,
             columns=self.columns,
             group_size=self.group_size,
         )

@@ -141,7 +141,7 @@ class QuantizedExpert(_CompressedExpert):
             planes = pack_three_bits(matrix.code_ENC) if self.bits == 3 else matrix.matrices().planes
             for place, plane in enumerate(planes):
                 self.register_buffer(f"{name}_plane{place}", plane)
-            self.register_buffer(f"{name}_scale", matrix.scale_PENG)
+            self.register_buffer(f"{name}_scale", matrix.scale_PENG.transpose(2, 3).contiguous())
 
     def _planes(self, name: str) -> tuple[Tensor, ...]:
         count = {2: 1, 3: 2, 4: 2, 8: 3}[self.bits]
@@ -150,8 +150,8 @@ class QuantizedExpert(_CompressedExpert):
     def _plane_matrices(self, name: str, columns: int) -> PlaneMatrices:
         return PlaneMatrices(
             planes=self._planes(name),
-            scale_PENG=self.get_buffer(f"{name}_scale"),
-            zero_PENG=None,
+            scale_PEGN=self.get_buffer(f"{name}_scale"),
+            zero_PEGN=None,
             columns=columns,
             group_size=self.group_size,
         )
@@ -170,7 +170,7 @@ class QuantizedExpert(_CompressedExpert):
     def _three_bits(self, name: str, columns: int) -> Tensor:
         high, low = self._planes(name)
         code = unpack_three_bits(high, low, columns)[0].float()
-        scale = per_column(self.get_buffer(f"{name}_scale")[0, 0].float(), self.group_size, columns)
+        scale = per_column(self.get_buffer(f"{name}_scale")[0, 0].T.float(), self.group_size, columns)
         return (code - MIDDLE_OF_THREE_BITS) * scale
 
 

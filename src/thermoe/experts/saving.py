@@ -13,7 +13,7 @@ from thermoe.experts.bank import ExpertBank
 from thermoe.kernels.expert_mlp import Activation, PlaneMatrices
 
 _FORMAT = "thermoe.expert_bank"
-_VERSION = 1
+_VERSION = 2  # planes in pieces, scales by groups; 1: both by rows
 
 
 def save_bank(bank: ExpertBank, path: Path) -> None:
@@ -76,8 +76,8 @@ def _assembled(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> E
     fc1, fc2 = (
         PlaneMatrices(
             planes=tuple(tensors[f"{name}_plane{place}"] for place in range(3)),
-            scale_PENG=tensors[f"{name}_scale"],
-            zero_PENG=None,
+            scale_PEGN=tensors[f"{name}_scale"],
+            zero_PEGN=None,
             columns=columns[name],
             group_size=group_size,
         )
@@ -91,7 +91,7 @@ def _assembled(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> E
         bias2_ED=tensors.get("bias2"),
     )
     for name in ("fc1", "fc2"):
-        bank.set_scales(name, tensors[f"{name}_scale"])
+        bank.set_scales(name, tensors[f"{name}_scale"].transpose(2, 3))
     _keep(bank, tensors)
     bits_E = tensors["bits_E"]
     bank.set_bits(bits_E.tolist() if bits_E.ndim else [])

@@ -15,7 +15,7 @@ _SLOTS = 8
 
 
 def pack_three_bits(codes_ENC: Tensor) -> tuple[Tensor, Tensor]:
-    """(E, N, C) uint8 codes below 8 as planes of (E, N, C' / 4) and (E, N, C' / 8) uint8.
+    """(E, N, C) uint8 codes below 8 as planes of (E, C' / 128, N, 32) and (E, N, C' / 8) uint8.
 
     Raises:
         ConfigError: codes of another dtype, shape or range.
@@ -37,7 +37,7 @@ def unpack_three_bits(high: Tensor, low: Tensor, columns: int) -> Tensor:
     Raises:
         ConfigError: planes that do not belong together.
     """
-    wanted = (*high.shape[:2], -(-columns // CHUNK) * CHUNK // 8)
+    wanted = (high.shape[0], high.shape[2], -(-columns // CHUNK) * CHUNK // 8)
     if tuple(low.shape) != wanted or low.dtype != torch.uint8:
         raise ConfigError(f"1-bit plane {tuple(low.shape)} of {low.dtype}: needed {wanted} of uint8")
     bytes_ = low.unflatten(-1, (-1, 1, CHUNK // _SLOTS))

@@ -102,4 +102,4 @@ def _tensors(matrices: Matrices) -> tuple[Tensor, ...]:
         return (matrices.weight_ENC,)
     if isinstance(matrices, Fp8Matrices):
         return (matrices.code_ENC, matrices.scale)
-    return (*matrices.planes, matrices.scale_PENG)
+    return (*matrices.planes, matrices.scale_PEGN)

@@ -48,12 +48,12 @@ def plane_matrices(
         values = draw.normal(count, rows, columns)
         codes = values.div_(step).add_((2**bits - 1) / 2).round_().clamp_(0, 2**bits - 1).to(torch.uint8)
         pieces.append(pack(codes, bits))
-    scale_ENG = _uneven(device, seed, (experts, rows, -(-columns // group_size))) * columns**-0.5 * step
+    scale_EGN = _uneven(device, seed, (experts, -(-columns // group_size), rows)) * columns**-0.5 * step
     precisions = NESTED if nested else (bits,)
     return PlaneMatrices(
         planes=tuple(_joined(list(plane)) for plane in zip(*pieces, strict=True)),
-        scale_PENG=torch.stack([scale_ENG * 2 ** (bits - b) for b in precisions]).half(),
-        zero_PENG=None,
+        scale_PEGN=torch.stack([scale_EGN * 2 ** (bits - b) for b in precisions]).half(),
+        zero_PEGN=None,
         columns=columns,
         group_size=group_size,
     )
@@ -67,7 +67,7 @@ def some_experts(matrices: Matrices, first: int, count: int) -> Matrices:
     if isinstance(matrices, Fp8Matrices):
         return Fp8Matrices(code_ENC=matrices.code_ENC[pick], scale=matrices.scale[pick])
     return replace(
-        matrices, planes=tuple(plane[pick] for plane in matrices.planes), scale_PENG=matrices.scale_PENG[:, pick]
+        matrices, planes=tuple(plane[pick] for plane in matrices.planes), scale_PEGN=matrices.scale_PEGN[:, pick]
     )
 
 

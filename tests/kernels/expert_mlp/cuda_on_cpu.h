@@ -7,7 +7,8 @@
 #include "machine_warps.h"
 
 DEV void copy_tile(uint32_t to, const TensorMap* map, int byte, int row, int expert, uint32_t bar, uint64_t) {
-  const int box = static_cast<int>(map->box_bytes), high = 32 / static_cast<int>(map->halves);
+  const int box = 128, high = 32 / static_cast<int>(map->halves);
+  if (map->box_bytes != box) cpu::fail("a map of another box", to);
   if (to % 1024 || row < 0 || row + high > map->rows || expert < 0 || expert >= map->experts || byte < 0)
     cpu::fail("bad copy", to);
   cpu::expect_multiple(map->base, 16, "a tensor that is not aligned");
@@ -21,11 +22,36 @@ DEV void copy_tile(uint32_t to, const TensorMap* map, int byte, int row, int exp
       for (int i = 0; i < box; i += 16) {
         const int64_t from = (expert * map->halves + r / high) * map->rows + row + r % high;
         uint32_t place = to + r * box + i;
-        place ^= (place >> 7 & (box == 64 ? 3 : 7)) << 4;
+        place ^= (place >> 7 & 7) << 4;
         for (int j = 0; j < 16; ++j)
           shared[place + j] = byte + i + j < map->row_bytes ? map->base[from * map->row_bytes + byte + i + j] : 0;
       }
     b.bytes -= 32 * box;
+    b.settle();
+  });
+}
+
+// `rows` holds the bytes of an element here, `row_bytes` those of a half's rows; then follow pieces, and those of a copy.
+DEV void copy_rows(uint32_t to, const TensorMap* map, int at, int piece, int expert, uint32_t bar, uint64_t) {
+  const int64_t run = map->box_bytes, start = at * map->rows, pieces = map->unused[0], copied = map->unused[1];
+  if (to % 128 || at < 0 || start % 16 || start + run > map->row_bytes || expert < 0 || expert >= map->experts || piece < 0)
+    cpu::fail("bad copy of rows", to);
+  cpu::expect_multiple(map->base, 16, "a tensor that is not aligned");
+  if (map->row_bytes % 16 || run % 16) cpu::fail("rows of a tensor that are not aligned", to);
+  const int64_t bytes = copied * map->halves * run;
+  uint8_t* shared = cpu::self().block->shared.data();
+  cpu::at(to, 16), cpu::at(to + bytes - 16, 16);
+  std::memset(shared + to, 0xff, bytes);
+  cpu::Barrier& b = barrier_at(bar);
+  cpu::launch_copy([=, &b] {
+    for (int64_t i = 0; i < copied; ++i)
+      for (int64_t half = 0; half < map->halves; ++half) {
+        uint8_t* place = shared + to + (i * map->halves + half) * run;
+        const int64_t from = ((expert * pieces + piece + i) * map->halves + half) * map->row_bytes + start;
+        if (piece + i < pieces) std::memcpy(place, map->base + from, run);
+        else std::memset(place, 0, run);
+      }
+    b.bytes -= bytes;
     b.settle();
   });
 }

@@ -75,10 +75,10 @@ DEV void copy_box(uint32_t to, const TensorMap* map, int byte, int half, int gro
   const auto row_of = [half, group](int r) { return 32 * (group + r / 16) + 16 * half + r % 16; };
   for (int i = 0; i < TEAM; ++i) copy_rows(block_of_cluster(i), to, map, byte, BOX_ROWS, row_of, bar);
 }
-DEV void copy_codes(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
+DEV void copy_codes(uint32_t to, const TensorMap* map, int row, uint32_t bar) {
   constexpr uint32_t ROWS = 128, BYTES = 32;
   const Matrix matrix = matrix_of(map);
-  if (to % 128 || row < 0 || byte < 0) cpu::fail("bad copy of codes", to);
+  if (to % 128 || row < 0 || matrix.row_bytes != BYTES) cpu::fail("bad copy of codes", to);
   for (int i = 0; i < TEAM; ++i) {
     cpu::Block& block = block_of_cluster(i);
     uint8_t* shared = block.shared.data();
@@ -88,8 +88,8 @@ DEV void copy_codes(uint32_t to, const TensorMap* map, int byte, int row, uint32
     cpu::launch_copy([=, &block, &b] {
       if (block.left) return cpu::complain("codes landed in a block that has left", to);
       for (uint32_t r = 0; r < ROWS; ++r) {
-        const bool inside = row + r < matrix.rows && byte + BYTES <= matrix.row_bytes;
-        if (inside) std::memcpy(shared + to + r * BYTES, matrix.base + (row + r) * matrix.row_bytes + byte, BYTES);
+        const bool inside = row + r < matrix.rows;
+        if (inside) std::memcpy(shared + to + r * BYTES, matrix.base + (row + r) * BYTES, BYTES);
         else std::memset(shared + to + r * BYTES, 0, BYTES);
       }
       b.bytes -= ROWS * BYTES;
@@ -97,7 +97,7 @@ DEV void copy_codes(uint32_t to, const TensorMap* map, int byte, int row, uint32
     });
   }
 }
-DEV void prefetch_codes(const TensorMap*, int, int) {}
+DEV void prefetch_codes(const TensorMap*, int) {}
 DEV void prefetch_box(const TensorMap*, int, int) {}
 DEV void prefetch_box(const TensorMap*, int, int, int) {}
 

@@ -52,17 +52,17 @@ def random_matrices(case: Case, rows: int, columns: int, generator: torch.Genera
     codes_ENC = torch.randint(0, 2**bits, (E, rows, columns), generator=generator, dtype=torch.uint8)
     num_planes = {2: 1, 4: 2, 8: 3}[bits]
     nested = case.format.startswith("bank")
-    shape = (num_planes if nested else 1, E, rows, -(-columns // case.group_size))
-    scale_PENG = spread * (0.5 + torch.rand(shape, generator=generator))
+    shape = (num_planes if nested else 1, E, -(-columns // case.group_size), rows)
+    scale_PEGN = spread * (0.5 + torch.rand(shape, generator=generator))
     for p in range(shape[0]):  # codes of b bits span 2**b steps
-        scale_PENG[p] *= 3.0 / 2 ** ((2, 4, 8)[p] if nested else bits)
-    zero_PENG = None
+        scale_PEGN[p] *= 3.0 / 2 ** ((2, 4, 8)[p] if nested else bits)
+    zero_PEGN = None
     if case.format.endswith("zeros"):
-        zero_PENG = (2**bits * torch.rand(shape, generator=generator)).half()
+        zero_PEGN = (2**bits * torch.rand(shape, generator=generator)).half()
     return PlaneMatrices(
         planes=pack(codes_ENC, bits),
-        scale_PENG=scale_PENG.half(),
-        zero_PENG=zero_PENG,
+        scale_PEGN=scale_PEGN.half(),
+        zero_PEGN=zero_PEGN,
         columns=columns,
         group_size=case.group_size,
     )

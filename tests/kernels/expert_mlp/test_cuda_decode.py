@@ -145,8 +145,8 @@ def moved_back(experts: ExpertWeights) -> ExpertWeights:
     def matrices(value: PlaneMatrices) -> PlaneMatrices:
         return PlaneMatrices(
             planes=tuple(plane.cpu() for plane in value.planes),
-            scale_PENG=value.scale_PENG.cpu(),
-            zero_PENG=None,
+            scale_PEGN=value.scale_PEGN.cpu(),
+            zero_PEGN=None,
             columns=value.columns,
             group_size=value.group_size,
         )

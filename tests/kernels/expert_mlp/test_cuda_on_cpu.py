@@ -15,9 +15,10 @@ from on_cpu import cpu_library
 from torch import Tensor
 
 from thermoe.kernels.expert_mlp import Activation, ExpertWeights
+from thermoe.kernels.expert_mlp.cuda.boxes import Boxes, described
 from thermoe.kernels.expert_mlp.cuda.build import SOURCES
-from thermoe.kernels.expert_mlp.cuda.geometry import Geometry, boxes_of, geometry, tensors_of
-from thermoe.kernels.expert_mlp.cuda.problem import COUNTER_WORDS, Problem, fill
+from thermoe.kernels.expert_mlp.cuda.geometry import Geometry, geometry
+from thermoe.kernels.expert_mlp.cuda.problem import COUNTER_WORDS, SCALE_MAP, ZERO_MAP, Problem, fill
 
 HERE = Path(__file__).parent
 BF16 = torch.bfloat16
@@ -47,6 +48,16 @@ def kernel_of(tmp_path_factory):
     return kernel
 
 
+def describe(tensor: Tensor, boxes: Boxes, tensor_map: ctypes.Array) -> None:
+    """As copy_tile and copy_rows of cuda_on_cpu.h read it."""
+    sizes, box, unit = boxes.sizes, boxes.box, boxes.element_bytes
+    words = (tensor.data_ptr(), *sizes, box[0])
+    if not boxes.swizzled:
+        words = (tensor.data_ptr(), sizes[0] * unit, unit, sizes[1], sizes[3], box[0] * unit, sizes[2], box[2])
+    for word, value in enumerate(words):
+        tensor_map[word] = value
+
+
 class Launch:
     """A kernel with its poisoned output and workspace, ready to run any number of times."""
 
@@ -71,11 +82,12 @@ class Launch:
         self.problem.counters = self.counters.data_ptr()
         self.problem.ring = 2 + x_TD.shape[0] % 3
         for m, matrices in enumerate((experts.fc1, experts.fc2)):
-            for plane, tensor in enumerate(tensors_of(matrices)):
-                boxes = boxes_of(tensor, m, plane, cut.format)
-                sizes = (boxes.row_bytes, boxes.rows, boxes.halves, len(tensor), boxes.box_bytes)
-                for word, value in enumerate((tensor.data_ptr(), *sizes)):
-                    self.problem.map[m][plane][word] = value
+            maps = described(matrices, m)
+            for plane, weights in enumerate(maps.weights):
+                describe(*weights, self.problem.map[m][plane])
+            for values, place in ((maps.scale, SCALE_MAP), (maps.zero, ZERO_MAP)):
+                if values is not None:
+                    describe(*values, self.problem.map[m][place])
 
     def run(self, *, blocks: int, seed: int, uneven: bool = False) -> Tensor:
         for tensor in (self.out_TD, self.hidden_NI, self.product_SND):
@@ -122,6 +134,11 @@ CASES = {
     "512 slots of one expert": (case(tokens=64, top_k=8, experts=9, d_model=32, inter_size=16, routing="one"), 3),
     "512 experts and a token": (case(tokens=1, top_k=8, experts=512, d_model=32, inter_size=16), 7),
     "three splits": (case(tokens=3, top_k=1, experts=2, d_model=64, inter_size=4224, format="int4"), 2),
+    "an odd number of scales a row": (case(format="int4", d_model=384, inter_size=128, group_size=128), 2),
+    "more tokens of an expert than tiles of codes take": (
+        case(format="bank8", tokens=37, top_k=1, experts=2, d_model=256, inter_size=64, group_size=64, routing="one"),
+        2,
+    ),
     "bank of 2, 4 and 8 bits": (case(format="bank8", tokens=7, d_model=512, inter_size=256, group_size=64), 3),
     "bank, columns that fill no job": (
         case(format="bank8", d_model=384, inter_size=128, group_size=64, routing="dropped"),

@@ -220,10 +220,10 @@ def test_codes_of_every_precision(kernel_of, name):
 
 def test_scales_of_zero_give_nothing_and_great_steps_of_scale_lose_nothing(kernel_of):
     layer = Layer(kernel_of, case(format="int4", group_size=128, d_model=512), CODES)
-    scale_GNC = layer.experts.fc1.scale_PENG[0]
-    scale_GNC[:, ::3, 1:3] = 0.0
-    scale_GNC[:, 1::3, 0] = 2.0**-24
-    scale_GNC[:, 2::3] *= -1
+    scale_EGN = layer.experts.fc1.scale_PEGN[0]
+    scale_EGN[:, 1:3, ::3] = 0.0
+    scale_EGN[:, 0, 1::3] = 2.0**-24
+    scale_EGN[:, :, 2::3] *= -1
     layer.want_TD = wanted(layer.x_TD, layer.ids_TK, layer.weights_TK, layer.experts)
 
     assert relative_error(layer.run(), layer.want_TD) < TOLERANCE

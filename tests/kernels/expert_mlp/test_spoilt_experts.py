@@ -46,21 +46,21 @@ def _spoilt_fp8():
 def _spoilt_planes():
     for held_as in ("int4-zeros", "bank8"):
         _, _, _, experts = drawn(Case(format=held_as))
-        scale, planes = experts.fc1.scale_PENG, experts.fc1.planes
+        scale, planes = experts.fc1.scale_PEGN, experts.fc1.planes
         scales = [scale.float(), scale[..., :1], scale[:, :, :1], scale[:, :1], scale[0], torch.cat([scale] * 2, -1)]
         for other in [*scales, *([scale[:2]] if held_as == "bank8" else [])]:
-            yield "scales of the first", replace(experts, fc1=replace(experts.fc1, scale_PENG=other.contiguous()))
+            yield "scales of the first", replace(experts, fc1=replace(experts.fc1, scale_PEGN=other.contiguous()))
         for size in (0, 16, -32, 100):
             yield f"groups of {size}", replace(experts, fc1=replace(experts.fc1, group_size=size))
         yield "scales of the first", replace(experts, fc1=replace(experts.fc1, group_size=128))
         yield "0 bit planes", replace(experts, fc1=replace(experts.fc1, planes=()))
-        short = (*planes[:-1], planes[-1][:, :5].contiguous())
+        short = (*planes[:-1], planes[-1][:, :, :5].contiguous())
         yield "plane of shape", replace(experts, fc1=replace(experts.fc1, planes=short))
         signed = tuple(plane.view(torch.int8) for plane in planes)
         yield "int8", replace(experts, fc1=replace(experts.fc1, planes=signed))
     _, _, _, experts = drawn(Case(format="int4-zeros"))
-    for other in (experts.fc1.zero_PENG.float(), experts.fc1.zero_PENG[..., :1].contiguous()):
-        yield "zeros of the first", replace(experts, fc1=replace(experts.fc1, zero_PENG=other))
+    for other in (experts.fc1.zero_PEGN.float(), experts.fc1.zero_PEGN[..., :1].contiguous()):
+        yield "zeros of the first", replace(experts, fc1=replace(experts.fc1, zero_PEGN=other))
 
 
 @pytest.mark.parametrize(("said", "experts"), [*_spoilt_layers(), *_spoilt_bits(), *_spoilt_fp8(), *_spoilt_planes()])

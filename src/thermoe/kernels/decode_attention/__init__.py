@@ -58,8 +58,8 @@ def decode_attention(
         num_heads: H, a positive multiple of G.
         scale: Factor on the scores.
         norms: Of queries and keys; None where the model has none.
-        counts: (B G,) int32 zeros for launches that cannot overlap; they are zero again afterwards. None makes some,
-            where they are needed.
+        counts: (B G or more,) int32 zeros for launches that cannot overlap; they are zero again afterwards. None makes
+            some, where they are needed.
 
     On a GPU of capability 9.0 everything but `qkv_BN` is read before the launch just before this one has ended: only
     the projections may come from that launch.
@@ -127,10 +127,10 @@ def _check(
 def _check_counts(counts: Tensor | None, keys: Tensor) -> None:
     wanted = keys.shape[0] * keys.shape[1]
     if counts is not None and (
-        counts.shape != (wanted,) or counts.dtype != torch.int32 or counts.device != keys.device
+        counts.ndim != 1 or len(counts) < wanted or counts.dtype != torch.int32 or counts.device != keys.device
     ):
         raise ConfigError(
-            f"counts {tuple(counts.shape)} of {counts.dtype} on {counts.device}: needed ({wanted},) int32 on "
+            f"counts {tuple(counts.shape)} of {counts.dtype} on {counts.device}: needed ({wanted} or more,) int32 on "
             f"{keys.device}"
         )
 

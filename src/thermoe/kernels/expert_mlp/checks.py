@@ -91,10 +91,10 @@ def _check_codes(which: str, matrices: PlaneMatrices) -> None:
     if size not in (32, 64) and (size < CHUNK or size % CHUNK):
         raise ConfigError(f"{which} matrix in groups of {size} columns: choose 32, 64 or a multiple of {CHUNK}")
     num_experts, rows, columns = matrices.shape
-    precisions = len(matrices.planes) if matrices.scale_PENG.ndim == 4 and matrices.nested else 1
-    wanted = (precisions, num_experts, rows, -(-columns // size))
-    _need(f"scales of the {which} matrix", matrices.scale_PENG, wanted, torch.float16)
-    _need(f"zeros of the {which} matrix", matrices.zero_PENG, wanted, torch.float16)
+    precisions = len(matrices.planes) if matrices.scale_PEGN.ndim == 4 and matrices.nested else 1
+    wanted = (precisions, num_experts, -(-columns // size), rows)
+    _need(f"scales of the {which} matrix", matrices.scale_PEGN, wanted, torch.float16)
+    _need(f"zeros of the {which} matrix", matrices.zero_PEGN, wanted, torch.float16)
 
 
 def _need(what: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -86,8 +86,8 @@ def _flatten(matrices: Matrices) -> tuple[list[Tensor], str]:
         return [matrices.weight_ENC], "dense"
     if isinstance(matrices, Fp8Matrices):
         return [matrices.code_ENC, matrices.scale], "fp8"
-    zeros = [] if matrices.zero_PENG is None else [matrices.zero_PENG]
-    tensors = [*matrices.planes, matrices.scale_PENG, *zeros]
+    zeros = [] if matrices.zero_PEGN is None else [matrices.zero_PEGN]
+    tensors = [*matrices.planes, matrices.scale_PEGN, *zeros]
     return tensors, f"planes,{len(matrices.planes)},{matrices.columns},{matrices.group_size}"
 
 
@@ -98,11 +98,11 @@ def _unflatten(tensors: list[Tensor], layout: str) -> Matrices:
     if kind == "fp8":
         return Fp8Matrices(code_ENC=tensors[0], scale=tensors[1])
     num_planes, columns, group_size = map(int, numbers)
-    scale_PENG, *zeros = tensors[num_planes:]
+    scale_PEGN, *zeros = tensors[num_planes:]
     return PlaneMatrices(
         planes=tuple(tensors[:num_planes]),
-        scale_PENG=scale_PENG,
-        zero_PENG=zeros[0] if zeros else None,
+        scale_PEGN=scale_PEGN,
+        zero_PEGN=zeros[0] if zeros else None,
         columns=columns,
         group_size=group_size,
     )

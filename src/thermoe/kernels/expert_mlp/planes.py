@@ -1,6 +1,7 @@
 """Codes into bit planes and back, and the weights that any of the formats stands for.
 
-Shapes: E experts, N rows, C columns, C' = C rounded up to a multiple of 128, G scale groups, P precisions.
+Shapes: E experts, N rows, C columns, C' = C rounded up to a multiple of 128, Q pieces of a plane, G scale groups,
+P precisions.
 `weights.py` says where each code lies.
 """
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from thermoe.errors import ConfigError
-from thermoe.kernels.expert_mlp.weights import CHUNK, DenseMatrices, Fp8Matrices, Matrices, PlaneMatrices
+from thermoe.kernels.expert_mlp.weights import CHUNK, PIECE_BYTES, DenseMatrices, Fp8Matrices, Matrices, PlaneMatrices
 
 SLOTS, SLOT_COLUMNS = 4, 32
 PLANE_BITS = {2: (2,), 4: (2, 2), 8: (2, 2, 4)}  # widths of the planes of a code, most significant first
@@ -22,7 +23,7 @@ def pack(codes_ENC: Tensor, bits: int) -> tuple[Tensor, ...]:
         bits: 2, 4 or 8.
 
     Returns:
-        1, 2 or 3 tensors of uint8: (E, N, C' / 4) for 2-bit planes and (E, N, C' / 2) for the 4-bit plane.
+        1, 2 or 3 tensors of uint8, (E, Q, N, 32): Q = C' / 128 in 2-bit planes and C' / 64 in the 4-bit plane.
 
     Raises:
         ConfigError: codes of another dtype, number of dimensions or range, or another number of bits.
@@ -97,12 +98,17 @@ def per_column(values_ENG: Tensor, group_size: int, columns: int) -> Tensor:
 
 def _plane_weights(matrices: PlaneMatrices, codes_ENC: Tensor, bits: int, p: int, dtype: torch.dtype) -> Tensor:
     code = (codes_ENC >> (matrices.max_bits - bits)).to(dtype)
-    scale = per_column(matrices.scale_PENG[p], matrices.group_size, matrices.columns).to(dtype)
+    scale = _of_groups(matrices, matrices.scale_PEGN[p]).to(dtype)
     zero: Tensor | float = (2**bits - 1) / 2
-    if matrices.zero_PENG is not None:
-        zero = per_column(matrices.zero_PENG[p], matrices.group_size, matrices.columns).to(dtype)
+    if matrices.zero_PEGN is not None:
+        zero = _of_groups(matrices, matrices.zero_PEGN[p]).to(dtype)
     weight: Tensor = (code - zero) * scale
     return weight
+
+
+def _of_groups(matrices: PlaneMatrices, values_EGN: Tensor) -> Tensor:
+    """(E, N, C)."""
+    return per_column(values_EGN.transpose(1, 2), matrices.group_size, matrices.columns)
 
 
 def _fp8_scale(matrices: Fp8Matrices) -> Tensor:
@@ -122,24 +128,23 @@ def _in_slots(codes_ENC: Tensor) -> Tensor:
 
 def _pack_two_bits(part: Tensor) -> Tensor:
     byte = part[..., 0, :] | part[..., 1, :] << 2 | part[..., 2, :] << 4 | part[..., 3, :] << 6
-    packed: Tensor = byte.flatten(2).contiguous()
-    return packed
+    return byte.transpose(1, 2).contiguous()
 
 
 def _unpack_two_bits(plane: Tensor) -> Tensor:
-    bytes_ = plane.unflatten(-1, (-1, 1, SLOT_COLUMNS))
+    bytes_ = plane.transpose(1, 2).unsqueeze(-2)
     shift = torch.arange(0, 8, 2, dtype=torch.uint8, device=plane.device).view(SLOTS, 1)
     slots: Tensor = (bytes_ >> shift) & 3
     return slots
 
 
 def _pack_four_bits(part: Tensor) -> Tensor:
-    packed: Tensor = (part[..., 0::2, :] | part[..., 1::2, :] << 4).flatten(2).contiguous()
-    return packed
+    pieces = (part[..., 0::2, :] | part[..., 1::2, :] << 4).flatten(2, 3)
+    return pieces.transpose(1, 2).contiguous()
 
 
 def _unpack_four_bits(plane: Tensor) -> Tensor:
-    bytes_ = plane.unflatten(-1, (-1, SLOTS // 2, 1, SLOT_COLUMNS))
+    bytes_ = plane.transpose(1, 2).unflatten(2, (-1, SLOTS // 2)).unsqueeze(-2)
     shift = torch.arange(0, 8, 4, dtype=torch.uint8, device=plane.device).view(2, 1)
     slots: Tensor = ((bytes_ >> shift) & 15).flatten(-3, -2)
     return slots
@@ -150,8 +155,9 @@ def check_planes(planes: tuple[Tensor, ...], columns: int) -> None:
     if not 1 <= len(planes) <= 3:
         raise ConfigError(f"{len(planes)} bit planes: a code has 1 (int2), 2 (int4) or 3 (int8)")
     chunks = -(-columns // CHUNK)
+    experts, rows = (planes[0].shape[0], planes[0].shape[2]) if planes[0].ndim == 4 else ("E", "N")
     for width, plane in zip(PLANE_BITS[8], planes, strict=False):
-        wanted = (*planes[0].shape[:2], chunks * CHUNK * width // 8)
+        wanted = (experts, chunks * CHUNK * width // (8 * PIECE_BYTES), rows, PIECE_BYTES)
         if tuple(plane.shape) != wanted or plane.dtype != torch.uint8:
             raise ConfigError(
                 f"plane of shape {tuple(plane.shape)} and {plane.dtype} for {columns} columns: needs {wanted} uint8"

@@ -73,9 +73,9 @@ def select_expert(matrices: Matrices, expert: int) -> Matrices:
         return DenseMatrices(weight_ENC=matrices.weight_ENC[one])
     if isinstance(matrices, Fp8Matrices):
         return Fp8Matrices(code_ENC=matrices.code_ENC[one], scale=matrices.scale[one])
-    zero_PENG = None if matrices.zero_PENG is None else matrices.zero_PENG[:, one]
+    zero_PEGN = None if matrices.zero_PEGN is None else matrices.zero_PEGN[:, one]
     planes = tuple(plane[one] for plane in matrices.planes)
-    return replace(matrices, planes=planes, scale_PENG=matrices.scale_PENG[:, one], zero_PENG=zero_PENG)
+    return replace(matrices, planes=planes, scale_PEGN=matrices.scale_PEGN[:, one], zero_PEGN=zero_PEGN)
 
 
 def _linear(x_RC: Tensor, expert: int, matrices: Matrices, bias_EN: Tensor | None, bits_E: Tensor | None) -> Tensor:

@@ -180,7 +180,7 @@ def _pointers(experts: ExpertWeights, *, first: bool, eight: bool) -> dict[str, 
     else:
         names = ("w_ptr", "middle_ptr", "low_ptr")
         pointers.update(zip(names, matrices.planes, strict=False))
-        pointers["scale_ptr"], pointers["zero_ptr"] = matrices.scale_PENG, matrices.zero_PENG
+        pointers["scale_ptr"], pointers["zero_ptr"] = matrices.scale_PEGN, matrices.zero_PEGN
         pointers["bits_ptr"] = experts.bits_E if matrices.nested else None
     pointers["bias_ptr"] = experts.bias1_EN if first else experts.bias2_ED
     return pointers

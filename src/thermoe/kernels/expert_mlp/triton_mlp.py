@@ -45,7 +45,7 @@ def _read_at(
         zeros_ptr = zero_ptr
     return planes_product(
         x_ptr, x_rows, high_ptr, second_ptr, third_ptr, scale_ptr + groups, zeros_ptr + groups, rows, BITS, ZEROS,
-        GROUP, C, M, N, STAGES, SCALE_IN, OPERAND, ASM)  # fmt: skip
+        GROUP, R, C, M, N, STAGES, SCALE_IN, OPERAND, ASM)  # fmt: skip
 
 
 @triton.jit

@@ -93,7 +93,7 @@ def fp8_product(
 @triton.jit
 def planes_product(  # noqa: C901 - one branch for each thing that a format may have
     x_ptr, x_rows, high_ptr, middle_ptr, low_ptr, scale_ptr, zero_ptr, rows, BITS: tl.constexpr, ZEROS: tl.constexpr,
-    GROUP: tl.constexpr, C: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr,
+    GROUP: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr,
     SCALE_IN: tl.constexpr, OPERAND: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """(M, N) float32 products of rows in bit planes, a chunk of 128 columns at a time.
@@ -104,10 +104,10 @@ def planes_product(  # noqa: C901 - one branch for each thing that a format may 
     G: tl.constexpr = (C + GROUP - 1) // GROUP
     SUMS: tl.constexpr = not (SCALE_IN or ZEROS)
     j = tl.arange(0, 32)
-    scale_ptrs = scale_ptr + rows * G
-    zero_ptrs = zero_ptr + rows * G
-    two_bit = rows[:, None] * (CHUNKS * 32) + j[None, :]
-    four_bit = rows[:, None] * (CHUNKS * 64) + j[None, :]
+    scale_ptrs = scale_ptr + rows
+    zero_ptrs = zero_ptr + rows
+    two_bit = rows[:, None] * 32 + j[None, :]
+    four_bit = two_bit
     x_ptrs = x_ptr + x_rows[None, :] * C + j[:, None]
     accumulator = tl.zeros((M, N), tl.float32)
     part = accumulator
@@ -116,22 +116,22 @@ def planes_product(  # noqa: C901 - one branch for each thing that a format may 
         middle, low = high, high
         if BITS >= 4:
             middle = tl.load(middle_ptr + two_bit)
-        if GROUP >= 128:  # mostly from L1: neighbouring groups share a sector
-            scale_M = tl.load(scale_ptrs + chunk // (GROUP // 128)).to(tl.float32)
+        if GROUP >= 128:
+            scale_M = tl.load(scale_ptrs + chunk // (GROUP // 128) * R).to(tl.float32)
             if ZEROS:
-                zero_M = tl.load(zero_ptrs + chunk // (GROUP // 128)).to(tl.float32)
+                zero_M = tl.load(zero_ptrs + chunk // (GROUP // 128) * R).to(tl.float32)
         for slot in tl.static_range(4):
             if BITS == 8 and slot % 2 == 0:
-                low = tl.load(low_ptr + four_bit + 32 * (slot // 2))
+                low = tl.load(low_ptr + four_bit + 32 * R * (slot // 2))
             if C % 128 == 0:
                 x = tl.load(x_ptrs + 32 * slot)
             else:
                 x = tl.load(x_ptrs + 32 * slot, mask=(j < C - chunk * 128 - 32 * slot)[:, None], other=0.0)
             if GROUP < 128 and (slot * 32) % GROUP == 0:
                 group = tl.minimum(chunk * (128 // GROUP) + slot * 32 // GROUP, G - 1)
-                scale_M = tl.load(scale_ptrs + group).to(tl.float32)
+                scale_M = tl.load(scale_ptrs + group * R).to(tl.float32)
                 if ZEROS:
-                    zero_M = tl.load(zero_ptrs + group).to(tl.float32)
+                    zero_M = tl.load(zero_ptrs + group * R).to(tl.float32)
             values = odd_codes(high, middle, low, slot, BITS, OPERAND, ASM)
             if SUMS:
                 part = _dot(values, x.to(OPERAND), part)
@@ -145,7 +145,7 @@ def planes_product(  # noqa: C901 - one branch for each thing that a format may 
                 else:
                     values = scaled(values, 0.5 * scale_M, OPERAND, ASM)
                 accumulator = _dot(values, x.to(OPERAND), accumulator)
-        two_bit += 32
-        four_bit += 64
+        two_bit += 32 * R
+        four_bit += 64 * R
         x_ptrs += 128
     return accumulator

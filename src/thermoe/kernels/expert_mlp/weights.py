@@ -1,7 +1,7 @@
 """How the experts of one layer lie in memory: what every expert kernel reads.
 
 Shapes: E experts, N rows (outputs) and C columns (inputs) of a matrix, C' = C rounded up to a multiple of 128,
-G scale groups along the columns, P precisions of a nested bank, D model width, I expert width.
+Q pieces of a bit plane, G scale groups along the columns, P precisions of a nested bank, D model width, I expert width.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from enum import StrEnum
 from torch import Tensor
 
 CHUNK = 128  # columns whose codes are packed together
+PIECE_BYTES = 32  # of a row of a bit plane, beside the same columns of the next row
 
 
 class Activation(StrEnum):
@@ -74,38 +75,41 @@ class PlaneMatrices:
 
         weight = (c - (2**b - 1) / 2) * scale[p],       or (c - zero[p]) * scale[p] where zeros are given.
 
-    Columns are packed in chunks of 128, padded at the end with codes of any value (kernels read 0 for x there).
-    In a chunk, columns 32 s + j (slot s = 0..3, j = 0..31) lie
-      - in a 2-bit plane in byte j, bits 2 s and 2 s + 1: 32 bytes a chunk, (E, N, C' / 4) uint8;
-      - in the 4-bit plane in byte 32 (s // 2) + j, low nibble for even s, high nibble for odd s: 64 bytes a
-        chunk, (E, N, C' / 2) uint8.
-    So a slot is 32 neighbouring columns, and the bytes of a tile unpack by shifts alone.
+    Columns are packed in chunks of 128, padded at the end with codes of any value (kernels read 0 for x there). A
+    chunk is cut into pieces of 32 bytes a row, and a piece of all rows lies together: what a kernel reads of some
+    neighbouring rows is one stretch of memory, whole lines of the cache, however few columns it takes. In chunk k,
+    columns 128 k + 32 s + j (slot s = 0..3, j = 0..31) lie
+      - in a 2-bit plane in piece k, byte j, bits 2 s and 2 s + 1: (E, Q, N, 32) uint8, Q = C' / 128;
+      - in the 4-bit plane in piece 2 k + s // 2, byte j, low nibble for even s, high nibble for odd s:
+        (E, Q, N, 32) uint8, Q = C' / 64.
+    So a slot is 32 neighbouring columns, and the bytes of a tile unpack by shifts alone. Scales of a group lie together
+    for all rows, for the same reason.
 
     Attributes:
         planes: 1 to 3 tensors, contiguous.
-        scale_PENG: (P, E, N, G) float16; P = len(planes) for a nested bank, which can be read at every
+        scale_PEGN: (P, E, G, N) float16; P = len(planes) for a nested bank, which can be read at every
             precision that its planes allow, and 1 for a plain format, read with all its planes.
-        zero_PENG: the same shape, float16, or None: the middle of the code range.
+        zero_PEGN: the same shape, float16, or None: the middle of the code range.
         columns: C, before padding.
         group_size: columns that share a scale: 32, 64, 128 or a multiple of 128.
     """
 
     planes: tuple[Tensor, ...]
-    scale_PENG: Tensor
-    zero_PENG: Tensor | None
+    scale_PEGN: Tensor
+    zero_PEGN: Tensor | None
     columns: int
     group_size: int
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(E, N, C)."""
-        num_experts, rows, _ = self.planes[0].shape
+        num_experts, _, rows, _ = self.planes[0].shape
         return num_experts, rows, self.columns
 
     @property
     def nested(self) -> bool:
         """Whether lower precisions have scales of their own."""
-        return self.scale_PENG.shape[0] > 1
+        return self.scale_PEGN.shape[0] > 1
 
     @property
     def max_bits(self) -> int:

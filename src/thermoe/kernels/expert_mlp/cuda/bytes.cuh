@@ -28,7 +28,7 @@ DEV void copy_byte_tiles(const Problem& p, const Place& at, int index, const Job
 struct ByteRows {
   static constexpr bool PLANES_DIFFER = false;
   DEV static constexpr int depth(int) { return 1; }
-  static constexpr int TILE_TOKENS = 8, TILE_COST = 8, RUN_COST = 0, ONE_WAVE_ROWS = MAX_ROWS + 1;
+  static constexpr int TILE_TOKENS = 8, TILE_COST = 8, RUN_COST = 0, ONE_WAVE_ROWS = MAX_TILES * TILE_TOKENS + 1;
 
   // Where a lane finds its column of a tile; past the last token it is the last one's, and nobody looks at the product.
   DEV static uint32_t column(uint32_t rows_at, int tile, int rows, const Lane& lane, uint32_t pitch) {

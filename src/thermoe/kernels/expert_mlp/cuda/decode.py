@@ -6,6 +6,7 @@ Where it can be built and takes the layer, `run` plans, multiplies, activates an
 nothing on the host, and gives the same result for the same input every time. See docs/concepts/cuda_decode.md.
 """
 
+import ctypes
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from thermoe.errors import ConfigError
 from thermoe.kernels.cuda_build import CudaUnavailableError, Kernel, counters, make_current
 from thermoe.kernels.expert_mlp.cuda import build, driver
-from thermoe.kernels.expert_mlp.cuda.geometry import MAX_SLOTS, boxes_of, geometry, tensors_of
-from thermoe.kernels.expert_mlp.cuda.problem import COUNTER_WORDS, TensorMap, fill
+from thermoe.kernels.expert_mlp.cuda.boxes import Boxes, described, tensors_of
+from thermoe.kernels.expert_mlp.cuda.geometry import MAX_SLOTS, geometry
+from thermoe.kernels.expert_mlp.cuda.problem import COUNTER_WORDS, SCALE_MAP, ZERO_MAP, TensorMap, fill
 from thermoe.kernels.expert_mlp.weights import ExpertWeights
 
 _OTHER_WARPS = 4  # of layout.cuh: they stage activations and tell what is finished
@@ -122,10 +124,13 @@ def run(
     problem.ring = tuning.ring
     problem.hidden, problem.product = hidden_NI.data_ptr(), product_SND.data_ptr()
     for m, matrices in enumerate((experts.fc1, experts.fc2)):
-        for plane, tensor in enumerate(tensors_of(matrices)):
-            boxes = boxes_of(tensor, m, plane, cut.format)
-            described = driver.tensor_map(tensor.data_ptr(), len(tensor), boxes)
-            problem.map[m][plane] = TensorMap.from_buffer_copy(described)
+        maps = described(matrices, m)
+        for plane, weights in enumerate(maps.weights):
+            problem.map[m][plane] = _map_of(*weights)
+        if maps.scale is not None:
+            problem.map[m][SCALE_MAP] = _map_of(*maps.scale)
+        if maps.zero is not None:
+            problem.map[m][ZERO_MAP] = _map_of(*maps.zero)
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
         make_current(device.index)
@@ -140,6 +145,10 @@ def run(
         )
     if result_TD is not out_TD:
         out_TD.copy_(result_TD)
+
+
+def _map_of(tensor: Tensor, boxes: Boxes) -> ctypes.Array[ctypes.c_uint64]:
+    return TensorMap.from_buffer_copy(driver.tensor_map(tensor.data_ptr(), boxes))
 
 
 def _readable(x_TD: Tensor, weights_TK: Tensor, out_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from thermoe.kernels.expert_mlp.cuda.boxes import PLANE_COLUMNS, tensors_of
 from thermoe.kernels.expert_mlp.weights import (
     Activation,
     DenseMatrices,
@@ -23,9 +24,9 @@ MAX_UNITS = 32768  # of an expert at a matrix: times 512 segments at a cost of 1
 SHARED_BYTES = 215 * 1024  # for activations, shares and the ring of weights (static_assert in layout.cuh)
 PART_TILE_BYTES = 1024  # a warp's share of a unit, for a tile of 8 tokens
 SLOT_BYTES = 9 * 1024  # most that a slot of the ring takes; there is at least one for each warp
-ROWS = 32  # of weights in a unit, hence in a copy
 SPLIT_COLUMNS = 2048  # of the second matrix, whose activations a block holds at a time
 ROW_CAPS = (32, 24, 16, 8, 4, 2, 1)  # tokens of an expert that share one reading of its weights
+PLANE_ROW_CAP = 16  # four tiles of four, each token in two bytes
 ACTIVATIONS = {Activation.SWIGLU: 0, Activation.GEGLU: 1, Activation.SWIGLU_CLAMPED: 2}
 
 
@@ -36,7 +37,7 @@ class Geometry:
     Attributes:
         format: the C++ type of its weights, for example `Planes<4, 128, false, false>`.
         jobs: of a unit, for both matrices.
-        groups: scales along a row (or blocks of scales), for both matrices.
+        groups: blocks of scales along a row, for both matrices.
         splits: parts of the second matrix's columns.
         row_cap: most tokens of a segment.
         bits: of every expert's codes where `bits_E` does not say.
@@ -67,7 +68,7 @@ def geometry(experts: ExpertWeights, warps: int = 8) -> Geometry | str:
     refusal = _alignment(experts.fc1) or _alignment(experts.fc2) or _types(experts)
     if refusal:
         return refusal
-    job_columns = 128 if name == "Bf16" else 256
+    job_columns = 128 if name == "Bf16" else PLANE_COLUMNS
     whole = -(-I // job_columns)
     splits = -(-whole * job_columns // SPLIT_COLUMNS)
     jobs = (-(-D // job_columns), -(-whole // splits))
@@ -90,7 +91,7 @@ def geometry(experts: ExpertWeights, warps: int = 8) -> Geometry | str:
 
 def _row_cap(jobs: int, job_columns: int, sums: int, warps: int) -> int:
     pitch, room = 2 * job_columns * jobs + 64, SHARED_BYTES - SLOT_BYTES * warps
-    for rows in ROW_CAPS:
+    for rows in ROW_CAPS if sums == 0 else [cap for cap in ROW_CAPS if cap <= PLANE_ROW_CAP]:
         sum_bytes, part_bytes = 64 * _tiles(rows, 4) * sums * jobs, PART_TILE_BYTES * _tiles(rows, 8) * warps
         if rows * pitch + sum_bytes + part_bytes <= room:
             return rows
@@ -111,24 +112,20 @@ def _format(matrices: Matrices) -> str:
         return "Fp8<true>" if matrices.blocks else "Fp8<false>"
     if matrices.group_size not in (32, 64, 128):
         return f"groups of {matrices.group_size} columns: the kernel takes 32, 64 and 128"
-    flags = ", ".join(str(flag).lower() for flag in (matrices.nested, matrices.zero_PENG is not None))
+    flags = ", ".join(str(flag).lower() for flag in (matrices.nested, matrices.zero_PEGN is not None))
     return f"Planes<{matrices.max_bits}, {matrices.group_size}, {flags}>"
 
 
 def _groups(matrices: Matrices) -> int:
-    if isinstance(matrices, PlaneMatrices):
-        return matrices.scale_PENG.shape[3]
     return matrices.scale.shape[-1] if isinstance(matrices, Fp8Matrices) and matrices.blocks else 0
 
 
 def _alignment(matrices: Matrices) -> str:
-    """Why rows cannot be copied in 16-byte pieces and pairs of scales, or nothing."""
+    """Why rows cannot be copied in 16-byte pieces, or nothing."""
     columns = matrices.shape[2]
     step = 16 if isinstance(matrices, Fp8Matrices) else 8
     if columns % step:
         return f"rows of {columns} columns: the kernel needs a multiple of {step}"
-    if isinstance(matrices, PlaneMatrices) and _groups(matrices) % 2:
-        return f"{_groups(matrices)} scales a row: the kernel needs an even number"
     if any(tensor.data_ptr() % 16 or not tensor.is_contiguous() for tensor in tensors_of(matrices)):
         return "weights that are not contiguous, or do not begin at a multiple of 16 bytes"
     return ""
@@ -142,36 +139,8 @@ def _types(experts: ExpertWeights) -> str:
         if isinstance(matrices, Fp8Matrices):
             wanted.append(("scales", matrices.scale, torch.float32))
         if isinstance(matrices, PlaneMatrices):
-            wanted += [("scales", matrices.scale_PENG, torch.float16), ("zeros", matrices.zero_PENG, torch.float16)]
+            wanted += [("scales", matrices.scale_PEGN, torch.float16), ("zeros", matrices.zero_PEGN, torch.float16)]
     for name, tensor, dtype in wanted:
         if tensor is not None and (tensor.dtype != dtype or tensor.data_ptr() % 4 or not tensor.is_contiguous()):
             return f"{name} of {tensor.dtype}: the kernel takes contiguous {dtype} that begins at a multiple of 4 bytes"
     return ""
-
-
-@dataclass(frozen=True, slots=True)
-class Boxes:
-    """How the copy engine sees a tensor (E, N, bytes): E experts of `halves` of `rows` rows.
-
-    A copy takes 32 rows by `box_bytes`: 16 of each of two halves, or 32 of the only one. The first matrix has a half
-    of gate and a half of up rows.
-    """
-
-    rows: int
-    halves: int
-    row_bytes: int
-    box_bytes: int
-
-
-def boxes_of(matrix: torch.Tensor, which: int, plane: int, format_name: str) -> Boxes:
-    """For a tensor of matrix 0 or 1: its only one, or the bit plane of this number."""
-    rows, halves = (matrix.shape[1] // 2, 2) if which == 0 else (matrix.shape[1], 1)
-    narrow = format_name.startswith("Planes") and plane < 2
-    return Boxes(rows, halves, matrix.shape[2] * matrix.element_size(), 64 if narrow else 128)
-
-
-def tensors_of(matrices: Matrices) -> tuple[torch.Tensor, ...]:
-    """The tensors whose rows the kernel streams: 1, or the planes."""
-    if isinstance(matrices, PlaneMatrices):
-        return matrices.planes
-    return (matrices.code_ENC if isinstance(matrices, Fp8Matrices) else matrices.weight_ENC,)

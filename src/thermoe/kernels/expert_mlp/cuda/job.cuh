@@ -11,8 +11,8 @@
 //   SCALE_BYTES   of a job in the ring, beside its data;
 //   FULL_ARRIVALS on the barrier of a slot: the thread that expects bytes, and 32 where words are copied;
 //   ROW_SCALES    whether a finished row is multiplied by a float32 scale of its own; UNIT, by a constant;
-//   PLANES_DIFFER whether experts differ in the number of planes, depth(bits);
-//   slot_bytes(bits), row(group), issue(...), column(...), stage(...), multiply<TILES, PLANES>(...) and fold(...), explained at
+//   PLANES_DIFFER whether experts differ in the number of planes that are read, depth(bits);
+//   slot_bytes(planes), row(group), issue(...), column(...), stage(...), multiply<TILES, PLANES>(...) and fold(...), explained at
 //   Bf16.
 #pragma once
 
@@ -25,7 +25,7 @@ struct Lane {  // matrix products see a warp as eight groups of four lanes
 
 // Where a unit lies among the weights.
 struct Place {
-  int matrix, expert, bits;
+  int matrix, expert, planes;
   int row;       // its first, in the expert's half (matrix 0: of gates; matrix 1: there is one half)
   int first_job; // along the columns, of the run
   DEV int lower(const Problem& p) const { return row + (matrix == 0 ? p.columns[1] : 16); }

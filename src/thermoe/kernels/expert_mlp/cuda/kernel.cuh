@@ -28,6 +28,7 @@ DEV void prepare(const Problem& p, int role) {  // while the last launch ends: w
   if (!elected()) return;
   lay_barriers<Format>(role);
   if (role < 2 * p.planes) prefetch_map(&p.map[role & 1][role / 2]);
+  if (Format::JOB_SUMS > 0 && role / 2 == 3) prefetch_map(&p.map[role & 1][SCALE_MAP]);
   if (role == TELLER - 1)  // translations of addresses that are met later
     prefetch(p.x), prefetch(p.hidden), prefetch(p.product), prefetch(p.out);
 }

@@ -22,13 +22,17 @@ constexpr int THREADS = 32 * ALL_WARPS;
 constexpr int STAGER_THREADS = 32 * STAGERS;
 constexpr int MAX_SLOTS = 512;  // T * K
 constexpr int MAX_EXPERTS = 512;
-constexpr int MAX_ROWS = 32;  // tokens of a segment
+constexpr int MAX_TILES = 4;  // of tokens, in a segment: more would not leave sums in registers
 constexpr int MAX_RING = 4;  // slots of a warp
 
 enum ActivationKind : int { SWIGLU = 0, GEGLU = 1, SWIGLU_CLAMPED = 2 };
 
+constexpr int SCALE_MAP = 3, ZERO_MAP = 4;
+
 struct Problem {
-  TensorMap map[2][3];  // of each matrix's planes (or its only tensor): bytes, rows, halves, experts
+  // Of each matrix: its only tensor (bytes, rows, halves, experts), or its planes (words of rows, halves, pieces, experts)
+  // with their scales and zeros at SCALE_MAP and ZERO_MAP (rows, halves, groups, precisions and experts).
+  TensorMap map[2][5];
   const uint16_t* x;    // (T, D) bf16
   const void* ids;      // (T, K) int32 or int64
   const void* gates;    // (T, K) float32 or bf16
@@ -36,19 +40,17 @@ struct Problem {
   uint16_t* hidden;     // (T * K, I) bf16, between the matrices
   float* product;       // (splits, T * K, D), before the sum over a token's slots
   uint32_t* counters;   // COUNTER_WORDS, zero before the first launch; each launch leaves them ready for the next
-  const void* scale[2];     // planes (P, E, N, G) f16; fp8 (E, N) or (E, N / 128, C / 128) float32
-  const uint16_t* zero[2];  // planes, f16, or null
+  const void* scale[2];     // fp8: (E, N) or (E, N / 128, C / 128) float32
   const float* bias[2];     // (E, 2 I), (E, D), or null
   const int32_t* bits;      // (E), or null: bits_all
   int32_t tokens, top_k, experts;
   int32_t columns[2];  // D, I
   int32_t jobs[2];     // of a unit
-  int32_t groups[2];   // scales along a row
+  int32_t groups[2];   // scales along a row, of fp8 in blocks
   int32_t planes;      // tensors of a matrix: 1 to 3
   int32_t splits;      // of the second matrix's columns
   int32_t row_cap;
   int32_t bits_all;
-  int32_t scale_precisions;  // P
   int32_t wide_ids, narrow_gates, activation;
   int32_t ring;  // slots of a warp, at most MAX_RING
 };
@@ -73,7 +75,7 @@ constexpr uint32_t SCAN = INFO + 96;                        // 8 bytes a scannin
 constexpr uint32_t ROW_SLOT = SCAN + 8 * 8;                 // u16 a kept slot: slots in order of expert
 constexpr uint32_t GATES = ROW_SLOT + 2 * MAX_SLOTS;        // f32 a slot, 0 where dropped
 constexpr uint32_t SEGMENT = GATES + 4 * MAX_SLOTS;         // u32 a segment: expert << 16 | first row
-constexpr uint32_t SEGMENT_ROWS = SEGMENT + 4 * MAX_SLOTS;  // u32 a segment: bits << 16 | rows
+constexpr uint32_t SEGMENT_ROWS = SEGMENT + 4 * MAX_SLOTS;  // u32 a segment: planes << 16 | rows
 constexpr uint32_t COST = SEGMENT_ROWS + 4 * MAX_SLOTS;     // u32: cost of a unit, summed over earlier segments
 constexpr uint32_t EXPERT_BITS = COST + 4 * 64;  // u16 an expert, where at most 32 segments leave room
 constexpr uint32_t DYNAMIC = (COST + 4 * (MAX_SLOTS + 1) + 1023) / 1024 * 1024;
@@ -88,7 +90,7 @@ static_assert(DYNAMIC_BYTES >= 215 * 1024 + 256, "a ring of one slot for each wa
 // ---- INFO words
 constexpr uint32_t INFO_SEGMENTS = INFO;
 constexpr uint32_t INFO_MAX_ROWS = INFO + 4;
-constexpr uint32_t INFO_MAX_BITS = INFO + 8;
+constexpr uint32_t INFO_MAX_PLANES = INFO + 8;
 constexpr uint32_t INFO_GENERATION = INFO + 12;  // of this launch
 constexpr uint32_t INFO_RANGE = INFO + 16;       // of each phase: segment and unit inside, of the first and past the last
 constexpr uint32_t INFO_WAVES = INFO + 80;
@@ -101,7 +103,7 @@ constexpr uint32_t INFO_KEPT = INFO + 88;  // slots that are not dropped
 constexpr int MAX_WAVES = 2;
 constexpr int WAVE_UNITS = 4;  // of a block in the first matrix, at least
 
-// Tiles that a segment is multiplied in, of `tokens` tokens: 1, 2, 4 or 8.
+// Tiles of `tokens` tokens that a segment takes: 1, 2, 4 (as many as are multiplied at a time) or 8.
 DEV int tiles_of(int rows, int tokens) {
   return rows <= tokens ? 1 : rows <= 2 * tokens ? 2 : rows <= 4 * tokens ? 4 : 8;
 }
@@ -137,7 +139,7 @@ DEV Split split_shared(const Problem& p) {
   s.rows_bytes = (s.sums + s.sums_stride * Format::JOB_SUMS * jobs + 127) / 128 * 128;
   s.part_bytes = PART_TILE * tiles_of(max_rows, 8);
   const uint32_t room = DYNAMIC_BYTES - WARPS * s.part_bytes - 128;
-  s.slot_bytes = Format::slot_bytes(static_cast<int>(lds32(INFO_MAX_BITS)));
+  s.slot_bytes = Format::slot_bytes(static_cast<int>(lds32(INFO_MAX_PLANES)));
   const uint32_t slots_bytes = WARPS * TWO_BLOCKS_SLOTS * (s.slot_bytes + Format::SCALE_BYTES);
   s.row_blocks = room >= 2 * s.rows_bytes + (slots_bytes < TWO_BLOCKS_RING ? slots_bytes : TWO_BLOCKS_RING) ? 2 : 1;
   s.ring = p.ring;

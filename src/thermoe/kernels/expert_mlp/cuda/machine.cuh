@@ -26,5 +26,13 @@ DEV void copy_tile(uint32_t to, const TensorMap* map, int byte, int row, int exp
       " [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to), "l"(map), "r"(byte), "r"(row), "r"(0), "r"(expert),
       "r"(bar), "l"(policy) : "memory");
 }
+// A box of 32 rows of pieces of a bit plane, or of groups of scales: as above, each piece's rows together. `at` counts
+// the elements of the map.
+DEV void copy_rows(uint32_t to, const TensorMap* map, int at, int piece, int expert, uint32_t bar, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to), "l"(map), "r"(at), "r"(0), "r"(piece), "r"(expert),
+      "r"(bar), "l"(policy) : "memory");
+}
 
 #endif

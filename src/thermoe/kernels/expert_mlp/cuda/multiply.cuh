@@ -32,7 +32,7 @@ struct Stream {
       const uint32_t what = lds32(SEGMENT_ROWS + 4 * run.segment), where = lds32(SEGMENT + 4 * run.segment);
       const int unit = quotient(first, jobs);
       job = first - unit * jobs;
-      at.expert = static_cast<int>(where >> 16), at.bits = static_cast<int>(what >> 16);
+      at.expert = static_cast<int>(where >> 16), at.planes = static_cast<int>(what >> 16);
       at.row = (at.matrix == 0 ? 16 : 32) * (run.row + unit), at.first_job = run.split * jobs;
       return;
     }
@@ -166,7 +166,7 @@ struct Multiplier {
     int next = first_job(total, warp, turn);
     const int last = first_job(total, warp + 1, turn);
     int unit = quotient(next, jobs), job = next - unit * jobs;
-    Place at{matrix, segment.expert, segment.bits, (matrix == 0 ? 16 : 32) * (run.row + unit), 0};
+    Place at{matrix, segment.expert, segment.planes, (matrix == 0 ? 16 : 32) * (run.row + unit), 0};
     barrier_wait(BAR_ROWS_FULL + 8 * at_block, split.turn_of(block) & 1);
     for (; next < last; ++unit, job = 0, at.row += matrix == 0 ? 16 : 32) {
       const int end = jobs - job < last - next ? jobs : job + last - next;
@@ -195,7 +195,7 @@ struct Multiplier {
   template <int TILES>
   DEV void run_planes(const Runs& run, int block, const Segment& segment) {
     if constexpr (!Format::PLANES_DIFFER) return run_units<TILES, 0>(run, block, segment);
-    switch (Format::depth(segment.bits)) {
+    switch (segment.planes) {
       case 1: return run_units<TILES, 1>(run, block, segment);
       case 2: return run_units<TILES, 2>(run, block, segment);
       default: return run_units<TILES, 3>(run, block, segment);
@@ -210,8 +210,7 @@ struct Multiplier {
         switch (tiles_of(segment.rows, Format::TILE_TOKENS)) {
           case 1: run_planes<1>(run, block, segment); break;
           case 2: run_planes<2>(run, block, segment); break;
-          case 4: run_units<4, 0>(run, block, segment); break;
-          default: run_units<MAX_ROWS / Format::TILE_TOKENS, 0>(run, block, segment);
+          default: run_units<4, 0>(run, block, segment);
         }
         if (lane_index == 0) barrier_arrive(BAR_ROWS_DONE + 8 * split.place_of(block));
       }

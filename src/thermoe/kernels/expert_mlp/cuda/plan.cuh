@@ -76,7 +76,7 @@ DEV uint32_t unit_at(uint32_t cost, uint32_t cost_of_unit, uint32_t units) {
 }
 
 struct ExpertPlan {  // of one expert, by the thread that scans it
-  uint32_t count, segments, bits, cost;
+  uint32_t count, segments, planes, cost;
 
   template <class Format>
   DEV static ExpertPlan of(const Problem& p, uint32_t count, int bits) {
@@ -84,9 +84,9 @@ struct ExpertPlan {  // of one expert, by the thread that scans it
     if (count == 0) return e;
     const uint32_t cap = p.row_cap;
     e.segments = count <= cap ? 1 : (count + cap - 1) / cap;
-    e.bits = bits <= 2 ? 2 : bits <= 4 ? 4 : bits <= 8 ? 8 : 16;
+    e.planes = Format::depth(bits);
     const int tiles = tiles_of(count < cap ? count : cap, Format::TILE_TOKENS);
-    e.cost = Format::slot_bytes(e.bits) / 64 + 2 + Format::TILE_COST * (tiles - 1);
+    e.cost = Format::slot_bytes(e.planes) / 64 + 2 + Format::TILE_COST * (tiles - 1);
     return e;
   }
   DEV void write(const Problem& p, int expert, uint32_t row, uint32_t segment, uint32_t before) const {
@@ -94,7 +94,7 @@ struct ExpertPlan {  // of one expert, by the thread that scans it
     for (uint32_t i = 0; i < segments; ++i) {
       const uint32_t left = count - i * p.row_cap, rows = left < p.row_cap ? left : p.row_cap;
       sts32(SEGMENT + 4 * (segment + i), static_cast<uint32_t>(expert) << 16 | (row + i * p.row_cap));
-      sts32(SEGMENT_ROWS + 4 * (segment + i), bits << 16 | rows);
+      sts32(SEGMENT_ROWS + 4 * (segment + i), planes << 16 | rows);
       sts32(COST + 4 * (segment + i), before + i * cost);
     }
   }
@@ -197,9 +197,9 @@ DEV bool plan_alone(const Problem& p, const Slots& read, int lane) {
     before += earlier ? cost : 0;
   }
   const uint32_t segments = warp_max(first ? segment + 1 : 0), total = warp_max(first ? before + plan.cost : 0);
-  const uint32_t widest = warp_max(plan.bits);
+  const uint32_t widest = warp_max(plan.planes);
   if (first) {
-    sts32(SEGMENT + 4 * segment, own << 16 | row), sts32(SEGMENT_ROWS + 4 * segment, plan.bits << 16 | count);
+    sts32(SEGMENT + 4 * segment, own << 16 | row), sts32(SEGMENT_ROWS + 4 * segment, plan.planes << 16 | count);
     sts32(COST + 4 * segment, before);
   }
   if (kept) sts16(ROW_SLOT + 2 * (row + rank), static_cast<uint16_t>(lane));
@@ -207,7 +207,7 @@ DEV bool plan_alone(const Problem& p, const Slots& read, int lane) {
   const uint32_t all_kept = warp_max(kept ? row + rank + 1 : 0);
   const int waves = waves_of<Format>(p, static_cast<int>(segments), static_cast<int>(all_kept));
   if (lane == 0) {
-    sts32(INFO_SEGMENTS, segments), sts32(INFO_MAX_ROWS, most), sts32(INFO_MAX_BITS, widest);
+    sts32(INFO_SEGMENTS, segments), sts32(INFO_MAX_ROWS, most), sts32(INFO_MAX_PLANES, widest);
     sts32(INFO_WAVES, waves), sts32(COST + 4 * segments, total);
   }
   sync_warp();
@@ -260,8 +260,8 @@ DEV void make_plan(const Problem& p, const Slots& read, int thread) {
     for (int i = 0; i < 2; ++i) mine[i] = ExpertPlan::of<Format>(p, count[i], read.bits[i]);
     const uint32_t most = count[0] > count[1] ? count[0] : count[1];
     const uint32_t rows = warp_max(most < p.row_cap ? most : p.row_cap);
-    const uint32_t widest = warp_max(mine[0].bits > mine[1].bits ? mine[0].bits : mine[1].bits);
-    if (thread % 32 == 0) shared_max(INFO_MAX_ROWS, rows), shared_max(INFO_MAX_BITS, widest);
+    const uint32_t widest = warp_max(mine[0].planes > mine[1].planes ? mine[0].planes : mine[1].planes);
+    if (thread % 32 == 0) shared_max(INFO_MAX_ROWS, rows), shared_max(INFO_MAX_PLANES, widest);
   }
   const uint32_t segments = mine[0].segments + mine[1].segments, count = mine[0].count + mine[1].count;
   const uint32_t cost = mine[0].cost * mine[0].segments + mine[1].cost * mine[1].segments;

@@ -13,34 +13,24 @@
 constexpr uint32_t NIBBLES = 0x0f0f0f0fu, PAIRS = 0x03030303u, HIGH_NIBBLES = 0xf0f0f0f0u;
 constexpr uint32_t HIGH_HALVES = 0xccccccccu;
 constexpr int32_t WHOLE_BITS = 0x4b400000;  // of WHOLE
+constexpr int WORDS_OF_ROW = 4;             // of 8 bytes, in a piece: what the maps of planes count
 
 // Two words of the 2-bit planes, joined into codes of 4 bits: slots 0 and 2 of each byte, and slots 1 and 3.
 DEV uint32_t join_even(uint32_t first, uint32_t second) { return blend(first << 2, second, HIGH_HALVES); }
 DEV uint32_t join_odd(uint32_t first, uint32_t second) { return blend(first, second >> 2, HIGH_HALVES); }
 
-// Where a lane reads: neighbouring groups in rows whose swizzles differ, so that sixteen lanes meet all banks.
-struct PlaneLanes {
-  DEV static int row(int group) { return (group & 1) | (group & 2) << 1 | (group & 4) >> 1; }
-  DEV static uint32_t narrow(const Lane& lane) {  // rows of 64 bytes, 16-byte units exchanged by row / 2
-    int r = row(lane.group);
-    return static_cast<uint32_t>(64 * r + (8 * lane.quad ^ (r / 2 & 3) * 16));
-  }
-  DEV static uint32_t wide(const Lane& lane) {  // rows of 128 bytes, 16-byte units exchanged by row
-    int r = row(lane.group);
-    return static_cast<uint32_t>(128 * r + (8 * lane.quad ^ r * 16));
-  }
-};
-
-// A lane's codes of one chunk of 128 columns, 16 rows: words [low][i] of rows row() and row() + 8.
+// A lane's codes of one chunk of 128 columns, 16 rows: words [low][i] of rows `group` and `group` + 8. In a job each
+// piece has its 32 rows together, 32 bytes each, so that a warp reads 256 bytes in a row.
 template <int BITS>
 struct Codes {
   uint32_t even[2][2], odd[2][2];  // 2 bits: the word itself in `even`
   uint32_t last[2][2][2];          // the 4-bit plane: [low][slot / 2][i]
 
-  DEV void load(const Job& job, uint32_t narrow, uint32_t wide, int half, int chunk) {
+  DEV void load(const Job& job, const Lane& lane, int half, int chunk) {
+    const uint32_t own = job.data + 32 * lane.group + 8 * lane.quad;
 #pragma unroll
     for (int low = 0; low < 2; ++low) {
-      const uint32_t at = job.data + 1024 * half + 512 * low + (narrow ^ 32u * chunk);
+      const uint32_t at = own + 1024 * chunk + 512 * half + 256 * low;
       lds64(at, even[low]);
       if (BITS == 2) continue;
       uint32_t second[2];
@@ -53,7 +43,7 @@ struct Codes {
       if (BITS == 4) continue;
 #pragma unroll
       for (int k = 0; k < 2; ++k)
-        lds64(job.data + 4096 + 2048 * half + 1024 * low + (wide ^ (64u * chunk + 32u * k)), last[low][k]);
+        lds64(own + 4096 + 2048 * chunk + 1024 * k + 512 * half + 256 * low, last[low][k]);
     }
   }
 
@@ -74,45 +64,35 @@ struct Codes {
 // GROUP columns share a scale: 32, 64 or 128. MAX_BITS: 2, 4 or 8; NESTED: each expert has bits of its own.
 template <int MAX_BITS, int GROUP, bool NESTED, bool ZEROS>
 struct Planes {
-  static constexpr int JOB_COLUMNS = 256, JOB_SUMS = JOB_COLUMNS / GROUP, FULL_ARRIVALS = 33, TILE_TOKENS = 4;
+  static constexpr int JOB_COLUMNS = 256, JOB_SUMS = JOB_COLUMNS / GROUP, FULL_ARRIVALS = 1, TILE_TOKENS = 4;
   static constexpr int COLUMN_BYTES = JOB_COLUMNS, TILE_COST = 24, RUN_COST = 170, ONE_WAVE_ROWS = 2;
   static constexpr int GROUP_SLOTS = GROUP / 32;
-  static constexpr int ROW_SCALE_BYTES = 2 * JOB_SUMS;                  // of one row in one job
-  static constexpr int ZEROS_AT = 32 * ROW_SCALE_BYTES;
-  static constexpr int SCALE_BYTES = (ZEROS ? 2 : 1) * 32 * ROW_SCALE_BYTES;
+  static constexpr int GROUP_SCALE_BYTES = 2 * 32;  // of one group in one job
+  static constexpr int ZEROS_AT = JOB_SUMS * GROUP_SCALE_BYTES;
+  static constexpr int SCALE_BYTES = (ZEROS ? 2 : 1) * ZEROS_AT;
   static constexpr bool ROW_SCALES = false, PLANES_DIFFER = NESTED && MAX_BITS > 2;
   static constexpr float UNIT = 1.f;
 
   DEV static constexpr int depth(int bits) {  // planes that are read
     const int read = NESTED && bits < MAX_BITS ? bits : MAX_BITS;
-    return read <= 2 ? 1 : read <= 4 ? 2 : 3;
+    return read < 4 ? 1 : read < 8 ? 2 : 3;
   }
-  DEV static constexpr uint32_t slot_bytes(int bits) { return 1024u << depth(bits); }
-  DEV static int row(int group) { return PlaneLanes::row(group); }
+  DEV static constexpr uint32_t slot_bytes(int planes) { return 1024u << planes; }
+  DEV static int row(int group) { return group; }
 
-  DEV static void issue(const Problem& p, const Place& at, int index, const Job& job, uint64_t policy, int lane) {
-    const int planes = depth(at.bits), matrix = at.matrix;
-    const int groups = p.groups[matrix], first = index * JOB_SUMS;
-    const int expert_rows = Place::rows_of(p, matrix);
-    int row = at.expert * expert_rows + (lane < 16 ? at.row : at.lower(p)) + (lane & 15);
-    if (NESTED && p.scale_precisions > 1) row += (planes - 1) * p.experts * expert_rows;
-    const int64_t from = static_cast<int64_t>(row) * groups + first;
-#pragma unroll
-    for (int i = 0; i < JOB_SUMS; i += 2) {  // two scales are a word
-      bool inside = first + i < groups;
-      const uint32_t to = job.scales + ROW_SCALE_BYTES * lane + 2 * i;
-      const int64_t at_group = inside ? from + i : 0;
-      copy_word(to, static_cast<const uint16_t*>(p.scale[matrix]) + at_group, inside);
-      if (ZEROS) copy_word(to + ZEROS_AT, p.zero[matrix] + at_group, inside);
-    }
-    copies_arrive(job.full);
+  DEV static void issue(const Problem& p, const Place& at, int index, const Job& job, uint64_t policy, int) {
     if (!elected()) return;
-    barrier_expect(job.full, 1024u << planes);
+    const int planes = PLANES_DIFFER ? at.planes : depth(MAX_BITS);
+    const TensorMap* map = p.map[at.matrix];
+    barrier_expect(job.full, slot_bytes(planes) + SCALE_BYTES);
 #pragma unroll
     for (int plane = 0; plane < 3; ++plane)
-      if (plane < planes)
-        copy_tile(job.data + 2048 * plane, &p.map[matrix][plane], (plane == 2 ? 128 : 64) * index, at.row, at.expert,
-                  job.full, policy);
+      if (plane == 0 || plane < planes)
+        copy_rows(job.data + 2048 * plane, map + plane, WORDS_OF_ROW * at.row, (plane == 2 ? 4 : 2) * index,
+                  at.expert, job.full, policy);
+    const int of = (NESTED ? (planes - 1) * p.experts : 0) + at.expert;
+    copy_rows(job.scales, map + SCALE_MAP, at.row, JOB_SUMS * index, of, job.full, policy);
+    if (ZEROS) copy_rows(job.scales + ZEROS_AT, map + ZERO_MAP, at.row, JOB_SUMS * index, of, job.full, policy);
   }
 
   // Where a lane finds its column of a tile: a token's high bytes, or its low ones half a row on.
@@ -127,7 +107,7 @@ struct Planes {
   template <int TILES, int PLANES>
   DEV static void multiply(const Place& at, const Job& job, const uint32_t (&rows)[TILES], const Lane& lane,
                            float (&sum)[TILES][2][4]) {
-    const int planes = PLANES > 0 ? PLANES : depth(at.bits);
+    const int planes = PLANES > 0 ? PLANES : PLANES_DIFFER ? at.planes : depth(MAX_BITS);
     if (planes == 1) {
       if (NESTED || MAX_BITS == 2) multiply_bits<2, TILES>(job, rows, lane, sum);
     } else if (planes == 2) {
@@ -142,14 +122,13 @@ struct Planes {
                                 float (&sum)[TILES][2][4]) {
     constexpr int AT_ONCE = TILES < 4 ? TILES : 4;  // tiles whose sums a lane holds
     constexpr int CHUNKS = TILES <= 2 ? 2 : 1;      // of 128 columns, whose sums do not wait for each other
-    const uint32_t narrow = PlaneLanes::narrow(lane), wide = PlaneLanes::wide(lane);
 #pragma unroll
     for (int tile = 0; tile < TILES; tile += AT_ONCE)
 #pragma unroll
       for (int chunk = 0; chunk < 2; chunk += CHUNKS) {
         Codes<BITS> codes[CHUNKS][2];
 #pragma unroll
-        for (int i = 0; i < 2 * CHUNKS; ++i) codes[i / 2][i % 2].load(job, narrow, wide, i % 2, chunk + i / 2);
+        for (int i = 0; i < 2 * CHUNKS; ++i) codes[i / 2][i % 2].load(job, lane, i % 2, chunk + i / 2);
         multiply_chunks<BITS, CHUNKS, AT_ONCE, TILES>(job, codes, rows, lane, chunk, tile, sum);
       }
   }
@@ -193,7 +172,7 @@ struct Planes {
   }
 
   DEV static float row_value(uint32_t from, int half, int low, int group, const Lane& lane) {
-    return from_f16(lds16(from + ROW_SCALE_BYTES * (16 * half + 8 * low + row(lane.group)) + 2 * group));
+    return from_f16(lds16(from + GROUP_SCALE_BYTES * group + 32 * half + 16 * low + 2 * lane.group));
   }
 
   // The group of slots from `start` on. A sum of whole numbers with WHOLE in it is rounded to a unit of the last place,

@@ -5,8 +5,9 @@ import ctypes
 import torch
 from torch import Tensor
 
-from thermoe.kernels.expert_mlp.cuda.geometry import ACTIVATIONS, Geometry, tensors_of
-from thermoe.kernels.expert_mlp.weights import DenseMatrices, ExpertWeights, Fp8Matrices, Matrices
+from thermoe.kernels.expert_mlp.cuda.boxes import tensors_of
+from thermoe.kernels.expert_mlp.cuda.geometry import ACTIVATIONS, Geometry
+from thermoe.kernels.expert_mlp.weights import ExpertWeights, Fp8Matrices
 
 TensorMap = ctypes.c_uint64 * 16
 _Pair = ctypes.c_int32 * 2
@@ -17,7 +18,7 @@ class Problem(ctypes.Structure):
     """What one launch is asked to do; sizes and pointers only."""
 
     _fields_ = (
-        ("map", (TensorMap * 3) * 2),
+        ("map", (TensorMap * 5) * 2),
         ("x", ctypes.c_void_p),
         ("ids", ctypes.c_void_p),
         ("gates", ctypes.c_void_p),
@@ -26,7 +27,6 @@ class Problem(ctypes.Structure):
         ("product", ctypes.c_void_p),
         ("counters", ctypes.c_void_p),
         ("scale", _Pointers),
-        ("zero", _Pointers),
         ("bias", _Pointers),
         ("bits", ctypes.c_void_p),
         ("tokens", ctypes.c_int32),
@@ -39,16 +39,16 @@ class Problem(ctypes.Structure):
         ("splits", ctypes.c_int32),
         ("row_cap", ctypes.c_int32),
         ("bits_all", ctypes.c_int32),
-        ("scale_precisions", ctypes.c_int32),
         ("wide_ids", ctypes.c_int32),
         ("narrow_gates", ctypes.c_int32),
         ("activation", ctypes.c_int32),
         ("ring", ctypes.c_int32),
-        ("unused", ctypes.c_int32),  # C++ rounds the size up to the 64 bytes a tensor map is aligned to
+        ("unused", ctypes.c_int32 * 6),  # C++ rounds the size up to the 64 bytes a tensor map is aligned to
     )
 
 
 COUNTER_WORDS = 32 + 2 * 512
+SCALE_MAP, ZERO_MAP = 3, 4  # behind the maps of planes
 
 
 def fill(
@@ -60,9 +60,7 @@ def fill(
     problem.out = out_TD.data_ptr()
     problem.bits = experts.bits_E.data_ptr() if experts.bits_E is not None else None
     for m, (matrices, bias) in enumerate(((experts.fc1, experts.bias1_EN), (experts.fc2, experts.bias2_ED))):
-        scale, zero, problem.scale_precisions = _scales(matrices)
-        problem.scale[m] = scale.data_ptr() if scale is not None else None
-        problem.zero[m] = zero.data_ptr() if zero is not None else None
+        problem.scale[m] = matrices.scale.data_ptr() if isinstance(matrices, Fp8Matrices) else None
         problem.bias[m] = bias.data_ptr() if bias is not None else None
     problem.tokens, problem.top_k = ids_TK.shape
     problem.experts = experts.num_experts
@@ -73,12 +71,3 @@ def fill(
     problem.wide_ids, problem.narrow_gates = ids_TK.dtype == torch.int64, weights_TK.dtype == torch.bfloat16
     problem.activation = ACTIVATIONS[experts.activation]
     return problem
-
-
-def _scales(matrices: Matrices) -> tuple[Tensor | None, Tensor | None, int]:
-    """Scales, zeros and the number of precisions."""
-    if isinstance(matrices, DenseMatrices):
-        return None, None, 1
-    if isinstance(matrices, Fp8Matrices):
-        return matrices.scale, None, 1
-    return matrices.scale_PENG, matrices.zero_PENG, matrices.scale_PENG.shape[0]

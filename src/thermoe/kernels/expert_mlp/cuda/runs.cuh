@@ -4,7 +4,7 @@
 #include "plan.cuh"
 
 struct Segment {
-  int expert, first_row, rows, bits;
+  int expert, first_row, rows, planes;
 };
 
 DEV Segment segment_at(int index) {

@@ -25,22 +25,24 @@ DEV void bring_boxes(const Problem& p, const Tile& tile, int step, uint32_t to, 
   }
 }
 
-// Codes of one chunk: of the gate (or first) rows, then of the up (or other) rows.
+// Codes of one chunk, which lie in one piece for each part: of the gate (or first) rows, then of the up (or other) rows.
 template <bool COPIED>
 DEV void bring_codes(const Problem& p, const Tile& tile, int chunk, uint32_t to, uint32_t full) {
-  const int width = p.columns[1 - tile.matrix], start = tile.expert * (tile.matrix ? width : 2 * width);
-  const int first = start + tile.block * (tile.matrix ? OUT_COLUMNS : HIDDEN_COLUMNS);
+  const int width = p.columns[1 - tile.matrix], rows = tile.matrix ? width : 2 * width;
+  const int chunks = ceil_div(p.columns[tile.matrix], CHUNK);
+  const int first = tile.block * (tile.matrix ? OUT_COLUMNS : HIDDEN_COLUMNS);
 #pragma unroll
   for (int i = 0; i < 2 / TEAM; ++i) {
-    const int half = TEAM == 1 ? i : team_rank(), row = first + half * (tile.matrix ? TILE_ROWS / 2 : width);
+    const int half = TEAM == 1 ? i : team_rank(), at = first + half * (tile.matrix ? TILE_ROWS / 2 : width);
 #pragma unroll
     for (int part = 0; part < PARTS; ++part) {
       const TensorMap* map = &p.plane[tile.matrix][part < 2 ? part : 2];
-      const int byte = CODE_BYTES * (part < 2 ? chunk : 2 * chunk + part - 2);
+      const int piece = part < 2 ? tile.expert * chunks + chunk : 2 * (tile.expert * chunks + chunk) + part - 2;
+      const int row = piece * rows + at;
       if constexpr (COPIED)
-        copy_codes(to + (2 * part + half) * CODE_BOX, map, byte, row, full);
+        copy_codes(to + (2 * part + half) * CODE_BOX, map, row, full);
       else
-        prefetch_codes(map, byte, row);
+        prefetch_codes(map, row);
     }
   }
 }

@@ -77,22 +77,24 @@ struct Coded {
   const uint16_t* scale;
   uint32_t first_row, to_lower, to_second;  // in a stage, bytes
   uint32_t index[4], next[4];               // of scales: of a row's first; of the chunk to come
+  uint32_t rows;                            // of an expert, whose scales of one chunk lie together
   float unit[4];
 
   DEV Coded(const Problem& p, const Tile& tile, int group, int warp, int lane) {
     const int m = tile.matrix, width = p.columns[1 - m], chunks = ceil_div(p.columns[m], CHUNK);
     const int row = m ? 128 * group + 32 * warp + lane / 4 : column_at(64 * group + 16 * warp + lane / 4);
     const int lower = m ? 8 : 1, second = m ? 16 : width;
-    const int all = p.experts * (m ? width : 2 * width);
-    const int start = tile.expert * (m ? width : 2 * width) + tile.block * (m ? OUT_COLUMNS : HIDDEN_COLUMNS) + row;
+    const int count = m ? width : 2 * width, start = tile.block * (m ? OUT_COLUMNS : HIDDEN_COLUMNS) + row;
+    rows = static_cast<uint32_t>(count);
     first_row = row * CODE_BYTES + lane % 4 * 8, to_lower = lower * CODE_BYTES;
     to_second = m ? 16 * CODE_BYTES : CODE_BOX;
     scale = p.scale[m];
-    if constexpr (NESTED) scale += static_cast<int64_t>(BITS == 8 ? 2 : BITS / 4) * all * chunks;
+    if constexpr (NESTED) scale += static_cast<int64_t>(BITS == 8 ? 2 : BITS / 4) * p.experts * count * chunks;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at = start + (i & 1) * lower + (i / 2) * second;
-      index[i] = static_cast<uint32_t>(at < all ? at : all - 1) * chunks;  // past an expert: not stored
+      const int inside = at < count ? at : count - 1;  // past an expert: not stored
+      index[i] = static_cast<uint32_t>(tile.expert * chunks) * rows + static_cast<uint32_t>(inside);
       next[i] = load_half(scale + index[i]);
       unit[i] = 1.0f;
     }
@@ -114,7 +116,7 @@ struct Coded {
       const float half = 0.5f * from_f16(next[i]), to = half == 0.0f ? NO_SCALE : half;
       by[i] = fast_divide(unit[i], to);
       unit[i] = to;
-      next[i] = load_half(scale + index[i] + following);
+      next[i] = load_half(scale + index[i] + static_cast<uint32_t>(following) * rows);
     }
   }
 };

@@ -4,12 +4,13 @@ import ctypes
 from functools import lru_cache
 
 from thermoe.kernels.cuda_build import check, libcuda
+from thermoe.kernels.expert_mlp.weights import PIECE_BYTES
 
 TensorMap = ctypes.c_uint64 * 16
 _UINT8, _NO_SWIZZLE, _SWIZZLE_128, _PROMOTE_256 = 0, 0, 3, 3  # CUtensorMap's enumerations
 _BOX_BYTES = 128
 _HALF, _GROUP = 16, 32  # rows
-_CODE_BYTES, _CODE_ROWS = 32, 128  # of a part of a chunk, of a copy
+_CODE_ROWS = 128  # of a copy
 
 
 @lru_cache(maxsize=4096)
@@ -31,15 +32,14 @@ def tensor_map(pointer: int, rows: int, row_bytes: int, *, halves: bool = False,
 
 
 @lru_cache(maxsize=4096)
-def code_map(pointer: int, rows: int, row_bytes: int) -> bytes:
-    """A plane of codes as the copy engine sees it, 128 rows by 32 bytes at a time.
+def code_map(pointer: int, rows: int) -> bytes:
+    """A plane of codes as the copy engine sees it, 128 rows of a piece at a time.
 
     Args:
         pointer: to its first byte.
-        rows: of all experts.
-        row_bytes: a multiple of 32.
+        rows: of all pieces and experts.
     """
-    return _encoded(pointer, (row_bytes, rows), (row_bytes,), (_CODE_BYTES, _CODE_ROWS), _NO_SWIZZLE)
+    return _encoded(pointer, (PIECE_BYTES, rows), (PIECE_BYTES,), (PIECE_BYTES, _CODE_ROWS), _NO_SWIZZLE)
 
 
 def _encoded(

@@ -194,8 +194,7 @@ class Call:
         for m, matrices in enumerate((experts.fc1, experts.fc2)):
             if isinstance(matrices, PlaneMatrices):
                 for part, plane in enumerate(matrices.planes):
-                    rows, row_bytes = plane.numel() // plane.shape[-1], plane.shape[-1]
-                    described = driver.code_map(plane.data_ptr(), rows, row_bytes)
+                    described = driver.code_map(plane.data_ptr(), plane.numel() // plane.shape[-1])
                     problem.plane[m][part] = driver.TensorMap.from_buffer_copy(described)
             else:
                 problem.map[m] = _described(weights_of(matrices), halves=m == 1)

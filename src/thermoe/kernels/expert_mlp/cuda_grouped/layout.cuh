@@ -61,7 +61,7 @@ constexpr int HIDDEN_COLUMNS = 128, OUT_COLUMNS = 256;  // of a tile
 
 struct Problem {
   TensorMap map[2];           // rows of bytes; matrix 1 in groups of 32 rows, cut into two halves of 16
-  TensorMap plane[2][3];      // codes: rows of 32 bytes, of one part of a chunk after the other
+  TensorMap plane[2][3];      // codes: rows of 32 bytes, piece by piece
   TensorMap hidden_map;       // (N, I) what matrix 1 reads, in the order of the plan
   const char* tokens;         // (T, D) what matrix 0 reads; for codes whole chunks, their columns in order of position
   uint16_t* hidden;           // (N, I) bf16, what matrix 0 gives; for codes likewise
@@ -69,7 +69,7 @@ struct Problem {
   const int32_t* slots;       // (N) slot of each place
   const int32_t* offsets;     // (E + 1) first place of each expert
   uint32_t* counters;         // COUNTER_WORDS, zero before the first launch; each launch leaves them so
-  const uint16_t* scale[2];   // codes: f16, one for each precision, expert, row and chunk
+  const uint16_t* scale[2];   // codes: f16, one for each precision, expert, chunk and row
   const int32_t* bits;        // nested codes: (E) the precision at which each expert is read, or null
   const float* bias[2];       // (E, 2 I), (E, D), or null
   const float* row_scale[2];    // e4m3: (E, 2 I), (E, D)

@@ -56,11 +56,9 @@ DEV void prefetch_box(const TensorMap* map, int byte, int row) { prefetch_box_2d
 DEV void prefetch_box(const TensorMap* map, int byte, int half, int group) {
   prefetch_box_4d(map, byte, 0, half, group);
 }
-// The same for rows of codes, whose map has a box of its own.
-DEV void copy_codes(uint32_t to, const TensorMap* map, int byte, int row, uint32_t bar) {
-  copy_box(to, map, byte, row, bar);
-}
-DEV void prefetch_codes(const TensorMap* map, int byte, int row) { prefetch_box(map, byte, row); }
+// The same for rows of a piece of codes, whose map has a box of its own.
+DEV void copy_codes(uint32_t to, const TensorMap* map, int row, uint32_t bar) { copy_box(to, map, 0, row, bar); }
+DEV void prefetch_codes(const TensorMap* map, int row) { prefetch_box(map, 0, row); }
 DEV void store_output(void* to, const uint32_t (&r)[4]) {
   if constexpr (OUTPUTS_GO_FIRST) return store_piece(to, r, GO_FIRST);
   store_piece(to, r);

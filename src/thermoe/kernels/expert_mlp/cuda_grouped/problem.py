@@ -100,7 +100,7 @@ def _kind(matrices: Matrices) -> str:
     if isinstance(matrices, Fp8Matrices):
         return "blocks of e4m3" if matrices.blocks else "e4m3"
     name = f"{'bank' if matrices.nested else 'int'}{matrices.max_bits}"
-    taken = matrices.zero_PENG is None and matrices.group_size == CHUNK
+    taken = matrices.zero_PEGN is None and matrices.group_size == CHUNK
     return name if taken else f"{name} in other groups or with zeros"
 
 
@@ -113,7 +113,7 @@ def _memory(experts: ExpertWeights) -> str | None:
     for name, tensor in (("biases", experts.bias1_EN), ("biases", experts.bias2_ED), *(("scales", s) for s in scales)):
         if tensor is not None and (tensor.dtype != torch.float32 or not tensor.is_contiguous()):
             return f"{name} of {tensor.dtype}: the kernel takes contiguous float32"
-    halves = [matrices.scale_PENG for matrices in (experts.fc1, experts.fc2) if isinstance(matrices, PlaneMatrices)]
+    halves = [matrices.scale_PEGN for matrices in (experts.fc1, experts.fc2) if isinstance(matrices, PlaneMatrices)]
     if any(scale.dtype != torch.float16 or not scale.is_contiguous() for scale in halves):
         return f"scales of codes of {halves[0].dtype}: the kernel takes contiguous float16"
     return None
@@ -128,7 +128,7 @@ def fill(experts: ExpertWeights, plan: DispatchPlan, top_k: int, hidden_NI: Tens
         problem.bias[m] = bias.data_ptr() if bias is not None else None
         problem.row_scale[m] = matrices.scale.data_ptr() if isinstance(matrices, Fp8Matrices) else None
         if isinstance(matrices, PlaneMatrices):
-            problem.scale[m] = matrices.scale_PENG.data_ptr()
+            problem.scale[m] = matrices.scale_PEGN.data_ptr()
     nested = isinstance(experts.fc1, PlaneMatrices) and experts.fc1.nested
     problem.bits = experts.bits_E.data_ptr() if nested and experts.bits_E is not None else None
     problem.experts, problem.top_k = experts.num_experts, top_k

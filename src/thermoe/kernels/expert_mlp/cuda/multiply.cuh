@@ -210,7 +210,7 @@ struct Multiplier {
         switch (tiles_of(segment.rows, Format::TILE_TOKENS)) {
           case 1: run_planes<1>(run, block, segment); break;
           case 2: run_planes<2>(run, block, segment); break;
-          default: run_units<4, 0>(run, block, segment);
+          default: run_planes<4>(run, block, segment);
         }
         if (lane_index == 0) barrier_arrive(BAR_ROWS_DONE + 8 * split.place_of(block));
       }

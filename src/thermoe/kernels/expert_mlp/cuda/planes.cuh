@@ -65,7 +65,7 @@ struct Codes {
 template <int MAX_BITS, int GROUP, bool NESTED, bool ZEROS>
 struct Planes {
   static constexpr int JOB_COLUMNS = 256, JOB_SUMS = JOB_COLUMNS / GROUP, FULL_ARRIVALS = 1, TILE_TOKENS = 4;
-  static constexpr int COLUMN_BYTES = JOB_COLUMNS, TILE_COST = 24, RUN_COST = 170, ONE_WAVE_ROWS = 2;
+  static constexpr int COLUMN_BYTES = JOB_COLUMNS, TILE_COST = 24, RUN_COST = 170, ONE_WAVE_ROWS = 3;
   static constexpr int GROUP_SLOTS = GROUP / 32;
   static constexpr int GROUP_SCALE_BYTES = 2 * 32;  // of one group in one job
   static constexpr int ZEROS_AT = JOB_SUMS * GROUP_SCALE_BYTES;

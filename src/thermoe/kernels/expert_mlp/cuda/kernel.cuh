@@ -24,8 +24,7 @@ DEV void lay_barriers(int role) {
 }
 
 template <class Format>
-DEV void prepare(const Problem& p, int role, int lane) {  // while the last launch ends: what needs nothing of it
-  if (p.bits && role == TELLER && 32 * lane < p.experts) prefetch(p.bits + 32 * lane);  // as many as a line holds
+DEV void prepare(const Problem& p, int role) {  // while the last launch ends: what needs nothing of it
   if (!elected()) return;
   lay_barriers<Format>(role);
   if (role < 2 * p.planes) prefetch_map(&p.map[role & 1][role / 2]);
@@ -55,7 +54,7 @@ template <class Format>
 DEV void decode_block(const Problem& p) {
   const int thread = thread_index(), role = same_in_warp(thread >> 5);
   const bool alone = p.tokens * p.top_k <= 32;
-  prepare<Format>(p, role, thread % 32);
+  prepare<Format>(p, role);
   wait_for_launch_before();  // whatever is read or written from here on may be its
   let_next_launch_begin();
   const Slots read(p, thread, alone);

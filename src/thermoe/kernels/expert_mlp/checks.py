@@ -42,7 +42,9 @@ def check_tokens(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: Expe
 
 
 def check_experts(experts: ExpertWeights) -> None:
-    """Refuse experts whose tensors do not belong together."""
+    """Refuse experts that are no `ExpertWeights`, or whose tensors do not belong together."""
+    if not isinstance(experts, ExpertWeights):
+        raise ConfigError(f"experts of type {type(experts).__name__}: needs ExpertWeights, {_remedy(experts)}")
     if not isinstance(experts.activation, Activation):
         raise ConfigError(f"activation {experts.activation!r}: give one of Activation ({', '.join(Activation)})")
     _check_matrices("first", experts.fc1)
@@ -66,13 +68,23 @@ def check_plan(plan: DispatchPlan | None, ids_TK: Tensor, num_experts: int) -> N
         _need("offsets of the plan", plan.offsets_E1, (num_experts + 1,), torch.int32)
 
 
+def _remedy(experts: object) -> str:
+    """How what was given becomes `ExpertWeights`."""
+    if callable(getattr(experts, "weights", None)) and hasattr(experts, "bits_E"):
+        return "give bank.weights() of a bank"
+    if isinstance(experts, torch.nn.Module):
+        return "give thermoe.experts.experts_of(module) of an experts block"
+    return "as ExpertWeights(fc1=..., fc2=...) or, from tensors, thermoe.experts.dense_experts makes it"
+
+
 def _check_matrices(which: str, matrices: Matrices) -> None:
     if isinstance(matrices, PlaneMatrices):
         _check_codes(which, matrices)
         return
     if not isinstance(matrices, (DenseMatrices, Fp8Matrices)):
         raise ConfigError(
-            f"{which} matrix is {type(matrices).__name__}: give DenseMatrices, Fp8Matrices, PlaneMatrices"
+            f"{which} matrix is {type(matrices).__name__}: give DenseMatrices, Fp8Matrices or PlaneMatrices, "
+            "such as quantize(...).matrices()"
         )
     held = matrices.weight_ENC if isinstance(matrices, DenseMatrices) else matrices.code_ENC
     if held.ndim != 3:

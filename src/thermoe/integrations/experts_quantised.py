@@ -126,11 +126,11 @@ def quantise_experts(
         held_as: One of `EXPERT_FORMATS`.
         group_size: Columns that share a scale, for integers and banks: 32, 64 or a multiple of 128.
         moments: By name of the experts block, what the experts were given on calibration text (`MomentWatch`);
-            with them errors are compensated, which takes about ten times as long.
+            with them errors are compensated, which takes about ten times as long; fp8 rounds each weight by itself.
         progress: Called with a line before each layer.
 
     Raises:
-        ConfigError: An unknown format or group.
+        ConfigError: An unknown format or group, or moments that do not belong to them.
         UnsupportedModelError: Experts that the kernels do not compute, or quantised already.
     """
     held_as = _known(held_as)  # refuses an unknown format before the model is looked at

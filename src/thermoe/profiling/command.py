@@ -42,7 +42,8 @@ class Profile:
         out: Cost database to write, `*.costs.json`; cases it already holds are skipped. With nsys, ncu and torch, a
             parquet file that gets a row for each kernel.
         ops: Only these operations, listed with commas or spaces; all of the plan if empty.
-        minutes: Time to spend; on a GPU the plan is made for it, 10 minutes if it is not given.
+        minutes: Time to spend. On a GPU the plan is made for it, 10 minutes if it is not given; on a CPU the plan is
+            always the same, a minute or two long, and is cut short.
         device: Where to run: "auto", "cpu" or "cuda".
         latency_only, energy_only: No energy windows, or nothing without them.
         runner: "in_process"; "subprocess" for a process of its own for every case (slow); or a profiler under which

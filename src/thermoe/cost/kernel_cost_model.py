@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -158,28 +158,17 @@ class KernelCostModel:
         state: SysState | None = None,
         impl: str | None = None,
         dtype: str | None = None,
+        any_counts: bool = False,
     ) -> CostArrays:
-        """As `predict` without intervals, over arrays that broadcast to (B,)."""
+        """As `predict` without intervals, over arrays that broadcast to (B,).
+
+        `any_counts` also prices counts that no batch has: those of means, of another model's, one expert beyond the last.
+        """
         bits, key = precision_and_law(self.operations_, op, bits, impl, dtype)
         rows, distinct = numbers("routed_rows", routed_rows), numbers("distinct_experts", distinct_experts)
         pricing = self._price(cases_of(op, shape, rows, distinct, impl=key[1], dtype=key[2]), key, state, bits)
-        refuse_impossible(shape.num_experts, rows, distinct)
-        return CostArrays(pricing.latency_s, pricing.energy_j)
-
-    def _many(
-        self,
-        op: str,
-        shape: MoEShape,
-        routed_rows: "ArrayLike",
-        distinct_experts: "ArrayLike",
-        *,
-        bits: float | None,
-        state: SysState | None,
-    ) -> CostArrays:
-        """Also of counts that no batch has: the convex view looks one expert further, a step's are means and scaled."""
-        bits, key = precision_and_law(self.operations_, op, bits, None, None)
-        cases = cases_of(op, shape, routed_rows, distinct_experts, impl=key[1], dtype=key[2])
-        pricing = self._price(cases, key, state, bits)
+        if not any_counts:
+            refuse_impossible(shape.num_experts, rows, distinct)
         return CostArrays(pricing.latency_s, pricing.energy_j)
 
     def predict_cases(self, cases: Cases, state: SysState | None = None) -> Pricing:
@@ -206,7 +195,7 @@ class KernelCostModel:
         """
         measured = {op for op, _, _ in self.operations_}
         work = work if priced_as is None else work.priced_as(priced_as)
-        return price_step(self._many, measured, work, state)
+        return price_step(partial(self.predict_many, any_counts=True), measured, work, state)
 
     def get_cost(
         self,
@@ -235,7 +224,7 @@ class KernelCostModel:
         at = conditions(self.limits, self.reference_temp_c_, state)
 
         def accurate(rows: "ArrayLike", distinct: "ArrayLike") -> CostArrays:
-            return self._many("expert_mlp", shape, rows, distinct, bits=bits, state=state)
+            return self.predict_many("expert_mlp", shape, rows, distinct, bits=bits, state=state, any_counts=True)
 
         fitted = self.operations_.get(key)
         law = fitted.law if fitted else physical_law(self.limits, bits)

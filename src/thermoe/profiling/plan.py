@@ -13,14 +13,6 @@ from thermoe.profiling.paired import paired_formats, paired_groups
 ROUNDS = 4  # a sweep that is cut short has done whole rounds, each of them spread over everything
 SMALL: Sizes = (256, 128, 16, 4)
 CPU_SHAPES: tuple[Sizes, ...] = ((512, 256, 8, 2), (384, 192, 32, 4))
-_CPU_ROUNDS = (
-    (SMALL, 16),
-    (CPU_SHAPES[0], 64),
-    (CPU_SHAPES[1], 8),
-    (SMALL, 128),
-    (CPU_SHAPES[0], 8),
-    (CPU_SHAPES[1], 64),
-)
 _SHARES = {"expert_mlp": 10.0, "gemm": 3.5, "attention_decode": 0.8, "router_topk": 0.7}
 _SMALL_SHARE = 0.4  # of every other operation
 _ENERGY_SHARES = {
@@ -86,7 +78,9 @@ def cpu_plan() -> list[Case]:
 
     In rounds of all operations, shape after shape, so that a sweep cut short has seen several shapes of each.
     """
-    first, *others = (_small_cases("float32", sizes, tokens) for sizes, tokens in _CPU_ROUNDS)
+    one, other = CPU_SHAPES
+    rounds = ((SMALL, 16), (one, 64), (other, 8), (SMALL, 128), (one, 8), (other, 64))
+    first, *others = (_small_cases("float32", sizes, tokens) for sizes, tokens in rounds)
     # Products with the weights of every row gathered take seconds with many rows: the first round shows what they cost.
     return list(dict.fromkeys([*first, *(case for cases in others for case in cases if case.impl != "batched_mm")]))
 

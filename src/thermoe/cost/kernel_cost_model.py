@@ -162,7 +162,7 @@ class KernelCostModel:
     ) -> CostArrays:
         """As `predict` without intervals, over arrays that broadcast to (B,).
 
-        `any_counts` also prices counts that no batch has: those of means, of another model's, one expert beyond the last.
+        `any_counts` also prices counts that no batch has: means, scaled to another model, one expert beyond the last.
         """
         bits, key = precision_and_law(self.operations_, op, bits, impl, dtype)
         rows, distinct = numbers("routed_rows", routed_rows), numbers("distinct_experts", distinct_experts)

@@ -134,7 +134,18 @@ def changed(value, **changes):
     return type(value)(**{name: getattr(value, name) for name in names} | changes)
 
 
+def shifted(layer, name: str):
+    """The same values, 4 bytes past a multiple of 16."""
+    values = getattr(layer.fc2, name)
+    moved = torch.empty(values.numel() + 16, dtype=values.dtype)
+    start = (-moved.data_ptr() % 16 + 4) // values.element_size()
+    moved = moved[start : start + values.numel()].view(values.shape).copy_(values)
+    return changed(layer, fc2=changed(layer.fc2, **{name: moved}))
+
+
 REFUSED = {
+    "scales that the copy engine cannot reach": (shifted(experts(format="int4"), "scale_PEGN"), "a multiple of 16"),
+    "zeros that the copy engine cannot reach": (shifted(experts(format="int4-zeros"), "zero_PEGN"), "a multiple of 16"),
     "an activation without gates": (experts(activation=Activation.RELU), "gated"),
     "a width of part of a tile": (experts(d_model=272), "model width in 32s"),
     "weights of float32": (experts(dtype=torch.float32), "takes bf16"),

@@ -14,6 +14,7 @@ from thermoe.kernels.cuda_build import CudaUnavailableError, compile_source, com
 from thermoe.kernels.expert_mlp import Activation, DenseMatrices, ExpertWeights, Fp8Matrices, PlaneMatrices
 from thermoe.kernels.expert_mlp import cuda as decode
 from thermoe.kernels.expert_mlp.cuda import decode as decode_module
+from thermoe.kernels.expert_mlp.cuda.boxes import described
 from thermoe.kernels.expert_mlp.cuda.geometry import Geometry, geometry
 
 BF16 = torch.bfloat16
@@ -196,6 +197,25 @@ def empty_matrices(format_name: str, rows: int, columns: int):
     chunks, scale = -(-columns // 128), torch.empty(3, 1, -(-columns // 32), rows, dtype=torch.float16)
     planes = tuple(torch.empty(1, pieces, rows, 32, dtype=torch.uint8) for pieces in (chunks, chunks, 2 * chunks))
     return PlaneMatrices(planes=planes, scale_PEGN=scale, zero_PEGN=scale, columns=columns, group_size=32)
+
+
+@pytest.mark.parametrize("format_name", ["dense", "bank8-zeros", "fp8-block"])
+@pytest.mark.parametrize("widths", [(32, 16), (288, 80), (2880, 2880), (2048, 1408), (7168, 14336)])
+def test_the_copy_engine_takes_the_maps_of_every_width(widths, format_name):
+    """The limits of cuTensorMapEncodeTiled, and a tensor that the map has all of and nothing else."""
+    D, I = widths  # noqa: E741
+    for which, matrices in enumerate((empty_matrices(format_name, 2 * I, D), empty_matrices(format_name, D, I))):
+        maps = described(matrices, which)
+        for tensor, boxes in filter(None, (*maps.weights, maps.scale, maps.zero)):
+            room = boxes.element_bytes
+            assert boxes.box[0] * room % 16 == 0
+            assert all(1 <= elements <= 256 for elements in boxes.box)
+            assert not boxes.swizzled or boxes.box[0] * room <= 128
+            for size, pitch in zip(boxes.sizes[:3], boxes.pitches, strict=True):
+                room *= size
+                assert pitch == room
+                assert pitch % 16 == 0
+            assert room * boxes.sizes[3] == tensor.nbytes
 
 
 @pytest.mark.parametrize("warps", [8, 12])

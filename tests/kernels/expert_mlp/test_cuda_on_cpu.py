@@ -229,7 +229,11 @@ UNEVEN = {  # jobs of a unit, tokens of an expert
         8,
     ),
     "three blocks": (case(tokens=9, top_k=2, experts=4, d_model=288, inter_size=80, routing="dropped"), 3, 8),
-    "scales and zeros beside the codes": (case(format="int4-zeros", tokens=9, d_model=1024, inter_size=64, experts=2), 1, 8),
+    "scales and zeros beside the codes": (
+        case(format="int4-zeros", tokens=9, d_model=1024, inter_size=64, experts=2),
+        1,
+        8,
+    ),
 }
 
 

@@ -102,7 +102,8 @@ class Case:
     def group_size(self) -> int | None:
         """Columns that share a scale; None for formats without groups.
 
-        128 wherever rows of both matrices then have an even number of groups, as the decode kernel needs.
+        128 wherever rows of both matrices then have an even number of groups, which the decode kernel needed once:
+        recorded samples and their bytes are of these groups.
         """
         if not self.dtype.startswith(("int", "bank")):
             return None

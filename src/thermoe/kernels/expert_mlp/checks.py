@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thermoe.errors import ConfigError
 from thermoe.kernels.dispatch import DispatchPlan
-from thermoe.kernels.expert_mlp.planes import check_planes
+from thermoe.kernels.expert_mlp.planes import check_planes, values_shape
 from thermoe.kernels.expert_mlp.weights import (
     CHUNK,
     Activation,
@@ -102,9 +102,7 @@ def _check_codes(which: str, matrices: PlaneMatrices) -> None:
     size = matrices.group_size
     if size not in (32, 64) and (size < CHUNK or size % CHUNK):
         raise ConfigError(f"{which} matrix in groups of {size} columns: choose 32, 64 or a multiple of {CHUNK}")
-    num_experts, rows, columns = matrices.shape
-    precisions = len(matrices.planes) if matrices.scale_PEGN.ndim == 4 and matrices.nested else 1
-    wanted = (precisions, num_experts, -(-columns // size), rows)
+    wanted = values_shape(matrices)
     _need(f"scales of the {which} matrix", matrices.scale_PEGN, wanted, torch.float16)
     _need(f"zeros of the {which} matrix", matrices.zero_PEGN, wanted, torch.float16)
 

@@ -283,3 +283,13 @@ def test_on_trained_weights_int2_of_the_bank_loses_far_less_than_truncated_int4(
     assert output_error(weight, bank.weights(4), new) < 1.6 * output_error(weight, plain4.weights(), new)
     read = torch.full((8,), 4, dtype=torch.int32)
     torch.testing.assert_close(dequantize(bank.matrices(), read), bank.weights(4), rtol=0, atol=0)
+
+
+def test_bits_come_as_a_tensor_too():
+    bank = ExpertBank.from_weights(layer(4), group_size=32)
+    bank.set_bits(torch.tensor([2, 8, 4, 2]))
+    assert bank.bits_E.tolist() == [2, 8, 4, 2]
+    for bits in (torch.tensor([2, 8]), torch.ones(4, 2, dtype=torch.int32), torch.tensor([2.0, 8.0, 4.0, 2.0])):
+        with pytest.raises(ConfigError, match="for each of 4 experts"):
+            bank.set_bits(bits)
+    assert bank.bits_E.tolist() == [2, 8, 4, 2]

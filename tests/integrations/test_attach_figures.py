@@ -144,3 +144,22 @@ def test_the_example_of_compensated_experts_runs(capsys):
     given = {"model": copy.deepcopy(tiny_model(NAME)), "calibration_ids": token_ids(4, 16)}
     exec(compile(snippet, str(PAGE), "exec"), given)
     assert capsys.readouterr().out == "int2 2\n"
+
+
+def test_experts_of_a_bank_may_differ_in_precision_and_are_priced_at_the_mean():
+    model = copy.deepcopy(tiny_model(NAME))
+    with torch.no_grad(), thermoe.attach(model, "baseline", telemetry="simulated", experts="bank") as handle:
+        for bits in ([8, 8, 4, 4, 2, 2, 2, 2], torch.tensor([8, 8, 4, 4, 2, 2, 2, 2])):
+            handle.experts.set_bits(8)
+            handle.experts.set_bits(bits)
+            assert handle.experts.bits == 4.0
+            assert [bank.bits_E.tolist() for bank in handle.experts.banks] == [[8, 8, 4, 4, 2, 2, 2, 2]] * 2
+        assert generate(model).shape == (4, 17)
+        assert handle.decode(token_ids(2, 4), max_new_tokens=3).shape == (2, 7)
+        assert handle.summary()["bits_mean"] == 4.0
+        for bits in ([8, 4], [8] * 7 + [3], "8", None, 8.0, torch.ones(8, 2, dtype=torch.int64), torch.full((8,), 8.0)):
+            with pytest.raises(ConfigError, match="give 2, 4, 8"):
+                handle.experts.set_bits(bits)
+        with pytest.raises(ConfigError, match=r"bits 16.*without `experts`"):
+            handle.experts.set_bits([2] * 7 + [16])
+        assert handle.experts.bits == 4.0

@@ -14,6 +14,7 @@ from thermoe.errors import ConfigError
 from thermoe.experts.codes import NESTED_BITS, QuantizedMatrix
 from thermoe.experts.fused import experts_of
 from thermoe.experts.moments import Moments
+from thermoe.experts.precisions import DENSE_BITS, precisions_of
 from thermoe.experts.quantize import quantize
 from thermoe.kernels.expert_mlp import (
     Activation,
@@ -26,7 +27,6 @@ from thermoe.kernels.expert_mlp import (
 )
 from thermoe.kernels.expert_mlp.checks import check_experts
 
-DENSE_BITS = 16
 _MATRICES = ("fc1", "fc2")
 
 
@@ -220,15 +220,13 @@ class ExpertBank(nn.Module):
         )
 
     @torch.no_grad()
-    def set_bits(self, bits: int | Sequence[int]) -> None:
+    def set_bits(self, bits: int | Sequence[int] | Tensor) -> None:
         """Precision of all experts, or of each: 2, 4, 8, and 16 where the expert is kept in bf16.
 
         Raises:
             ConfigError: another precision, another number of experts, or 16 for an expert that is not kept.
         """
-        wanted = list(bits) if isinstance(bits, Sequence) else [bits] * self.num_experts
-        if len(wanted) != self.num_experts or not all(b in (*NESTED_BITS, DENSE_BITS) for b in wanted):
-            raise ConfigError(f"bits {bits}: give 2, 4, 8 or 16 for each of {self.num_experts} experts, or one for all")
+        wanted = precisions_of(bits, self.num_experts)
         missing = sorted({expert for expert, b in enumerate(wanted) if b == DENSE_BITS} - set(self.kept))
         if missing:
             raise ConfigError(f"16 bits for experts {missing}: build the bank with keep_bf16 to have them in bf16")

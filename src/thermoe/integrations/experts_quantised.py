@@ -3,7 +3,7 @@
 E experts, D model width, I expert width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from thermoe.errors import ConfigError
 from thermoe.experts import ExpertBank, Moments, experts_of, quantize, quantize_fp8
+from thermoe.experts.precisions import DENSE_BITS, precisions_of
 from thermoe.format_names import format_name
 from thermoe.integrations.experts import register_experts
 from thermoe.integrations.experts_held import (
@@ -52,12 +53,12 @@ class QuantisedExperts:
 
     Attributes:
         held_as: Their format, one of `EXPERT_FORMATS`.
-        bits: Precision at which the weights were last set to be read [bit], scales not counted.
+        bits: Precision at which the weights were last set to be read, the mean over experts [bit], scales not counted.
     """
 
     def __init__(self, model: nn.Module, held_as: str, blocks: Mapping[str, QuantisedBlock]) -> None:
         self.held_as = held_as
-        self.bits = precision_of(held_as)
+        self.bits: float = precision_of(held_as)
         self._model, self._blocks = model, dict(blocks)
         self._before = _implementation(model)
         modules = expert_blocks(model)
@@ -76,17 +77,23 @@ class QuantisedExperts:
         """The banks in layer order; none for formats of one precision."""
         return [block.bank for block in self._blocks.values() if block.bank is not None]
 
-    def set_bits(self, bits: int) -> None:
-        """Precision at which every bank is read from now on: 2, 4 or 8, without a new copy or a new CUDA graph.
+    def set_bits(self, bits: int | Sequence[int] | torch.Tensor) -> None:
+        """Precision at which every bank is read from now on, without a new copy or a new CUDA graph.
+
+        Args:
+            bits: 2, 4 or 8, for all experts; or a list or 1-d integer tensor, one for each, the same in all layers.
 
         Raises:
-            ConfigError: The experts are in no bank, or another precision.
+            ConfigError: The experts are in no bank, another precision, or another number of experts; nothing changes.
         """
         if not self.banks:
             raise ConfigError(f"experts held as {self.held_as} have one precision: choose experts='bank'")
-        for bank in self.banks:
-            bank.set_bits(bits)
-        self.bits = bits
+        wanted = [precisions_of(bits, bank.num_experts) for bank in self.banks]
+        if any(DENSE_BITS in of_layer for of_layer in wanted):
+            raise ConfigError("bits 16: these banks are read at 2, 4 or 8; for bf16, use the model without `experts`")
+        for bank, of_layer in zip(self.banks, wanted, strict=True):
+            bank.set_bits(of_layer)
+        self.bits = sum(wanted[0]) / len(wanted[0])
 
     def remove(self) -> None:
         """Give the model its own experts and their implementation back; harmless when called again."""

@@ -119,3 +119,14 @@ def test_what_an_idle_board_takes_cannot_be_undercut(targets, idle, said):
 )
 def test_limits_above_it_or_against_what_is_unknown_are_taken(targets, idle):
     refuse_below_idle(Targets(**targets), idle)
+
+
+def test_without_a_calibration_only_what_no_routing_meets_is_out_of_reach():
+    settings, budget = resolve_settings(RoutingStrategy.KERNEL_AWARE_TTHA, {}), Budget()
+
+    def planned(wanted, least):
+        return plan_price(Targets(energy_j_per_token=wanted), settings, budget, None, lambda d: 1.0, None, least)
+
+    assert planned(0.01 / 1.09, 0.01).start == planned(1e-6, None).start == UNCALIBRATED_PRICE
+    with pytest.raises(BudgetError, match="for any routing of any batch is 0"):
+        planned(0.01 / 1.11, 0.01)

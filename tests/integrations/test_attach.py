@@ -169,6 +169,7 @@ def test_an_error_in_the_block_still_detaches(model):
         ({"priced_as": ["model"]}, ConfigError, "priced_as"),
         ({"interval_s": "fast"}, ConfigError, "interval_s is 'fast'"),
         ({"power_budget_w": 100.0}, BudgetError, "100 W was asked for; the digital twin draws 117 W"),
+        ({"energy_budget_j_per_token": 1e-6}, BudgetError, "1e-06 J/token was asked for; the least.* is 0.00"),
         ({"settings": {"target_temp_c": 30.0}}, BudgetError, "30 deg C was asked for; the digital twin is at"),
     ],
 )

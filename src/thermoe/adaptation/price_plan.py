@@ -39,6 +39,7 @@ def plan_price(
     calibration: Calibration | None,
     step_energy_j: Callable[[FloatArray], float],
     idle: IdleFigures | None = None,
+    least_energy_j_per_token: float | None = None,
 ) -> PricePlan:
     """The price that meets the energy target by prediction, or a start that feedback takes from there.
 
@@ -53,6 +54,7 @@ def plan_price(
         calibration: Of the model; without one the bounds are wide and know nothing of quality.
         step_energy_j: (L,) distinct experts -> predicted energy of a step of `calibration.batch_size` tokens [J].
         idle: What the board takes without work, where that is known.
+        least_energy_j_per_token: What no routing of any batch gets below, by prediction [J]; None where not known.
 
     Raises:
         BudgetError: The energy target is out of reach by prediction, or a target lies under what the board takes
@@ -61,6 +63,7 @@ def plan_price(
     refuse_below_idle(targets, idle)
     given = settings["price"]
     if calibration is None:
+        _refuse_out_of_reach(targets.energy_j_per_token, least_energy_j_per_token)
         start = given or UNCALIBRATED_PRICE
         return PricePlan(start=start, low=start / PRICE_SPAN, high=start * PRICE_SPAN)
     low, high = calibration.price_range()
@@ -94,6 +97,14 @@ def refuse_below_idle(targets: Targets, idle: IdleFigures | None) -> None:
                 f"{wanted:.4g} {unit} was asked for; {idle.board} {what} {least:.4g} {unit} without any work: "
                 "ask for more than that, or lift the limit"
             )
+
+
+def _refuse_out_of_reach(wanted: float | None, least: float | None) -> None:
+    if wanted is not None and least is not None and least > PREDICTION_SLACK * wanted:
+        raise BudgetError(
+            f"{wanted:.3g} J/token was asked for; the least that is predicted for any routing of any batch is "
+            f"{least:.3g}: raise the budget"
+        )
 
 
 def _predicted_price(

@@ -1,6 +1,7 @@
 """The precisions at which the experts of a bank are read, as a user gives them."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ def precisions_of(bits: int | Sequence[int] | Tensor, num_experts: int) -> list[
     """
     given = bits.tolist() if isinstance(bits, Tensor) else bits
     wanted = list(given) if isinstance(given, Sequence) else [given] * num_experts
-    if len(wanted) != num_experts or not all(isinstance(b, int) and b in (*NESTED_BITS, DENSE_BITS) for b in wanted):
+    known = (*NESTED_BITS, DENSE_BITS)
+    if len(wanted) != num_experts or not all(isinstance(b, Integral) and b in known for b in wanted):
         raise ConfigError(f"bits {given}: give 2, 4, 8 or 16 for each of {num_experts} experts, or one for all")
-    return wanted
+    return [int(b) for b in wanted]

@@ -1,16 +1,11 @@
 """`thermoe.attach`: one call that makes a Transformers MoE model energy-proportional, and takes it back."""
 
 import logging
-import math
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import fields
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import nn
 
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.errors import ConfigError, DataError
@@ -25,147 +20,16 @@ from thermoe.integrations.arguments import (
     strategy_of,
 )
 from thermoe.integrations.decoding import Decoder
-from thermoe.integrations.experts_quantised import QuantisedExperts, precision_of, quantise_experts
-from thermoe.integrations.figures import summary_of, with_limits
+from thermoe.integrations.experts_quantised import precision_of, quantise_experts
+from thermoe.integrations.handle import Handle, limits_in, refuse_unheld
 from thermoe.integrations.hooks import RouterHooks
 from thermoe.integrations.inspect import find_routers
 from thermoe.integrations.serving import Driver, ThreadDriver, TwinDriver
 from thermoe.routing.calibration import Calibration
 from thermoe.runtime.control_plane import ControlPlane
-from thermoe.telemetry import DigitalTwin, EnergyWindow, GpuSystemMonitor, SimulatedSource, idle_figures, open_source
-from thermoe.types import Budget, RoutingStrategy
+from thermoe.telemetry import DigitalTwin, GpuSystemMonitor, SimulatedSource, idle_figures, open_source
 
 _log = logging.getLogger(__name__)
-
-_HELD: dict[RoutingStrategy, set[str]] = {
-    RoutingStrategy.BASELINE: {"max_quality_loss_pct"},  # it loses nothing
-    RoutingStrategy.STATIC_OPTIMAL: {"max_quality_loss_pct"},
-    RoutingStrategy.KERNEL_AWARE: {"max_quality_loss_pct"},
-}
-"""Limits that a strategy heeds; kernel_aware_ttha heeds all."""
-
-
-class Handle:
-    """An attachment: budgets may be set while it serves; `detach` leaves the model as it was.
-
-    Attributes:
-        hooks: The data plane in the model.
-        plane: The control plane beside it.
-        experts: The quantised copy of the experts, where one was asked for.
-    """
-
-    def __init__(
-        self,
-        hooks: RouterHooks,
-        plane: ControlPlane,
-        driver: Driver,
-        priced_as: str,
-        decoder: Decoder,
-        experts: QuantisedExperts | None = None,
-    ) -> None:
-        self.hooks, self.plane, self._driver, self._priced_as = hooks, plane, driver, priced_as
-        self.experts, self._decoder = experts, decoder
-        self._window: EnergyWindow | None = None
-        self._attached = True
-        driver.monitor.begin_window("handle")
-        self._began_s, self._ended_s = time.monotonic(), math.inf
-        driver.start()
-
-    @property
-    def attached(self) -> bool:
-        """Whether the model still runs under this handle."""
-        return self._attached
-
-    def set_budget(self, **limits: float | None) -> None:
-        """Change limits while serving: `power_w`, `energy_j_per_token`, `temp_c`, `latency_s`, `max_quality_loss_pct`.
-
-        Raises:
-            ConfigError: An unknown limit, one that the strategy cannot hold, or the handle is detached.
-            BudgetError: The limits cannot be met; the old ones stay in force.
-        """
-        self._needs_attached()
-        with self._driver.lock:
-            budget = self.plane.budget.with_changes(**limits)
-            _refuse_unheld(self.plane.strategy, [name for name, limit in limits.items() if limit is not None])
-            self.hooks.set_knobs(self.plane.set_budget(budget))
-
-    def set_strategy(self, strategy: str, settings: Mapping[str, float] | None = None) -> None:
-        """Go on with another strategy.
-
-        Raises:
-            ConfigError: It is unknown, cannot run here, or cannot hold a limit in force (lift it first).
-            BudgetError: It cannot meet a limit in force.
-        """
-        self._needs_attached()
-        with self._driver.lock:
-            _refuse_unheld(strategy_of(strategy), _limits_of(self.plane.budget))
-            self.hooks.set_knobs(self.plane.switch(strategy_of(strategy), settings_of(settings)))
-
-    def decode(self, input_ids: Tensor, *, max_new_tokens: int, **options: Any) -> Tensor:
-        """Prompts and what follows them, each step one CUDA graph that reads the knobs of now: see `Decoder.decode`.
-
-        Raises:
-            ConfigError: Prompts or options that cannot be decoded, or the handle is detached.
-            UnsupportedModelError: A model whose step cannot be captured.
-        """
-        self._needs_attached()
-        return self._decoder.decode(input_ids, max_new_tokens=max_new_tokens, **options)
-
-    def reset(self) -> None:
-        """Forget everything that was learned since the attachment."""
-        self._needs_attached()
-        with self._driver.lock:
-            self.plane.reset()
-            self.hooks.set_knobs(self.plane.knobs)
-
-    def summary(self) -> dict[str, Any]:
-        """The keys of a strategy in summary.json, so far; then where the figures come from."""
-        if self._attached:
-            self._driver.poll()
-        window = self._window or self._driver.monitor.peek_window("handle")
-        host_s = min(time.monotonic(), self._ended_s) - self._began_s
-        figures = summary_of(
-            self._driver.totals,
-            window,
-            drawn=self._driver.drawn(),
-            bits=self._driver.bits,
-            overhead=self.plane.overhead_s / host_s if host_s > 0 else None,
-        )
-        return with_limits(figures, self.plane, window.kind) | {
-            "strategy": str(self.plane.strategy),
-            "telemetry": str(window.kind),
-            "priced_as": self._priced_as,
-            "calibrated": self.plane.calibration is not None,
-            "terms": dict(self.plane.terms),
-        }
-
-    def detach(self) -> None:
-        """Stop and remove every hook; the model routes as it did before. May be called twice."""
-        if not self._attached:
-            return
-        self._attached, self._ended_s = False, time.monotonic()
-        try:
-            self._driver.stop()
-        finally:
-            self.hooks.remove()
-            self._decoder.forget()
-            if self.experts is not None:
-                self.experts.remove()
-        self._driver.poll()  # what was counted since the driver's last look
-        self._window = self._driver.monitor.end_window("handle")
-        self._driver.monitor.source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.detach()
-
-    def _needs_attached(self) -> None:
-        if not self._attached:
-            raise ConfigError("the handle is detached: attach the model again")
 
 
 def attach(
@@ -212,7 +76,8 @@ def attach(
         UnsupportedModelError: The model cannot be attached to, or is attached already.
         ConfigError: A wrong argument, or a limit that the strategy cannot hold.
         DataError: A calibration that cannot be read, or of a model of another family.
-        BudgetError: A budget that cannot be met by prediction, or that an idle board exceeds.
+        BudgetError: A budget that cannot be met by prediction (without a calibration: by any batch), or that an idle
+            board exceeds.
         TelemetryError: Sensors that were asked for are not there.
     """
     refuse_wrong_types(
@@ -240,7 +105,7 @@ def attach(
     budget = budget_of(
         power_budget_w, energy_budget_j_per_token, temp_budget_c, latency_budget_ms, max_quality_loss_pct
     )
-    _refuse_unheld(chosen, _limits_of(budget))
+    refuse_unheld(chosen, limits_in(budget))
     if max_quality_loss_pct is not None and loaded is None:
         _log.warning("max_quality_loss_pct is given without a calibration of the model: it cannot be held")
     own_bits = 8.0 * next(model.parameters()).element_size()
@@ -284,16 +149,3 @@ def attach(
         handle = Handle(hooks, plane, driver, name, decoder, quantised)
         undo.pop_all()
     return handle
-
-
-def _limits_of(budget: Budget) -> list[str]:
-    return [f.name for f in fields(budget) if getattr(budget, f.name) is not None]
-
-
-def _refuse_unheld(strategy: RoutingStrategy, limits: Iterable[str]) -> None:
-    """Refuse limits that a strategy would not even look at."""
-    unheld = sorted(set(limits) - _HELD.get(strategy, set()))
-    if unheld and strategy is not RoutingStrategy.KERNEL_AWARE_TTHA:
-        raise ConfigError(
-            f"{strategy} cannot hold {', '.join(unheld)}: use {RoutingStrategy.KERNEL_AWARE_TTHA}, or lift the limit"
-        )

@@ -18,6 +18,7 @@ from thermoe.errors import ConfigError, ThermoeError
 from thermoe.routing.calibration import Calibration
 from thermoe.routing.router import AdaptiveRouter
 from thermoe.routing.strategies import ExpertCosts, pressure
+from thermoe.runtime.step_work import batch_work, least_energy_j_per_token
 from thermoe.telemetry.idle import IdleFigures
 from thermoe.types import (
     Budget,
@@ -26,7 +27,6 @@ from thermoe.types import (
     RoutingKnobs,
     RoutingStatistics,
     RoutingStrategy,
-    StepWork,
     SysState,
 )
 
@@ -80,7 +80,8 @@ class ControlPlane:
 
     Raises:
         ConfigError: A setting that is unknown, or a calibration of a model of other sizes.
-        BudgetError: A budget that no calibrated price can meet, by prediction, or that an idle board exceeds.
+        BudgetError: A budget that no calibrated price, or no routing at all, can meet by prediction, or that an idle
+            board exceeds.
     """
 
     def __init__(
@@ -242,19 +243,13 @@ class ControlPlane:
     def _plan(self) -> tuple[Targets, PricePlan]:
         settings, budget = self.router.settings, self.router.budget
         targets = Targets.of(budget, settings)
-        return targets, plan_price(targets, settings, budget, self.calibration, self._step_energy_j, self._idle)
+        least = None if self.calibration else least_energy_j_per_token(self.cost_model, self.priced_as, self.bits)
+        return targets, plan_price(targets, settings, budget, self.calibration, self._step_energy_j, self._idle, least)
 
     def _step_energy_j(self, distinct_experts: FloatArray) -> float:
         """Predicted energy of a step of a calibration batch that touches these experts per layer [J]."""
         num_tokens = self._first_batch_size()  # the frontier's counts belong to this size, whatever is served now
-        rows = [float(num_tokens * self.shape.top_k)] * self.shape.num_layers
-        work = StepWork(
-            shape=self.shape,
-            num_tokens=num_tokens,
-            distinct_experts=[float(d) for d in distinct_experts],
-            routed_rows=rows,
-            bits=self.bits,
-        )
+        work = batch_work(self.shape, num_tokens, distinct_experts, self.shape.top_k, self.bits)
         return self.cost_model.predict_step(work, self.priced_as).energy_j
 
     def _first_batch_size(self) -> int:

@@ -17,7 +17,7 @@ from thermoe.demo import demo_model_path
 
 
 def main() -> None:
-    """Decode two prompts twice: as the model routes, and with a union of experts for the batch."""
+    """Decode two prompts twice: as the model routes, and with a union of experts for the batch; figures are of each."""
     folder = sys.argv[1] if len(sys.argv) > 1 else str(demo_model_path())
     on_gpu = torch.cuda.is_available()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -30,7 +30,7 @@ def main() -> None:
         for strategy, settings in (("baseline", {}), ("opportunistic", {"k0": 1})):
             handle.set_strategy(strategy, settings)
             tokens = handle.decode(**prompts, max_new_tokens=32)
-            print(f"--- {strategy}: {handle.summary()['distinct_experts_mean']:.1f} distinct experts a step so far")
+            print(f"--- {strategy}: {handle.summary()['distinct_experts_mean']:.1f} distinct experts a step")
             for text in tokenizer.batch_decode(tokens, skip_special_tokens=True):
                 print(text)
 

@@ -13,6 +13,7 @@ import thermoe
 import thermoe.integrations.transformers as attaching
 from thermoe.errors import BudgetError, ConfigError, DataError, UnsupportedModelError
 from thermoe.integrations.calibrate import calibrate
+from thermoe.types import Budget
 
 SUMMARY_KEYS = {
     *("perplexity", "perplexity_change_pct", "distinct_experts_mean", "gate_mass_mean", "bits_mean"),
@@ -118,6 +119,60 @@ def test_strategies_switch_while_it_serves(model):
         assert handle.summary()["strategy"] == "opportunistic"
         handle.set_strategy("baseline")
         assert torch.equal(generate(model), own)
+
+
+def test_figures_and_terms_begin_anew_with_a_strategy_a_budget_and_a_reset(model):
+    with thermoe.attach(model, energy_budget_j_per_token=2.0) as handle:
+        generate(model, 30)
+        steered = handle.summary()
+        assert {"error_energy", "target", "price"} <= set(steered["terms"])
+        handle.set_budget(energy_j_per_token=2.0)  # nothing changes
+        with pytest.raises(BudgetError):
+            handle.set_budget(energy_j_per_token=1e-6)
+        with pytest.raises(ConfigError):
+            handle.set_strategy("opportunistic", {"k0": 2.5})
+        same = handle.summary()
+        assert same["terms"] == steered["terms"]
+        assert same["energy_j_per_token"] == steered["energy_j_per_token"]
+        for change in (
+            lambda: handle.set_budget(energy_j_per_token=1e3),
+            handle.reset,
+            lambda: handle.set_budget(energy_j_per_token=None),
+            lambda: handle.set_strategy("baseline"),
+        ):
+            change()
+            fresh = handle.summary()
+            assert fresh["energy_j_per_token"]["value"] is None
+            assert fresh["distinct_experts_mean"] is None
+            assert fresh["latency_ms"]["mean"] is None
+            assert fresh["limits_held"] is None
+            assert set(fresh["terms"]) <= {"price"}
+            generate(model)
+            assert handle.summary()["limits_held"] is (True if fresh["limits"] else None)
+        alone = handle.summary()
+        assert alone["terms"] == {}
+        assert alone["gate_mass_mean"] == pytest.approx(1.0)
+    with thermoe.attach(model, "baseline") as handle:
+        generate(model)
+        wanted = handle.summary()
+    assert alone["distinct_experts_mean"] == wanted["distinct_experts_mean"]
+    for key, mean in (("energy_j_per_token", "value"), ("latency_ms", "mean")):
+        assert alone[key][mean] == pytest.approx(wanted[key][mean], rel=0.05)
+
+
+def test_a_whole_budget_is_taken_and_replaces_the_old_one(model):
+    with thermoe.attach(model, power_budget_w=300.0) as handle:
+        handle.set_budget(Budget(latency_s=0.05))
+        assert handle.plane.budget == Budget(latency_s=0.05)
+        with pytest.raises(ConfigError, match="power_w beside it: give one or the other"):
+            handle.set_budget(Budget(latency_s=0.05), power_w=300.0)
+        with pytest.raises(ConfigError, match=r"budget is 300 \(int\): needs"):
+            handle.set_budget(300)
+        assert handle.plane.budget == Budget(latency_s=0.05)
+        handle.set_budget(Budget())
+        handle.set_strategy("baseline")
+        with pytest.raises(ConfigError, match="cannot hold latency_s"):
+            handle.set_budget(Budget(latency_s=0.05))
 
 
 def test_detached_twice_and_then_refused(model):

@@ -65,6 +65,19 @@ def test_counters_drained_beside_the_forwards_lose_nothing(model, meter):
     assert totals.loads_L.shape == (LAYERS,)
 
 
+def test_figures_of_sensors_begin_anew_with_a_strategy(model, meter):
+    with thermoe.attach(model, "opportunistic", interval_s=0.05) as handle:
+        generate(model, 30)
+        handle.set_strategy("baseline")
+        assert handle.summary()["distinct_experts_mean"] is None
+        with torch.no_grad():
+            model(token_ids(2, 3))
+        summary = handle.summary()
+        assert handle._driver.totals.num_tokens == 6
+        assert summary["power_w_mean"] == pytest.approx(300.0, rel=1e-6)
+        assert summary["energy_j_per_token"]["value"] * summary["tokens_per_s"] == pytest.approx(300.0, rel=0.05)
+
+
 def test_what_was_counted_since_the_last_look_is_in_the_final_totals(model, meter):
     handle = thermoe.attach(model, "opportunistic", interval_s=30.0)
     with torch.no_grad():

@@ -17,7 +17,7 @@ LATENCIES_KEPT = 100_000
 
 
 class Totals:
-    """Running sums over a whole attachment, from drained counters."""
+    """Running sums since the figures began, from drained counters."""
 
     def __init__(self, shape: MoEShape) -> None:
         self.shape = shape
@@ -40,8 +40,8 @@ def summary_of(
     """What a strategy's entry of summary.json holds, for an attachment; None for what it cannot know.
 
     Args:
-        totals: Sums over the attachment.
-        window: What the sensors saw of it.
+        totals: Sums since the figures began.
+        window: What the sensors saw since.
         drawn: Energy [J] and time [s] where they are known better than by sensors.
         bits: Weight precision that the figures are for [bit].
         overhead: The control plane's share of the time that passed on the host's own clock, in [0, 1].

@@ -10,7 +10,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from thermoe.errors import ConfigError
-from thermoe.integrations.arguments import settings_of, strategy_of
+from thermoe.integrations.arguments import refuse_wrong_types, settings_of, strategy_of
 from thermoe.integrations.decoding import Decoder
 from thermoe.integrations.experts_quantised import QuantisedExperts
 from thermoe.integrations.figures import summary_of, with_limits
@@ -52,6 +52,7 @@ class Handle:
         self._attached = True
         driver.monitor.begin_window("handle")
         self._began_s, self._ended_s = time.monotonic(), math.inf
+        self._began_overhead_s = plane.overhead_s
         driver.start()
 
     @property
@@ -59,21 +60,35 @@ class Handle:
         """Whether the model still runs under this handle."""
         return self._attached
 
-    def set_budget(self, **limits: float | None) -> None:
-        """Change limits while serving: `power_w`, `energy_j_per_token`, `temp_c`, `latency_s`, `max_quality_loss_pct`.
+    def set_budget(self, budget: Budget | None = None, /, **limits: float | None) -> None:
+        """Change limits while serving; the figures of the summary begin anew where any changed.
+
+        Args:
+            budget: All limits at once, instead of the ones in force.
+            limits: Those to change: `power_w`, `energy_j_per_token`, `temp_c`, `latency_s`, `max_quality_loss_pct`;
+                None lifts one.
 
         Raises:
             ConfigError: An unknown limit, one that the strategy cannot hold, or the handle is detached.
             BudgetError: The limits cannot be met; the old ones stay in force.
         """
         self._needs_attached()
+        refuse_wrong_types(budget=(budget, Budget | None))
+        if budget is not None and limits:
+            raise ConfigError(f"a budget, and {', '.join(sorted(limits))} beside it: give one or the other")
         with self._driver.lock:
-            budget = self.plane.budget.with_changes(**limits)
-            refuse_unheld(self.plane.strategy, [name for name, limit in limits.items() if limit is not None])
-            self.hooks.set_knobs(self.plane.set_budget(budget))
+            before = self.plane.budget
+            wanted = before.with_changes(**limits) if budget is None else budget
+            given = limits_in(wanted) if budget is not None else [n for n, limit in limits.items() if limit is not None]
+            refuse_unheld(self.plane.strategy, given)
+            if wanted == before:
+                return
+            self._price_at_present_bits()
+            self.hooks.set_knobs(self.plane.set_budget(wanted))
+            self._begin_figures()
 
     def set_strategy(self, strategy: str, settings: Mapping[str, float] | None = None) -> None:
-        """Go on with another strategy.
+        """Go on with another strategy; the figures of the summary begin anew.
 
         Raises:
             ConfigError: It is unknown, cannot run here, or cannot hold a limit in force (lift it first).
@@ -82,7 +97,9 @@ class Handle:
         self._needs_attached()
         with self._driver.lock:
             refuse_unheld(strategy_of(strategy), limits_in(self.plane.budget))
+            self._price_at_present_bits()
             self.hooks.set_knobs(self.plane.switch(strategy_of(strategy), settings_of(settings)))
+            self._begin_figures()
 
     def decode(self, input_ids: Tensor, *, max_new_tokens: int, **options: Any) -> Tensor:
         """Prompts and what follows them, each step one CUDA graph that reads the knobs of now: see `Decoder.decode`.
@@ -95,14 +112,18 @@ class Handle:
         return self._decoder.decode(input_ids, max_new_tokens=max_new_tokens, **options)
 
     def reset(self) -> None:
-        """Forget everything that was learned since the attachment."""
+        """Forget everything that was learned since the attachment; the figures of the summary begin anew."""
         self._needs_attached()
         with self._driver.lock:
             self.plane.reset()
             self.hooks.set_knobs(self.plane.knobs)
+            self._begin_figures()
 
     def summary(self) -> dict[str, Any]:
-        """The keys of a strategy in summary.json, so far; then where the figures come from."""
+        """The keys of a strategy in summary.json, then where the figures come from.
+
+        Figures are since the last of: attachment, change of strategy or budget, `reset`.
+        """
         if self._attached:
             self._driver.poll()
         window = self._window or self._driver.monitor.peek_window("handle")
@@ -112,7 +133,7 @@ class Handle:
             window,
             drawn=self._driver.drawn(),
             bits=self._driver.bits,
-            overhead=self.plane.overhead_s / host_s if host_s > 0 else None,
+            overhead=(self.plane.overhead_s - self._began_overhead_s) / host_s if host_s > 0 else None,
         )
         return with_limits(figures, self.plane, window.kind) | {
             "strategy": str(self.plane.strategy),
@@ -145,6 +166,16 @@ class Handle:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+    def _begin_figures(self) -> None:
+        """What is counted from now on belongs to what is in force now."""
+        self._driver.begin_figures()
+        self._driver.monitor.end_window("handle")
+        self._driver.monitor.begin_window("handle")
+        self._began_s, self._began_overhead_s = time.monotonic(), self.plane.overhead_s
+
+    def _price_at_present_bits(self) -> None:
+        self.plane.bits = min(self._driver.bits, 16.0)
 
     def _needs_attached(self) -> None:
         if not self._attached:

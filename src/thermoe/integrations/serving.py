@@ -46,8 +46,11 @@ class Driver(Protocol):
     def poll(self) -> None:
         """Bring totals up to date now."""
 
+    def begin_figures(self) -> None:
+        """Count totals, and what is drawn, from now on."""
+
     def drawn(self) -> tuple[float, float] | None:
-        """Energy [J] and time [s] since the beginning where they are known better than by sensors."""
+        """Energy [J] and time [s] since the figures began where they are known better than by sensors."""
 
 
 class TwinDriver:
@@ -95,6 +98,11 @@ class TwinDriver:
 
     def poll(self) -> None:
         """Nothing is outstanding: every forward is counted at once."""
+
+    def begin_figures(self) -> None:
+        """Count totals, and what the twin draws, from now on."""
+        self.totals = Totals(self.hooks.shape)
+        self._began_s, self._began_j = self.twin.time_s, self.twin.energy_j
 
     def drawn(self) -> tuple[float, float]:
         """What the twin drew: its sensors lag by up to 0.1 s, which would swamp short attachments."""
@@ -211,6 +219,12 @@ class ThreadDriver:
             if statistics.num_tokens > 0:
                 self.totals.add(statistics)
                 self._pending.append(statistics)
+
+    def begin_figures(self) -> None:
+        """Count totals from now on; steps so far still reach the control plane."""
+        with self.lock:
+            self.poll()
+            self.totals = Totals(self.hooks.shape)
 
     def drawn(self) -> None:
         """Sensors know best."""

@@ -136,7 +136,7 @@ class ControlPlane:
         Raises:
             BudgetError: It cannot be met; the old one stays in force.
         """
-        before = copy.copy(self.router)
+        before, terms = copy.copy(self.router), self.terms
         changed = [name for name in TARGET_OF_LIMIT if getattr(budget, name) != getattr(before.budget, name)]
         self.router.settings = before.settings | {
             key: None for name, key in TARGET_OF_LIMIT.items() if name in changed and key in before.settings
@@ -146,9 +146,10 @@ class ControlPlane:
             if self.adaptation is not None:
                 targets, plan = self._plan()
                 self.adaptation.retarget(targets, plan)
+            self.terms = {}  # they were of other targets
             self.knobs = self._decide(None)
         except ThermoeError:
-            self.router = before
+            self.router, self.terms = before, terms
             raise
         return self.knobs
 
@@ -158,13 +159,14 @@ class ControlPlane:
         Raises:
             ConfigError, BudgetError: The strategy cannot run here; the old one stays in force.
         """
-        before = copy.copy(self.router), self.adaptation
+        before = copy.copy(self.router), self.adaptation, self.terms
         try:
             self.router.switch(strategy, settings)
             self.adaptation = self._fresh_adaptation()
+            self.terms = {}  # they were of another controller
             self.knobs = self._decide(None)
         except ThermoeError:
-            self.router, self.adaptation = before
+            self.router, self.adaptation, self.terms = before
             raise
         return self.knobs
 

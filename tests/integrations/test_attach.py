@@ -206,6 +206,7 @@ def test_an_error_in_the_block_still_detaches(model):
         ({"interval_s": -1.0}, ConfigError, "interval"),
         ({"settings": {"k1": 1}}, ConfigError, "k1"),
         ({"strategy": "opportunistic", "power_budget_w": 300.0}, ConfigError, "cannot hold power_w"),
+        ({"strategy": "opportunistic", "settings": {"k0": 9}}, ConfigError, "k0 = 9: a token has 3 experts"),
         ({"strategy": "top_p", "max_quality_loss_pct": 1.0}, ConfigError, "cannot hold max_quality_loss_pct"),
         ({"power_budget_w": -3.0}, ConfigError, "power_w"),
         ({"strategy": "kernel_aware"}, ConfigError, "thermoe calibrate"),
@@ -241,6 +242,8 @@ def test_wrong_types_are_refused_while_it_serves_and_for_the_model(model):
             handle.set_budget(max_quality_loss_pct="1")
         with pytest.raises(ConfigError, match="setting k0 = '2'"):
             handle.set_strategy("opportunistic", {"k0": "2"})
+        with pytest.raises(ConfigError, match="k0 = 4: a token has 3 experts"):
+            handle.set_strategy("opportunistic", {"k0": 4})
         assert handle.summary()["strategy"] == "baseline"
     with pytest.raises(ConfigError, match="model is None"):
         thermoe.attach(None)
@@ -275,6 +278,41 @@ def test_a_budget_out_of_reach(model, calibrated, tmp_path):
     file.write_text("not json")
     with pytest.raises(DataError, match="no calibration"):
         thermoe.attach(model, calibration=file)
+
+
+@pytest.mark.parametrize("strategy", ["kernel_aware_ttha", "kernel_aware", "static_optimal"])
+def test_a_summary_says_what_calibration_predicts_of_quality(model, calibrated, strategy):
+    with thermoe.attach(model, strategy, calibration=calibrated, max_quality_loss_pct=1.0) as handle:
+        generate(model)
+        summary = handle.summary()
+    quality = summary["limits"]["quality_loss_pct"]
+    assert quality["kind"] == "predicted"
+    assert quality["held"] is True
+    assert quality["value"] <= 1.0 + 1e-6
+    if strategy == "kernel_aware":
+        assert quality["value"] == pytest.approx(calibrated.loss_at(calibrated.price_for_loss(1.0)))
+    assert summary["perplexity_change_pct"] is None
+
+
+def test_without_a_calibration_quality_stays_unknown(model):
+    with thermoe.attach(model, power_budget_w=300.0, max_quality_loss_pct=1.0) as handle:
+        generate(model)
+        quality = handle.summary()["limits"]["quality_loss_pct"]
+    assert quality == {"limit": 1.0, "value": None, "held": None, "kind": None}
+
+
+def test_without_a_target_a_line_says_that_nothing_is_saved(model, calibrated, caplog):
+    for told, arguments in (
+        (1, {}),
+        (0, {"settings": {"price": 0.1}}),
+        (0, {"power_budget_w": 300.0}),
+        (0, {"settings": {"target_tokens_per_s": 100.0}}),
+        (0, {"calibration": calibrated}),
+        (0, {"strategy": "baseline"}),
+    ):
+        caplog.clear()
+        thermoe.attach(model, **arguments).detach()
+        assert caplog.text.count("saves next to nothing") == told, arguments
 
 
 def test_a_calibration_of_another_family_of_the_same_sizes(model, calibrated):

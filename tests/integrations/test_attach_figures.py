@@ -121,6 +121,9 @@ def test_an_attachment_takes_moments_and_its_copy_is_closer():
     assert 0 < errors[1] < errors[0]
     with pytest.raises(ConfigError, match="moments are for quantised experts"):
         thermoe.attach(model, "baseline", moments=watch.moments)
+    for held_as in ("fp8", "fp8_block"):
+        with pytest.raises(ConfigError, match=f"moments with experts held as {held_as}, which rounds"):
+            thermoe.attach(model, "baseline", experts=held_as, moments=watch.moments)
     with pytest.raises(ConfigError, match="moments is 3"):
         thermoe.attach(model, "baseline", experts="int2", moments=3)
     with pytest.raises(ConfigError, match="moments of nowhere"):

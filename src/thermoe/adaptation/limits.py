@@ -10,7 +10,7 @@ TOLERANCE = 0.01
 """A limit that is steered to is met from both sides: a mean of up to this share above it holds it."""
 TOLERANCE_C = 1.0
 """Core temperatures are whole degrees."""
-_QUALITY = "quality_loss_pct"
+QUALITY = "quality_loss_pct"
 _UNITS = {
     "power_w": "W",
     "energy_j_per_token": "J/token",
@@ -46,7 +46,7 @@ def limits_of(
             "limit": limit,
             "value": value,
             "held": None if value is None else _is_held(name, value, limit),
-            "kind": None if name == _QUALITY or value is None or kind is None else str(kind),
+            "kind": None if name == QUALITY or value is None or kind is None else str(kind),
         }
     return found
 
@@ -82,7 +82,7 @@ def _asked(strategy: str, budget: Budget, settings: Mapping[str, float | None]) 
         }
     if strategy in _CALIBRATED:
         of_settings = settings.get("max_quality_loss_pct")
-        asked[_QUALITY] = of_settings if budget.max_quality_loss_pct is None else budget.max_quality_loss_pct
+        asked[QUALITY] = of_settings if budget.max_quality_loss_pct is None else budget.max_quality_loss_pct
     return {name: limit for name, limit in asked.items() if limit is not None}
 
 
@@ -93,7 +93,7 @@ def _value(name: str, figures: Mapping[str, Any]) -> float | None:
         "temp_c": figures["temp_c_peak"],
         "latency_ms": figures["latency_ms"]["mean"],
         "tokens_per_s": figures["tokens_per_s"],
-        _QUALITY: figures["perplexity_change_pct"],
+        QUALITY: figures["perplexity_change_pct"],
     }[name]
     return value
 
@@ -101,7 +101,7 @@ def _value(name: str, figures: Mapping[str, Any]) -> float | None:
 def _is_held(name: str, value: float, limit: float) -> bool:
     if name == "tokens_per_s":
         return value >= limit * (1.0 - TOLERANCE)
-    slack = {"temp_c": TOLERANCE_C, _QUALITY: 0.0}.get(name, TOLERANCE * limit)
+    slack = {"temp_c": TOLERANCE_C, QUALITY: 0.0}.get(name, TOLERANCE * limit)
     return value <= limit + slack
 
 

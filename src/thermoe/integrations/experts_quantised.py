@@ -137,10 +137,12 @@ def quantise_experts(
         progress: Called with a line before each layer.
 
     Raises:
-        ConfigError: An unknown format or group, or moments that do not belong to them.
+        ConfigError: An unknown format or group, or moments that do not belong to them or to the model.
         UnsupportedModelError: Experts that the kernels do not compute, or quantised already.
     """
     held_as = _known(held_as)  # refuses an unknown format before the model is looked at
+    if moments is not None and held_as in _FP8:
+        raise ConfigError(f"moments with experts held as {held_as}, which rounds each weight by itself: leave them out")
     blocks = expert_blocks(model)
     if any(quantised_experts(block) is not None for block in blocks.values()):
         raise ConfigError("the experts of this model are quantised already: remove that copy first")

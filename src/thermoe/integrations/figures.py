@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from thermoe.adaptation.limits import all_held, limits_of
+from thermoe.adaptation.limits import QUALITY, all_held, limits_of
 from thermoe.runtime.control_plane import ControlPlane
 from thermoe.telemetry import EnergyWindow
-from thermoe.types import FloatArray, MoEShape, RoutingStatistics
+from thermoe.types import FloatArray, Kind, MoEShape, RoutingStatistics, RoutingStrategy
 
 LATENCIES_KEPT = 100_000
+LOSS_ROUNDING_PCT = 1e-6
 
 
 class Totals:
@@ -77,4 +78,19 @@ def with_limits(figures: dict[str, Any], plane: ControlPlane, kind: str) -> dict
     """The entry with what the control plane was told to hold, and whether it was held so far."""
     targets = {key: value for key, value in plane.router.settings.items() if key.startswith("target_")}
     limits = limits_of(plane.strategy, plane.budget, targets, figures, kind)
+    loss_pct = _predicted_loss_pct(plane)
+    if QUALITY in limits and loss_pct is not None:
+        # The highest price within a limit loses as much as the limit, up to rounding.
+        held = loss_pct <= limits[QUALITY]["limit"] + LOSS_ROUNDING_PCT
+        limits[QUALITY] |= {"value": loss_pct, "held": held, "kind": str(Kind.PREDICTED)}
     return figures | {"limits": limits, "limits_held": all_held(limits)}
+
+
+def _predicted_loss_pct(plane: ControlPlane) -> float | None:
+    """Perplexity increase that calibration says of the knobs in force [%]; None where it says nothing."""
+    calibration, knobs = plane.calibration, plane.knobs
+    if calibration is None or knobs is None:
+        return None
+    if plane.strategy is RoutingStrategy.STATIC_OPTIMAL:
+        return float(plane.router.memory["point"]["loss_pct"])
+    return calibration.loss_at(float(knobs.price.mean())) if np.isfinite(knobs.price).all() else None

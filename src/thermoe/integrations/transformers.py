@@ -55,7 +55,7 @@ def attach(
 
     Args:
         model: A model of a supported family, in evaluation, on one device.
-        strategy: A `RoutingStrategy`.
+        strategy: A `RoutingStrategy`; the default needs a target or a calibration to save anything.
         power_budget_w: Mean board power to hold [W].
         energy_budget_j_per_token: Energy per token to hold [J].
         temp_budget_c: Core temperature to hold [deg C].
@@ -70,7 +70,8 @@ def attach(
         union: "decode", "positions" or "forward" (`UnionScope`).
         interval_s: Time between two readings of the sensors, and two control periods [s].
         experts: Format of a quantised copy of the experts to compute with (`EXPERT_FORMATS`); None: the model's own.
-        moments: By experts block, what it was given on calibration text (`MomentWatch`): the copy compensates errors.
+        moments: By experts block, what it was given on calibration text (`MomentWatch`): the copy compensates errors;
+            not for fp8.
 
     Raises:
         UnsupportedModelError: The model cannot be attached to, or is attached already.
@@ -125,6 +126,11 @@ def attach(
             bits=min(own_bits, 16.0) if experts is None else precision_of(experts),
             idle=idle_figures(source),
         )
+        aimless = plane.adaptation is not None and plane.adaptation.targets.first() is None
+        if aimless and loaded is None and "price" not in chosen_settings:
+            _log.warning(
+                f"{chosen} has no target and no calibration: it saves next to nothing; give energy_budget_j_per_token"
+            )
         hooks = RouterHooks(model, scope=scope)
         undo.callback(hooks.remove)
         hooks.set_knobs(plane.knobs)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from thermoe.errors import ConfigError
 from thermoe.routing.calibration import Calibration
 from thermoe.routing.load_balancer import ExpertLoadBalancer
 from thermoe.routing.settings import resolve_settings
@@ -60,9 +61,15 @@ class AdaptiveRouter:
         self.switch(strategy, settings)
 
     def switch(self, strategy: RoutingStrategy, settings: Mapping[str, float] | None = None) -> None:
-        """Go on with another strategy; its memory starts afresh."""
-        self.settings = resolve_settings(strategy, settings or {})
-        self.strategy = strategy
+        """Go on with another strategy; its memory starts afresh.
+
+        Raises:
+            ConfigError: A setting that is unknown, out of its range, or of more experts than a token has.
+        """
+        resolved, first_choices = resolve_settings(strategy, settings or {}), (settings or {}).get("k0", 0)
+        if first_choices > self.shape.top_k:  # the default is for any model, and then means all of a token's choices
+            raise ConfigError(f"setting {strategy}.k0 = {first_choices!r}: a token has {self.shape.top_k} experts")
+        self.settings, self.strategy = resolved, strategy
         self.memory = {}
         rate = self.settings.get("balance_rate") or 0.0
         self.balancer = ExpertLoadBalancer(self.shape.num_layers, self.shape.num_experts, rate=rate)

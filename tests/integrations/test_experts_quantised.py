@@ -79,7 +79,7 @@ def test_a_bank_changes_precision_in_place():
             torch.testing.assert_close(got, logits(with_dequantised_weights(model), ids), atol=5e-6, rtol=1e-4)
             far.append(float((got - own).norm() / own.norm()))
         assert places == [bank.bits_E.data_ptr() for bank in quantised.banks]
-        with pytest.raises(ConfigError, match="bits 3: give 2, 4, 8"):
+        with pytest.raises(ConfigError, match="bits 3: give 2, 4 or 8 for"):
             quantised.set_bits(3)
     assert far[0] < far[1] < far[2]
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from thermoe.errors import ConfigError
 from thermoe.experts import ExpertBank, Moments, experts_of, quantize, quantize_fp8
-from thermoe.experts.precisions import DENSE_BITS, precisions_of
+from thermoe.experts.codes import NESTED_BITS
+from thermoe.experts.precisions import precisions_of
 from thermoe.format_names import format_name
 from thermoe.integrations.experts import register_experts
 from thermoe.integrations.experts_held import (
@@ -88,9 +89,7 @@ class QuantisedExperts:
         """
         if not self.banks:
             raise ConfigError(f"experts held as {self.held_as} have one precision: choose experts='bank'")
-        wanted = [precisions_of(bits, bank.num_experts) for bank in self.banks]
-        if any(DENSE_BITS in of_layer for of_layer in wanted):
-            raise ConfigError("bits 16: these banks are read at 2, 4 or 8; for bf16, use the model without `experts`")
+        wanted = [precisions_of(bits, bank.num_experts, NESTED_BITS) for bank in self.banks]
         for bank, of_layer in zip(self.banks, wanted, strict=True):
             bank.set_bits(of_layer)
         self.bits = sum(wanted[0]) / len(wanted[0])

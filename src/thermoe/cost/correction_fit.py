@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from thermoe.cost.correction import Correction, quantile
-from thermoe.cost.encoding import Inputs, codes_of, described, grid_of, with_names
+from thermoe.cost.encoding import Inputs, codes_of, described, for_neighbours, grid_of, with_names
 from thermoe.cost.forest import Boosting, boost
 from thermoe.cost.kin import joined_without_own, kin_of
 from thermoe.cost.kriging import krige, silent
@@ -55,7 +55,7 @@ def fit_correction(inputs: Inputs, targets: FloatArray, groups: IntArray, seed: 
 
 
 def _fit_neighbours(blank: Correction, inputs: Inputs, targets: FloatArray, folds: IntArray) -> Correction | None:
-    named = with_names(inputs, blank.names)
+    named = for_neighbours(inputs, blank.names)
     fits, left_out = [], np.where(np.isfinite(targets), 0.0, np.nan)
     distance = np.full_like(targets, np.nan)
     for column, said, far in zip(targets.T, left_out.T, distance.T, strict=True):

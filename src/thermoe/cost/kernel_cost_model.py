@@ -15,11 +15,13 @@ from thermoe.cost.correction import Correction
 from thermoe.cost.correction_fit import fit_correction
 from thermoe.cost.database import CostDatabase, read_json_object, write_atomically
 from thermoe.cost.device_state import THERMAL_RESISTANCE_C_PER_W, conditions
-from thermoe.cost.fitted import FittedLaw, fit_operation
+from thermoe.cost.fitted import FittedLaw, dynamic_energy_j, fit_operation
+from thermoe.cost.kernels import kernels_of
 from thermoe.cost.law import physical_law
 from thermoe.cost.layer_costs import LayerCosts
 from thermoe.cost.model_file import FORMAT, SCHEMA_VERSION, as_content, fill
 from thermoe.cost.observations import LawKey, Observations
+from thermoe.cost.power_prior import fit_power_prior
 from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost, estimate
 from thermoe.cost.pricing import Pricing, correction_inputs, correction_targets, price, rows_by_key
 from thermoe.cost.questions import answering_key, loads_of, numbers, weight_bits
@@ -222,7 +224,9 @@ class KernelCostModel:
             return self.predict_many("expert_mlp", shape, rows, distinct, bits=bits, state=state)
 
         fitted = self.operations_.get(key)
-        law = fitted.law if fitted else physical_law(self.limits, bits)
+        asked = cases_of("expert_mlp", shape, num_tokens * shape.top_k, shape.top_k, impl=key[1], dtype=key[2])
+        kernel = str(kernels_of(asked)[0])
+        law = fitted.law_of(kernel) if fitted else physical_law(self.limits, bits)
         return routing_view(law, at, shape, num_tokens, bits, self._source(key), accurate)
 
     def cost_per_expert(
@@ -253,11 +257,12 @@ class KernelCostModel:
         temps_c = np.concatenate([g.temp_c[np.isfinite(g.temp_c)] for g in groups.values()])
         self.reference_temp_c_ = float(temps_c.mean()) if temps_c.size else _DEFAULT_REFERENCE_TEMP_C
         self.operations_, self.corrections_ = {}, {}
+        energies = [dynamic_energy_j(observed, self.limits) for observed in groups.values()]
+        prior = fit_power_prior(groups.values(), energies, self.limits)
         for op, observed in groups.items():
-            by_key = observed.by_key()
-            for key, rows in by_key.items():
-                self.operations_[key] = fit_operation(observed.take(rows), self.limits)
-            laws = {key: fitted.law for key, fitted in self.operations_.items() if key[0] == op}
+            for key, rows in observed.by_key().items():
+                self.operations_[key] = fit_operation(observed.take(rows), self.limits, prior)
+            laws = {key: fitted for key, fitted in self.operations_.items() if key[0] == op}
             inputs = correction_inputs(observed.cases, laws, self.limits)
             targets = correction_targets(observed, laws, self.limits)
             correction = fit_correction(inputs, targets, observed.groups(), self.seed)

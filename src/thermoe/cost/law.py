@@ -26,6 +26,8 @@ SMOOTHNESS = (1.5, 2.0, 3.0, 6.0)
 # Pull towards the prior in units of relative error: keeps what the data cannot tell where physics says it is, and
 # moves what it can tell by less than a per cent.
 PRIOR_WEIGHT = 1e-3
+# The same for all rows together, however few: a handful of short calls must not tell what a long one takes.
+LEAST_PULL = 0.03
 # A coefficient may leave its prior by this factor; downwards it may vanish.
 MAX_FACTOR = 1e6
 
@@ -92,6 +94,7 @@ def fit_law(
     limits: DeviceLimits,
     bits: float,
     smoothness: Sequence[float] = SMOOTHNESS,
+    energy_weight: FloatArray | None = None,
 ) -> Law:
     """Fit the law to relative error.
 
@@ -102,13 +105,14 @@ def fit_law(
         limits: Physics that the data is a correction to.
         bits: Precision of the weights [bit].
         smoothness: Candidates for p; the one that fits best is taken.
+        energy_weight: What each row's energy counts (B,); the same for all if None.
     """
     table = work.table()
     prior = _prior(limits, bits)
     fits = [_fit_latency(table, latency_s, prior, p) for p in smoothness]
     _, coef, best = min(fits, key=lambda fit: fit[0])
     fitted_s = _latency(coef, best, table)
-    return Law(coef, _fit_energy(table, fitted_s, dynamic_energy_j, limits), best)
+    return Law(coef, _fit_energy(table, fitted_s, dynamic_energy_j, limits, energy_weight), best)
 
 
 def physical_law(limits: DeviceLimits, bits: float) -> Law:
@@ -157,7 +161,7 @@ def _fit_latency(
     from scipy.optimize import least_squares  # only here: predicting needs no scipy
 
     log_prior, log_latency = np.log(prior), np.log(latency_s)
-    pull = PRIOR_WEIGHT * np.sqrt(len(latency_s))
+    pull = max(PRIOR_WEIGHT * np.sqrt(len(latency_s)), LEAST_PULL)
 
     def residuals(log_coef: FloatArray) -> FloatArray:
         misfit = np.log(_latency(np.exp(log_coef), smoothness, table)) - log_latency
@@ -189,7 +193,11 @@ def _log_slopes(coef: FloatArray, smoothness: float, table: FloatArray) -> Float
 
 
 def _fit_energy(
-    table: FloatArray, latency_s: FloatArray, dynamic_energy_j: FloatArray, limits: DeviceLimits
+    table: FloatArray,
+    latency_s: FloatArray,
+    dynamic_energy_j: FloatArray,
+    limits: DeviceLimits,
+    weight: FloatArray | None,
 ) -> FloatArray:
     """Non-negative least squares of relative error; the roofline's figures where nothing was measured."""
     from scipy.optimize import nnls
@@ -199,6 +207,7 @@ def _fit_energy(
         return np.array([0.0, 0.0, limits.joules_per_byte, limits.joules_per_byte, limits.joules_per_flop, 0.0])
     terms = _energy_terms(table, latency_s)[known] / dynamic_energy_j[known, None]
     scale = np.maximum(terms.max(axis=0), 1e-300)
-    coef, _ = nnls(terms / scale, np.ones(int(known.sum())))
+    counts = np.ones(int(known.sum())) if weight is None else np.sqrt(weight[known])
+    coef, _ = nnls(terms / scale * counts[:, None], counts)
     result: FloatArray = coef / scale
     return result

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from thermoe.cost.cases import DTYPE_BITS
 from thermoe.cost.correction import quantile
 from thermoe.cost.device_state import conditions, energy_at_full_clock_j
-from thermoe.cost.kernels import KERNELS, kernels_of
+from thermoe.cost.kernels import KERNELS, ONLY, kernels_of
 from thermoe.cost.law import Law, fit_law
 from thermoe.cost.observations import Observations
 from thermoe.cost.power_prior import PowerPrior
@@ -25,6 +25,7 @@ RANGE_SLACK = 1.05
 MOST_ROWS = 1500
 # A kernel needs so many rows for a law of its own.
 LEAST_ROWS_OF_KERNEL = 12
+LEAST_ROWS = 4  # where other formats of the kernel are known
 # What energies that were not measured count together, in measured rows.
 _PRIOR_ROWS = 3.0
 _FOLDS = 5
@@ -112,19 +113,26 @@ class FittedLaw:
         )
 
 
-def fit_operation(data: Observations, limits: DeviceLimits, prior: PowerPrior | None = None) -> FittedLaw:
+def fit_operation(
+    data: Observations,
+    limits: DeviceLimits,
+    prior: PowerPrior | None = None,
+    alike: Mapping[str, Law] | None = None,
+) -> FittedLaw:
     """Fit one implementation in one format, and once more for every fold to learn how far it misses.
 
     Args:
         data: Its rows.
         limits: The device.
         prior: What rows without energy are taken to have needed, all of them together as a few measured ones.
+        alike: Laws of its kernels over all formats, of `laws_of_kernels`.
     """
     table = work_of_cases(data.cases).table()
     chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ROWS]
     few = data if len(data) <= MOST_ROWS else data.take(np.sort(chosen))
-    law, kernels = _fit_all(few, limits, prior)
-    latency_error, energy_error = _errors_left_out(few, limits, prior, {"": law} | kernels)
+    alike = alike or {}
+    law, kernels = _fit_all(few, limits, prior, alike)
+    latency_error, energy_error = _errors_left_out(few, limits, prior, alike, {ONLY: law} | kernels)
     return FittedLaw(
         law=law,
         kernels=kernels,
@@ -135,6 +143,18 @@ def fit_operation(data: Observations, limits: DeviceLimits, prior: PowerPrior | 
         num_rows=len(data),
         num_energy_rows=int(np.isfinite(data.energy_j).sum()),
     )
+
+
+def laws_of_kernels(data: Observations, limits: DeviceLimits) -> dict[tuple[str, str], Law]:
+    """By implementation and kernel, one law for all its formats: what a format with few rows begins with."""
+    names, impls = kernels_of(data.cases), np.array(data.cases.impl)
+    laws = {}
+    for impl, name in sorted({pair for pair in zip(impls.tolist(), names.tolist(), strict=True) if pair[1] != ONLY}):
+        rows = (impls == impl) & (names == name)
+        formats = {dtype for dtype, here in zip(data.cases.dtype, rows, strict=True) if here}
+        if len(formats) > 1 and rows.sum() >= LEAST_ROWS_OF_KERNEL:
+            laws[impl, name] = _fit(data.take(rows), limits, None, None)
+    return laws
 
 
 def work_from_table(table: FloatArray) -> Work:
@@ -149,21 +169,30 @@ def dynamic_energy_j(data: Observations, limits: DeviceLimits) -> FloatArray:
 
 
 def _fit_all(
-    data: Observations, limits: DeviceLimits, prior: PowerPrior | None, chosen: Mapping[str, Law] | None = None
+    data: Observations,
+    limits: DeviceLimits,
+    prior: PowerPrior | None,
+    alike: Mapping[str, Law],
+    chosen: Mapping[str, Law] | None = None,
 ) -> tuple[Law, dict[str, Law]]:
     """The law of all rows, and of each kernel with rows enough, with the smoothness of those chosen before."""
     names, smoothness = kernels_of(data.cases), {k: law.smoothness for k, law in (chosen or {}).items()}
-    law = _fit(data, limits, prior, smoothness.get(""))
+    law = _fit(data, limits, prior, smoothness.get(ONLY))
     kernels: dict[str, Law] = {}
-    present = np.unique(names)
-    for name in present if len(present) > 1 else ():
+    for name in map(str, np.unique(names)):
         rows = names == name
-        if rows.sum() >= LEAST_ROWS_OF_KERNEL:
-            kernels[str(name)] = _fit(data.take(rows), limits, prior, smoothness.get(str(name)))
+        if name != ONLY and rows.sum() >= (LEAST_ROWS if name in alike else LEAST_ROWS_OF_KERNEL):
+            kernels[name] = _fit(data.take(rows), limits, prior, smoothness.get(name), alike.get(name))
     return law, kernels
 
 
-def _fit(data: Observations, limits: DeviceLimits, prior: PowerPrior | None, smoothness: float | None) -> Law:
+def _fit(
+    data: Observations,
+    limits: DeviceLimits,
+    prior: PowerPrior | None,
+    smoothness: float | None,
+    alike: Law | None = None,
+) -> Law:
     choice = {} if smoothness is None else {"smoothness": (smoothness,)}
     bits, energy_j, weight = DTYPE_BITS[data.cases.dtype[0]], dynamic_energy_j(data, limits), None
     unknown = ~np.isfinite(energy_j)
@@ -171,7 +200,7 @@ def _fit(data: Observations, limits: DeviceLimits, prior: PowerPrior | None, smo
         weight = np.where(unknown, _PRIOR_ROWS / unknown.sum(), 1.0)
         energy_j = np.where(unknown, prior.dynamic_energy_j(data), energy_j)
     work = work_of_cases(data.cases)
-    return fit_law(work, data.latency_s, energy_j, limits, bits, energy_weight=weight, **choice)
+    return fit_law(work, data.latency_s, energy_j, limits, bits, energy_weight=weight, alike=alike, **choice)
 
 
 def _both(
@@ -186,7 +215,11 @@ def _both(
 
 
 def _errors_left_out(
-    data: Observations, limits: DeviceLimits, prior: PowerPrior | None, chosen: Mapping[str, Law]
+    data: Observations,
+    limits: DeviceLimits,
+    prior: PowerPrior | None,
+    alike: Mapping[str, Law],
+    chosen: Mapping[str, Law],
 ) -> tuple[float | None, float | None]:
     folds, as_measured = _folds(data), conditions(limits, 0.0, None)
     latency_errors: list[FloatArray] = []
@@ -195,7 +228,7 @@ def _errors_left_out(
         seen, unseen = data.take(folds != fold), data.take(folds == fold)
         if not len(seen):
             return None, None
-        law, laws = _fit_all(seen, limits, prior, chosen)
+        law, laws = _fit_all(seen, limits, prior, alike, chosen)
         latency_s, energy_j = _both(law, laws, kernels_of(unseen.cases), work_of_cases(unseen.cases).table())
         latency_errors.append(np.abs(np.log(latency_s / unseen.latency_s)))
         predicted = as_measured.apply(latency_s, energy_j)

@@ -15,7 +15,7 @@ from thermoe.cost.correction import Correction
 from thermoe.cost.correction_fit import fit_correction
 from thermoe.cost.database import CostDatabase, read_json_object, write_atomically
 from thermoe.cost.device_state import THERMAL_RESISTANCE_C_PER_W, conditions
-from thermoe.cost.fitted import FittedLaw, dynamic_energy_j, fit_operation
+from thermoe.cost.fitted import FittedLaw, dynamic_energy_j, fit_operation, laws_of_kernels
 from thermoe.cost.kernels import kernels_of
 from thermoe.cost.law import physical_law
 from thermoe.cost.layer_costs import LayerCosts
@@ -260,8 +260,10 @@ class KernelCostModel:
         energies = [dynamic_energy_j(observed, self.limits) for observed in groups.values()]
         prior = fit_power_prior(groups.values(), energies, self.limits)
         for op, observed in groups.items():
+            alike = laws_of_kernels(observed, self.limits)
             for key, rows in observed.by_key().items():
-                self.operations_[key] = fit_operation(observed.take(rows), self.limits, prior)
+                theirs = {kernel: law for (impl, kernel), law in alike.items() if impl == key[1]}
+                self.operations_[key] = fit_operation(observed.take(rows), self.limits, prior, theirs)
             laws = {key: fitted for key, fitted in self.operations_.items() if key[0] == op}
             inputs = correction_inputs(observed.cases, laws, self.limits)
             targets = correction_targets(observed, laws, self.limits)

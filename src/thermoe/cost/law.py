@@ -28,6 +28,8 @@ SMOOTHNESS = (1.5, 2.0, 3.0, 6.0)
 PRIOR_WEIGHT = 1e-3
 # The same for all rows together, however few: a handful of short calls must not tell what a long one takes.
 LEAST_PULL = 0.03
+# Towards the law of other formats of the same kernel.
+ALIKE_PULL = 0.1
 # A coefficient may leave its prior by this factor; downwards it may vanish.
 MAX_FACTOR = 1e6
 
@@ -95,6 +97,7 @@ def fit_law(
     bits: float,
     smoothness: Sequence[float] = SMOOTHNESS,
     energy_weight: FloatArray | None = None,
+    alike: Law | None = None,
 ) -> Law:
     """Fit the law to relative error.
 
@@ -106,10 +109,14 @@ def fit_law(
         bits: Precision of the weights [bit].
         smoothness: Candidates for p; the one that fits best is taken.
         energy_weight: What each row's energy counts (B,); the same for all if None.
+        alike: Law of what runs nearly the same code, taken for what this data cannot tell, instead of `limits`.
     """
     table = work.table()
     prior = _prior(limits, bits)
-    fits = [_fit_latency(table, latency_s, prior, p) for p in smoothness]
+    least_pull = LEAST_PULL
+    if alike is not None:
+        prior, least_pull = np.maximum(alike.latency_coef, prior / MAX_FACTOR), ALIKE_PULL
+    fits = [_fit_latency(table, latency_s, prior, p, least_pull) for p in smoothness]
     _, coef, best = min(fits, key=lambda fit: fit[0])
     fitted_s = _latency(coef, best, table)
     return Law(coef, _fit_energy(table, fitted_s, dynamic_energy_j, limits, energy_weight), best)
@@ -155,13 +162,13 @@ def _prior(limits: DeviceLimits, bits: float) -> FloatArray:
 
 
 def _fit_latency(
-    table: FloatArray, latency_s: FloatArray, prior: FloatArray, smoothness: float
+    table: FloatArray, latency_s: FloatArray, prior: FloatArray, smoothness: float, least_pull: float
 ) -> tuple[float, FloatArray, float]:
     """Cost of the misfit, coefficients (7,), smoothness."""
     from scipy.optimize import least_squares  # only here: predicting needs no scipy
 
     log_prior, log_latency = np.log(prior), np.log(latency_s)
-    pull = max(PRIOR_WEIGHT * np.sqrt(len(latency_s)), LEAST_PULL)
+    pull = max(PRIOR_WEIGHT * np.sqrt(len(latency_s)), least_pull)
 
     def residuals(log_coef: FloatArray) -> FloatArray:
         misfit = np.log(_latency(np.exp(log_coef), smoothness, table)) - log_latency

@@ -118,6 +118,8 @@ def fit_operation(
     limits: DeviceLimits,
     prior: PowerPrior | None = None,
     alike: Mapping[str, Law] | None = None,
+    *,
+    judged: bool = True,
 ) -> FittedLaw:
     """Fit one implementation in one format, and once more for every fold to learn how far it misses.
 
@@ -126,18 +128,19 @@ def fit_operation(
         limits: The device.
         prior: What rows without energy are taken to have needed, all of them together as a few measured ones.
         alike: Laws of its kernels over all formats, of `laws_of_kernels`.
+        judged: Whether to learn how far the law misses.
     """
     table = work_of_cases(data.cases).table()
     chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ROWS]
     few = data if len(data) <= MOST_ROWS else data.take(np.sort(chosen))
     alike = alike or {}
     law, kernels = _fit_all(few, limits, prior, alike)
-    latency_error, energy_error = _errors_left_out(few, limits, prior, alike, {ONLY: law} | kernels)
+    errors = _errors_left_out(few, limits, prior, alike, {ONLY: law} | kernels) if judged else (None, None)
     return FittedLaw(
         law=law,
         kernels=kernels,
-        latency_log_error=latency_error,
-        energy_log_error=energy_error,
+        latency_log_error=errors[0],
+        energy_log_error=errors[1],
         work_low=table.min(axis=0),
         work_high=table.max(axis=0),
         num_rows=len(data),

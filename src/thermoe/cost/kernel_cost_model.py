@@ -12,18 +12,17 @@ import numpy as np
 
 from thermoe.cost.cases import DTYPE_BITS, Cases
 from thermoe.cost.correction import Correction
-from thermoe.cost.correction_fit import fit_correction
 from thermoe.cost.database import CostDatabase, read_json_object, write_atomically
 from thermoe.cost.device_state import THERMAL_RESISTANCE_C_PER_W, conditions
-from thermoe.cost.fitted import FittedLaw, dynamic_energy_j, fit_operation, laws_of_kernels
+from thermoe.cost.fitted import FittedLaw
 from thermoe.cost.kernels import kernels_of
 from thermoe.cost.law import physical_law
 from thermoe.cost.layer_costs import LayerCosts
+from thermoe.cost.learning import learn
 from thermoe.cost.model_file import FORMAT, SCHEMA_VERSION, as_content, fill
 from thermoe.cost.observations import LawKey, Observations
-from thermoe.cost.power_prior import fit_power_prior
 from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost, estimate
-from thermoe.cost.pricing import Pricing, correction_inputs, correction_targets, price, rows_by_key
+from thermoe.cost.pricing import Pricing, price, rows_by_key
 from thermoe.cost.questions import answering_key, loads_of, numbers, weight_bits
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.routing_view import routing_view
@@ -256,20 +255,7 @@ class KernelCostModel:
     def _learn(self, groups: dict[str, Observations]) -> None:
         temps_c = np.concatenate([g.temp_c[np.isfinite(g.temp_c)] for g in groups.values()])
         self.reference_temp_c_ = float(temps_c.mean()) if temps_c.size else _DEFAULT_REFERENCE_TEMP_C
-        self.operations_, self.corrections_ = {}, {}
-        energies = [dynamic_energy_j(observed, self.limits) for observed in groups.values()]
-        prior = fit_power_prior(groups.values(), energies, self.limits)
-        for op, observed in groups.items():
-            alike = laws_of_kernels(observed, self.limits)
-            for key, rows in observed.by_key().items():
-                theirs = {kernel: law for (impl, kernel), law in alike.items() if impl == key[1]}
-                self.operations_[key] = fit_operation(observed.take(rows), self.limits, prior, theirs)
-            laws = {key: fitted for key, fitted in self.operations_.items() if key[0] == op}
-            inputs = correction_inputs(observed.cases, laws, self.limits)
-            targets = correction_targets(observed, laws, self.limits)
-            correction = fit_correction(inputs, targets, observed.groups(), self.seed)
-            if correction is not None:
-                self.corrections_[op] = correction
+        self.operations_, self.corrections_ = learn(groups, self.limits, self.seed)
 
     def _price(self, cases: Cases, key: LawKey, state: SysState | None, bits: float | None = None) -> Pricing:
         at = conditions(self.limits, self.reference_temp_c_, state)

@@ -27,7 +27,7 @@ SMOOTHNESS = (1.5, 2.0, 3.0, 6.0)
 # moves what it can tell by less than a per cent.
 PRIOR_WEIGHT = 1e-3
 # The same for all rows together, however few: a handful of short calls must not tell what a long one takes.
-LEAST_PULL = 0.03
+LEAST_PULL = 0.02
 # Towards the law of other formats of the same kernel.
 ALIKE_PULL = 0.1
 # A coefficient may leave its prior by this factor; downwards it may vanish.

@@ -11,7 +11,7 @@ MAX_TOKENS_FEW = 64
 FEW_TOKENS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 MANY_TOKENS = (96, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
 PACKED = ("fp8", "int8", "int4", "int2", "bank8", "bank4", "bank2")
-_SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+_SHARES = (0.35, 0.5, 0.65, 0.8, 1.0)  # of what random routing touches: what a router may aim at
 _MAIN = ("qwen3-30b-a3b", "mixtral-8x7b", "olmoe-1b-7b", "deepseek-v2-lite")
 _STREAM_WIDTHS = (1024, 1536, 2048, 2880, 4096, 5120, 6144, 7168)
 _STREAM_ROWS = (1, 4, 16, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
@@ -37,11 +37,14 @@ def worth_energy(case: Case) -> bool:
 
 
 def touched_experts(sizes: Sizes, tokens: int) -> list[int]:
-    """Numbers of distinct experts worth measuring: as random routing touches, fewer, and as many as can be."""
+    """Numbers of distinct experts worth measuring: as random routing touches, fewer, and as many as can be.
+
+    That many tokens all want the same few experts happens nowhere, so what that would cost is left to the law.
+    """
     _, _, num_experts, top_k = sizes
     most = min(num_experts, tokens * top_k)
     at_random = float(expected_distinct_experts(num_experts, top_k, tokens))
-    wished = [at_random, 0.6 * at_random, *(share * num_experts for share in _SHARES), float(top_k)]
+    wished = [*(share * at_random for share in _SHARES), 0.5 * (at_random + most), float(most)]
     return sorted({round(w) for w in wished if top_k <= round(w) <= most})
 
 

@@ -72,7 +72,7 @@ class Correction:
         if self.spreads:
             expected = np.exp(np.array([s(inputs.features) for s in self.spreads]).T)
         else:
-            expected = np.exp(np.array(self.growth) * self._distance(inputs)[:, None])
+            expected = np.exp(np.array(self.growth) * self._distance(inputs))
         if len(self.models):
             is_known = (inputs.models[:, None] == self.models[None]).all(axis=2).any(axis=1)
             expected = expected * np.where(is_known[:, None], 1.0, np.array(self.strangeness))
@@ -80,7 +80,7 @@ class Correction:
 
     def _distance(self, inputs: Inputs) -> FloatArray:
         named = for_neighbours(inputs, self.names)
-        return np.asarray(np.mean([n.distance(named) for n in self.neighbours], axis=0), dtype=np.float64)
+        return distances(*(n.distance(named) for n in self.neighbours))
 
     def excess(self, inputs: Inputs) -> FloatArray:
         """How far each row lies outside the measured range, in powers of e (B,)."""
@@ -164,6 +164,11 @@ class Correction:
             models=models,
             strangeness=(strangeness[0], strangeness[1]),
         )
+
+
+def distances(latency: FloatArray, power: FloatArray) -> FloatArray:
+    """How far rows are from what tells their latency and their energy (B, 2), from that of latency and power (B,)."""
+    return np.stack([latency, 0.5 * (latency + power)], axis=1)
 
 
 def quantile(errors: FloatArray, share: float = 0.9) -> float:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from thermoe.cost.correction import Correction, quantile
+from thermoe.cost.correction import Correction, distances, quantile
 from thermoe.cost.encoding import Inputs, codes_of, described, for_neighbours, grid_of, with_names
 from thermoe.cost.forest import Boosting, boost
 from thermoe.cost.kin import joined_without_own, kin_of
@@ -21,6 +21,7 @@ NETWORK_ROWS = 3000
 # A correction needs this many shapes and rows, or nothing could be left out to check it.
 LEAST_SHAPES, LEAST_ROWS = 4, 24
 _FOLDS = 4
+_FOLDS_OF_FEW = 6  # neighbours are quickly found, and what is left out of few rows is missed
 _TREE_SHARES = (0.0, 0.5, 1.0)
 # More rows teach more in an epoch: larger batches, fewer networks, less decay.
 _MANY_ROWS = 30000
@@ -60,7 +61,7 @@ def fit_correction(
     )
     if np.isfinite(targets).all(axis=1).sum() >= NETWORK_ROWS:
         return _fit_networks(blank, inputs, targets, groups, seed)
-    folds = _folds(groups, seed)
+    folds = _folds(groups, seed, _FOLDS_OF_FEW)
     told = [(folds == fold, *(without(folds == fold) if without else (inputs, targets))) for fold in np.unique(folds)]
     return _fit_neighbours(blank, inputs, targets, told)
 
@@ -84,7 +85,7 @@ def _fit_neighbours(
             fits[-1], missed[known, i], distance[known, i] = fit, left_out.missed, left_out.distance
     if not any(np.any(fit.weights) for fit in fits):
         return None
-    far = np.mean([np.where(np.isfinite(d), d, 1.0) for d in distance.T], axis=0)
+    far = distances(*(np.where(np.isfinite(d), d, 1.0) for d in distance.T))
     return _with_growth(replace(blank, neighbours=fits), far, _missed(missed))
 
 
@@ -164,14 +165,14 @@ def _missed(residual: FloatArray) -> FloatArray:
 
 
 def _with_growth(fit: Correction, distance: FloatArray, missed: FloatArray) -> Correction:
-    """Intervals that widen with the distance to the nearest row, from what was missed on shapes left out (B, 2)."""
+    """Intervals that widen with the distance to the nearest row, from what was missed on shapes left out, all (B, 2)."""
     slopes, quantiles = [], []
-    for column in missed.T:
+    for column, far in zip(missed.T, distance.T, strict=True):
         known = np.isfinite(column)
-        logs, spread = np.log(np.abs(column[known]) + _LEAST_MISS), float(distance[known].std()) if known.any() else 0.0
-        slope = float(np.polyfit(distance[known], logs, 1)[0]) if spread > _LEAST_SPREAD else 0.0
+        logs, spread = np.log(np.abs(column[known]) + _LEAST_MISS), float(far[known].std()) if known.any() else 0.0
+        slope = float(np.polyfit(far[known], logs, 1)[0]) if spread > _LEAST_SPREAD else 0.0
         slopes.append(float(np.clip(slope, 0.0, _MOST_GROWTH)))
-        quantiles.append(quantile(np.abs(column) / np.exp(slopes[-1] * distance)))
+        quantiles.append(quantile(np.abs(column) / np.exp(slopes[-1] * far)))
     return replace(fit, growth=(slopes[0], slopes[1]), quantiles=(quantiles[0], quantiles[1]))
 
 
@@ -186,6 +187,6 @@ def _with_spreads(fit: Correction, inputs: Inputs, missed: FloatArray) -> Correc
     return replace(fit, quantiles=(first, second))
 
 
-def _folds(groups: IntArray, seed: int) -> IntArray:
+def _folds(groups: IntArray, seed: int, count: int = _FOLDS) -> IntArray:
     _, number = np.unique(groups, return_inverse=True)
-    return (np.random.default_rng(seed).permutation(number.max() + 1) % _FOLDS)[number.ravel()]
+    return (np.random.default_rng(seed).permutation(number.max() + 1) % count)[number.ravel()]

@@ -3,8 +3,8 @@
     python -m benchmarks.cost_heldout COSTS.json... --out FILE [--folds 5]
 
 All rows of one shape (D, I, E, k) are left out together, in folds of shapes or each shape in turn (`--folds 0`, which
-takes some ten times as long). Everything is fitted on the rest with one call; a calibrated roofline and mean power, fitted to
-the same rows, stand beside it. Classes of operations stand beside what they should reach.
+takes some ten times as long). Everything is fitted on the rest with one call; a calibrated roofline and mean power,
+fitted to the same rows, stand beside it. Classes of operations stand beside what they should reach.
 """
 
 import argparse

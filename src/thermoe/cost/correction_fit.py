@@ -165,7 +165,7 @@ def _missed(residual: FloatArray) -> FloatArray:
 
 
 def _with_growth(fit: Correction, distance: FloatArray, missed: FloatArray) -> Correction:
-    """Intervals that widen with the distance to the nearest row, from what was missed on shapes left out, all (B, 2)."""
+    """Intervals that widen with the distance to the nearest row, from what shapes left out missed, both (B, 2)."""
     slopes, quantiles = [], []
     for column, far in zip(missed.T, distance.T, strict=True):
         known = np.isfinite(column)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.heat_evaluate import evaluate
+from benchmarks.heat_evaluate import evaluate, summary_lines
 from benchmarks.heat_record import DUTIES, IDLE, LOADS, TwinBoard, record
 from benchmarks.heat_trace import Trace, read_traces
 
@@ -126,7 +126,16 @@ def test_a_wrong_plan_is_not_met(recorded):
     ]
     results = evaluate([Trace(trace.states, wrong, trace.env)], 0.5)
     assert not results["target_met"]
-    assert results["arms"]["planned, frozen"]["temp_c"]["mae"] > 2.0
+    figures = results["arms"]["planned, frozen"]["temp_c"]
+    assert figures["mae"] > 2.0
+    said = summary_lines(results)[-1]
+    assert said.startswith(
+        f"target MISSED by planned, frozen: the mean error is {figures['mae']:.2f} C, asked were 1 at"
+    )
+    assert said.endswith("the target is for traces of a GPU, these are simulated")
+    fine = {"mae": 0.3, "mae_persistence": 3.0, "coverage_pct": 96.1, "mean_width": 1.0, "cases": 9}
+    told = summary_lines(results | {"kind": "measured", "arms": {"planned, frozen": {"temp_c": fine}}})[-1]
+    assert told == "target MISSED by planned, frozen: intervals hold 96.1 %, asked were 85 to 95"
 
 
 def test_bad_input_is_refused(recorded, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Models of devices that are no H200: a CPU's own limits, predictions that say so."""
 
+from dataclasses import replace
+
 import pytest
 from cost_rows import QWEN3, make_row, synthetic_rows
 
@@ -64,6 +66,26 @@ def test_a_model_of_a_cpu_has_its_limits_and_says_that_energies_are_guesses(tmp_
     model = KernelCostModel.load(out)
     assert model.limits.name == CPU.gpu
     assert model.limits.bandwidth_bytes_per_s < 1e11
+
+
+def test_a_model_of_float32_rows_answers_for_float32_unless_it_is_asked_for_others():
+    shapes = [row for row in synthetic_rows() if row.active_experts > 1]
+    rows = [replace(row, device=CPU, dtype="float32", impl="loop") for row in shapes]
+    packed = [replace(row, dtype="int4", impl="thermoe") for row in rows[::2]]
+    model = KernelCostModel().fit(CostDatabase([*rows, *packed]))
+    usual, asked = (model.predict("expert_mlp", QWEN3, 128, 64, dtype=d) for d in (None, "float32"))
+    assert usual == asked
+    assert usual.source == f"fitted: {CPU.gpu}"
+    assert model.predict("expert_mlp", QWEN3, 128, 64, impl="thermoe") == model.predict(
+        "expert_mlp", QWEN3, 128, 64, dtype="int4"
+    )
+    assert model.predict_many("expert_mlp", QWEN3, 128, 64).latency_s[0] == pytest.approx(usual.latency_s.value)
+    assert model.get_cost("expert_mlp", 16, shape=QWEN3, distinct_experts=64) == usual
+    assert model.routing_cost(QWEN3, 16).source == usual.source
+    assert set(model.layer(QWEN3).bits_E) == {32.0}
+    assert model.predict("expert_mlp", QWEN3, 128, 64, bits=16).source.startswith("roofline: ")
+    both = KernelCostModel().fit(CostDatabase([*rows, replace(rows[0], dtype="bfloat16", impl="loop")]))
+    assert both.predict("expert_mlp", QWEN3, 128, 64) == both.predict("expert_mlp", QWEN3, 128, 64, bits=16)
 
 
 def test_predictions_can_be_fitted_and_stay_predictions(tmp_path):

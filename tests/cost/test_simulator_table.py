@@ -46,7 +46,7 @@ def test_layers_touch_what_random_routing_touches_unless_the_table_says(tmp_path
         ("m,n,k,latency_ms\n1,2,1e999,4\n", "row 0"),
         ("m,n,k,latency_ms\n1,2,3,4\n1,2,3,5\n", "row 1 is .* again"),
         ("op,m,n,k,latency_ms\n,1,2,3,4\n", "op nan is not known"),
-        ("dtype,m,n,k,latency_ms\nfp16,1,2,3,4\n", "dtype fp16 is not known"),
+        ("dtype,m,n,k,latency_ms\nfp7,1,2,3,4\n", "dtype fp7 is not known"),
         ("num_tokens,hidden_size,inter_size,topk,num_experts,latency_s\n4,64,64,16,8,1\n", "more than the 8 experts"),
     ],
 )

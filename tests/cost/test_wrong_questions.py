@@ -45,6 +45,38 @@ def test_counts_that_cannot_be_have_no_cost(rows, distinct):
         MODEL.predict("expert_mlp", QWEN3, rows, distinct)
 
 
+@pytest.mark.parametrize(
+    ("rows", "distinct"), [(1024, 129), (16, 17), (0, 1), (128, 0), (8, 8.001), ("many", 1), (128, [1, 2])]
+)
+def test_batches_that_no_layer_sees_have_no_cost(rows, distinct):
+    with pytest.raises(
+        CostError, match=r"routed rows on .* distinct experts of 128|routed_rows: needs|counts of shapes"
+    ):
+        MODEL.predict("expert_mlp", QWEN3, rows, distinct)
+    if not isinstance(distinct, list):
+        with pytest.raises(CostError, match=r"routed rows on .* distinct experts of 128: needs|routed_rows: needs"):
+            MODEL.predict_many("expert_mlp", QWEN3, [128, rows], [16, distinct])
+
+
+def test_experts_beyond_those_of_the_layer_are_refused_by_tokens_too():
+    with pytest.raises(CostError, match="32 routed rows on 40 distinct experts"):
+        MODEL.get_cost("expert_mlp", 4, shape=QWEN3, distinct_experts=40)
+    for tokens in (1, 2, 3, 10**6):  # the experts of random routing are k, or E, but for the last place
+        for shape in (QWEN3, replace(QWEN3, num_experts=7, top_k=3), replace(QWEN3, num_experts=8, top_k=8)):
+            assert MODEL.get_cost("expert_mlp", tokens, shape=shape).latency_s.value > 0
+    assert MODEL.predict("expert_mlp", QWEN3, 0, 0).latency_s.value > 0  # a GPU that got no row
+
+
+def test_the_routing_view_still_looks_one_expert_further():
+    full = replace(QWEN3, num_experts=8, top_k=8)
+    for shape, tokens in ((QWEN3, 1), (full, 1), (full, 64)):
+        view = MODEL.routing_cost(shape, tokens)
+        assert view.latency_s > 0
+        assert view.distance < 0.5
+    with pytest.raises(CostError, match="8 routed rows on 9 distinct experts"):
+        MODEL.predict("expert_mlp", QWEN3, 8, 9)
+
+
 @pytest.mark.parametrize("context", [0, -5, math.nan, 1e300])
 def test_a_cache_needs_positions(context):
     with pytest.raises(CostError, match="context"):

@@ -133,6 +133,9 @@ def test_files_that_are_no_banks_are_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, str(tmp_path / "other.safetensors"))
     with pytest.raises(DataError, match="no expert bank"):
         load_bank(tmp_path / "other.safetensors")
+    save_file({"a": torch.zeros(1)}, str(tmp_path / "former.safetensors"), {"thermoe.expert_bank": '{"version": 1}'})
+    with pytest.raises(DataError, match="of version 1, needed 2"):
+        load_bank(tmp_path / "former.safetensors")
     described = {"version": 2, "activation": "swiglu", "group_size": 32, "columns": {"fc1": 1, "fc2": 1}}
     save_file({"a": torch.zeros(1)}, str(tmp_path / "part.safetensors"), {"thermoe.expert_bank": json.dumps(described)})
     with pytest.raises(DataError, match="fc1_plane0"):

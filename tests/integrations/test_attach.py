@@ -21,6 +21,11 @@ SUMMARY_KEYS = {
 }
 
 
+def leaves(values):
+    """All values of dictionaries in dictionaries."""
+    return [leaf for v in values.values() for leaf in (leaves(v) if isinstance(v, dict) else [v])]
+
+
 @pytest.fixture
 def meter(monkeypatch) -> Meter:
     made = Meter()
@@ -47,6 +52,7 @@ def test_generate_works_and_the_summary_has_every_key(model):
     for summary in (running, handle.summary()):
         assert set(summary) >= SUMMARY_KEYS
         assert json.loads(json.dumps(summary)) == summary
+        assert {type(value) for value in leaves(summary)} <= {str, int, float, bool, type(None)}
         assert summary["energy_j_per_token"]["kind"] == summary["telemetry"] == "simulated"
         assert summary["energy_j_per_token"]["value"] > 0
         assert summary["priced_as"] == "qwen3-30b-a3b"
@@ -57,6 +63,7 @@ def test_generate_works_and_the_summary_has_every_key(model):
         assert summary["calibrated"] is False
         assert list(summary["limits"]) == ["power_w"]
         assert summary["limits"]["power_w"]["limit"] == 300.0
+        assert repr(summary["limits"]["power_w"]["kind"]) == "'simulated'"
         assert summary["limits_held"] is (summary["power_w_mean"] <= 303.0)
     assert handle.plane.adaptation.terms["error_power"] > 0
 

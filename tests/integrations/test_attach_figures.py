@@ -1,6 +1,8 @@
 """The figures of `handle.summary()`: short attachments, positions that are steps, sensors that have not moved yet."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,13 @@ from transformers import DynamicCache
 
 import thermoe
 import thermoe.integrations.transformers as attaching
+from thermoe.errors import ConfigError
+from thermoe.experts import MomentWatch
+from thermoe.integrations.experts_held import expert_blocks
 from thermoe.telemetry import DigitalTwin
 from thermoe.types import NAMED_SHAPES, StepWork
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "concepts" / "decode.md"
 
 
 @pytest.fixture
@@ -101,3 +108,39 @@ def test_the_twin_prices_the_precision_that_is_read_now():
                 handle.experts.set_bits(2)
                 assert handle.summary()["bits_mean"] == 2
     assert spent["int2"] < 0.8 * spent["bank"] < 0.8 * spent[None]
+
+
+def test_an_attachment_takes_moments_and_its_copy_is_closer():
+    model, ids = copy.deepcopy(tiny_model(NAME)), token_ids(8, 32, seed=3)
+    with torch.no_grad(), MomentWatch(expert_blocks(model)) as watch:
+        own = model(ids).logits
+    errors = []
+    for moments in (None, watch.moments):
+        with torch.no_grad(), thermoe.attach(model, "baseline", experts="int2", moments=moments):
+            errors.append(float((model(ids).logits - own).square().mean()))
+    assert 0 < errors[1] < errors[0]
+    with pytest.raises(ConfigError, match="moments are for quantised experts"):
+        thermoe.attach(model, "baseline", moments=watch.moments)
+    with pytest.raises(ConfigError, match="moments is 3"):
+        thermoe.attach(model, "baseline", experts="int2", moments=3)
+    with pytest.raises(ConfigError, match="moments of nowhere"):
+        thermoe.attach(model, "baseline", experts="int2", moments={"nowhere": None})
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, own)
+
+
+def test_both_names_of_a_format_are_taken_and_one_is_told():
+    model = copy.deepcopy(tiny_model(NAME))
+    for name in ("fp8_block", "fp8_blocks"):
+        with thermoe.attach(model, "baseline", experts=name) as handle:
+            assert handle.experts.held_as == "fp8_block"
+    with pytest.raises(ConfigError, match=r"'fp8_rows'.*choose from int2, int4, int8, fp8, fp8_block,"):
+        thermoe.attach(model, "baseline", experts="fp8_rows")
+
+
+def test_the_example_of_compensated_experts_runs(capsys):
+    snippets = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (snippet,) = (s for s in snippets if "MomentWatch" in s)
+    given = {"model": copy.deepcopy(tiny_model(NAME)), "calibration_ids": token_ids(4, 16)}
+    exec(compile(snippet, str(PAGE), "exec"), given)
+    assert capsys.readouterr().out == "int2 2\n"

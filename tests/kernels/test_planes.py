@@ -1,5 +1,7 @@
 """Bit planes against arithmetic on single bytes in numpy, column by column as `weights.py` words it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,16 @@ def test_dense_weights_are_themselves_in_the_dtype_asked_for():
 def test_codes_that_cannot_be_packed_are_refused(codes, bits, message):
     with pytest.raises(ConfigError, match=message):
         pack(codes, bits)
+
+
+@pytest.mark.parametrize("name", ["scale_PEGN", "zero_PEGN"])
+@pytest.mark.parametrize(("columns", "rows"), [(128, 3), (32, 3), (320, 4)])
+def test_values_that_lie_by_rows_are_refused(name, columns, rows):
+    matrices = plane_matrices(random_codes(columns, 8, rows=rows), 8, 128, nested=True, zeros=True)
+    by_rows = replace(matrices, **{name: getattr(matrices, name).transpose(2, 3).contiguous()})
+
+    with pytest.raises(ConfigError, match=r"of the groups .* needed \(3, 2,"):
+        dequantize(by_rows)
 
 
 def test_planes_of_other_columns_are_refused():

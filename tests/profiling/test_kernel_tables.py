@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 from profiling_cases import make_case
 
+from thermoe import cli
 from thermoe.errors import ConfigError, CostError
 from thermoe.profiling.command import Profile
-from thermoe.profiling.kernel_tables import KERNEL_RUNNERS, find_runner, profile_kernels
+from thermoe.profiling.external import ProfilerUnusableError
+from thermoe.profiling.kernel_tables import KERNEL_RUNNERS, find_runner, profile_kernels, refuse_useless_runner
 
 
 def stand_in(script, arguments, python):
@@ -54,10 +56,53 @@ def test_a_table_of_kernels_needs_a_parquet_file(tmp_path):
         Profile(out=tmp_path / "x.costs.json", ops=("copy",), device="cpu", runner="nsys").execute()
 
 
-def test_where_the_profiler_is_missing_each_case_says_so(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("runner", "said"),
+    [
+        ("nsys", "no executable nsys: install NVIDIA Nsight Systems"),
+        ("ncu", "no executable ncu: install NVIDIA Nsight Compute"),
+        ("torch", "runner torch gives the kernels of a GPU, and this is a cpu"),
+    ],
+)
+def test_a_profiler_that_can_do_nothing_here_is_one_line_before_the_first_case(
+    tmp_path, monkeypatch, capsys, runner, said
+):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert Profile(out=tmp_path / "x.parquet", ops=("copy",), device="cpu", runner="nsys").execute() == 1
-    assert "no executable nsys" in capsys.readouterr().err
+    out = tmp_path / "x.parquet"
+    assert cli.main(["profile", "--device", "cpu", "--runner", runner, "--ops", "copy", "--out", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_installed_profiler_needs_a_gpu_too(tmp_path, monkeypatch):
+    program = tmp_path / "ncu"
+    program.write_text("#!/bin/sh\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="gives the kernels of a GPU"):
+        refuse_useless_runner("ncu", tmp_path / "x.parquet", "cpu")
+    refuse_useless_runner("ncu", tmp_path / "x.parquet", "cuda")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="writes its table with pandas, pyarrow"):
+        refuse_useless_runner("ncu", tmp_path / "x.parquet", "cuda")
+
+
+def test_a_profiler_that_turns_out_to_be_of_no_use_ends_the_run(tmp_path, monkeypatch):
+    calls = []
+
+    def forbidden(script, arguments, python):
+        calls.append(script)
+        raise ProfilerUnusableError("ncu may not read the counters")
+
+    monkeypatch.setattr("thermoe.profiling.kernel_tables.find_runner", lambda name: forbidden)
+    cases = [make_case(), make_case(distinct_experts=6)]
+    with pytest.raises(ProfilerUnusableError, match="may not read"):
+        profile_kernels(
+            cases, "ncu", tmp_path / "x.parquet", minutes=None, device="cpu", report=lambda done, line: None
+        )
+    assert len(calls) == 1
 
 
 def test_an_interrupt_keeps_what_was_found_and_old_failures_go(tmp_path, monkeypatch):

@@ -202,3 +202,20 @@ def test_a_cpu_measures_every_operation_at_shapes_of_which_some_can_be_left_out(
         assert len({case.sizes for case in plan if case.op == op}) >= 3, op
     calls = complete_calls(plan)
     assert len({(c.row.hidden_size, c.row.impl) for c in calls}) >= 6
+
+
+def test_a_cpu_sweep_that_is_cut_short_has_seen_every_operation_at_every_shape():
+    plan = cpu_plan()
+    half = plan[: len(plan) // 2 + 1]
+    shapes = {c.sizes for c in plan if c.op == "expert_mlp"}
+    assert len(shapes) == 3
+    assert {c.sizes for c in half if c.op == "expert_mlp"} == shapes
+    assert {(c.op, c.impl, c.dtype) for c in half} == {(c.op, c.impl, c.dtype) for c in plan}
+    for op in ("gemm", "router_topk", "linear_fc1"):
+        assert len({c.sizes for c in half if c.op == op}) == 3
+
+
+def test_no_case_of_a_cpu_gathers_the_weights_of_many_rows():
+    gathered = [c.routed_rows * c.expert_bytes for c in cpu_plan() if c.impl == "batched_mm"]
+    assert gathered
+    assert max(gathered) < 50e6  # bytes that one call copies

@@ -68,7 +68,7 @@ def test_forward_matches_a_float64_loop(kind, renormalise, num_tokens):
 
 @pytest.mark.parametrize("kind", list(ExpertKind))
 @pytest.mark.parametrize(
-    "formats", ["int4", ["dense", "int8", "int4", "int3", "int2", "fp8", "fp8_blocks", "dense", "int4"]]
+    "formats", ["int4", ["dense", "int8", "int4", "int3", "int2", "fp8", "fp8_block", "dense", "int4"]]
 )
 def test_experts_of_any_format_compute_with_the_weights_they_hold(kind, formats):
     layer, plain = (SimpleMoELayer(AWKWARD, expert_kind=kind, formats=f, seed=2) for f in (formats, "dense"))

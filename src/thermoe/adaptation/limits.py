@@ -46,7 +46,7 @@ def limits_of(
             "limit": limit,
             "value": value,
             "held": None if value is None else _is_held(name, value, limit),
-            "kind": None if name == _QUALITY or value is None else kind,
+            "kind": None if name == _QUALITY or value is None or kind is None else str(kind),
         }
     return found
 

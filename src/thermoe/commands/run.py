@@ -42,7 +42,7 @@ class Run:
             last one ends.
         device: cpu or cuda.
         dtype: auto, float32 or bfloat16; auto is float32 on the CPU and bfloat16 on a GPU.
-        experts: int2, int4, int8, fp8, fp8_blocks, bank, bank8, bank4 or bank2: a quantised copy of the model's experts
+        experts: int2, int4, int8, fp8, fp8_block, bank, bank8, bank4 or bank2: a quantised copy of the model's experts
             to compute with.
         telemetry: auto, nvml, nvml:INDEX, simulated or replay:FILE.
         window_s: Least length of a measured energy window in seconds.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from thermoe.cost.rows import CostRow, DeviceKey
 from thermoe.cost.safe_file import write_atomically as write_atomically
 from thermoe.errors import DataError
+from thermoe.format_names import format_name
 from thermoe.types import Kind
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class CostDatabase:
         unknown = sorted(set(wanted) - _FIELDS)
         if unknown:
             raise DataError(f"cost rows have no {', '.join(unknown)}: choose from {', '.join(sorted(_FIELDS))}")
+        if isinstance(wanted.get("dtype"), str):
+            wanted["dtype"] = format_name(wanted["dtype"])
         return CostDatabase([r for r in self.rows if all(_field(r, k) == v for k, v in wanted.items())])
 
     def merge(self, other: "CostDatabase", *, prefer: str = "neither") -> "CostDatabase":

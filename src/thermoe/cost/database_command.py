@@ -19,6 +19,7 @@ from thermoe.cost.rows import CostRow, without_smoke
 from thermoe.cost.safe_file import refuse_to_overwrite
 from thermoe.cost.simulator_table import read_simulator_table
 from thermoe.errors import ConfigError
+from thermoe.format_names import format_name
 
 MOST_ROWS = 50
 """A longer database is summed up unless its rows are asked for."""
@@ -49,7 +50,7 @@ class CostsShow:
         """Print."""
         costs = CostDatabase.load(self.database)
         _refuse_unknown("operation", listed(self.ops), {r.op for r in costs.rows})
-        _refuse_unknown("dtype", listed(self.dtypes), {r.dtype for r in costs.rows})
+        _refuse_unknown("dtype", self._formats, {r.dtype for r in costs.rows})
         chosen = [r for r in costs.rows if self._wants(r)]
         if self.json:
             for row in chosen:
@@ -67,8 +68,12 @@ class CostsShow:
             _say(f"{failure.case}: failed, {' '.join(failure.message.split())}")
         return 0
 
+    @property
+    def _formats(self) -> tuple[str, ...]:
+        return tuple(format_name(name) for name in listed(self.dtypes))
+
     def _wants(self, row: CostRow) -> bool:
-        ops, dtypes = listed(self.ops), listed(self.dtypes)
+        ops, dtypes = listed(self.ops), self._formats
         by_name = (not ops or row.op in ops) and (not dtypes or row.dtype in dtypes)
         return by_name and (not self.energy or row.energy_mj is not None)
 

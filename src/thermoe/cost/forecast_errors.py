@@ -12,7 +12,7 @@ from thermoe.types import FloatArray
 #: Horizons at which forecasts are compared with what came [s].
 HORIZONS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 _LEVELS = (0.05, 0.95)
-_MOST = 3000  # five minutes at 10 Hz
+_MOST = 600  # a minute at 10 Hz: older errors are of a fit that knew less, or of another state of the board
 #: Errors follow one another, so that fewer than some ten seconds of them say little.
 _ENOUGH = 100
 

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -23,7 +23,7 @@ from thermoe.cost.model_file import FORMAT, SCHEMA_VERSION, as_content, fill
 from thermoe.cost.observations import LawKey, Observations
 from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost, estimate
 from thermoe.cost.pricing import Pricing, price, rows_by_key
-from thermoe.cost.questions import answering_key, loads_of, numbers, weight_bits
+from thermoe.cost.questions import answering_key, loads_of, numbers, one_case, precision_and_law, refuse_impossible
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.routing_view import routing_view
 from thermoe.cost.sources import A_TABLE, observations_of
@@ -120,8 +120,8 @@ class KernelCostModel:
             op: Operation of `thermoe.cost.work.OPERATIONS`.
             shape: Sizes of the layer; what they mean for other operations stands there too.
             routed_rows: Token-expert pairs, tokens times top_k.
-            distinct_experts: Experts touched.
-            bits: Precision of the weights [bit]; that of `dtype`, else 16, where None.
+            distinct_experts: Experts touched, no more than there are or than rows.
+            bits: Precision of the weights [bit]; where None of `dtype`, else 16, or the most measured if 16 is not.
             state: Temperature and power limit to predict for; as measured where None.
             impl: Implementation; the one with most measurements where None.
             dtype: Format of the weights; any measured one of these bits where None.
@@ -130,9 +130,10 @@ class KernelCostModel:
         Raises:
             CostError: An unknown operation, implementation or format, or bits and counts that cannot be.
         """
-        bits = weight_bits(bits, dtype)
-        key = answering_key(self.operations_, op, bits, impl, dtype)
-        cases = cases_of(op, shape, routed_rows, distinct_experts, impl=key[1], dtype=key[2], context=context)
+        bits, key = precision_and_law(self.operations_, op, bits, impl, dtype)
+        rows, distinct = one_case(routed_rows, distinct_experts)
+        cases = cases_of(op, shape, rows, distinct, impl=key[1], dtype=key[2], context=context)
+        refuse_impossible(shape.num_experts, rows, distinct)
         pricing = self._price(cases, key, state, bits)
         power_w = float(pricing.energy_j[0] / pricing.latency_s[0])
         limit_w = max(conditions(self.limits, self.reference_temp_c_, state).power_limit_w, power_w)
@@ -158,12 +159,17 @@ class KernelCostModel:
         state: SysState | None = None,
         impl: str | None = None,
         dtype: str | None = None,
+        any_counts: bool = False,
     ) -> CostArrays:
-        """As `predict` without intervals, over arrays that broadcast to (B,)."""
-        bits = weight_bits(bits, dtype)
-        key = answering_key(self.operations_, op, bits, impl, dtype)
-        cases = cases_of(op, shape, routed_rows, distinct_experts, impl=key[1], dtype=key[2])
-        pricing = self._price(cases, key, state, bits)
+        """As `predict` without intervals, over arrays that broadcast to (B,).
+
+        `any_counts` also prices counts that no batch has: means, scaled to another model, one expert beyond the last.
+        """
+        bits, key = precision_and_law(self.operations_, op, bits, impl, dtype)
+        rows, distinct = numbers("routed_rows", routed_rows), numbers("distinct_experts", distinct_experts)
+        pricing = self._price(cases_of(op, shape, rows, distinct, impl=key[1], dtype=key[2]), key, state, bits)
+        if not any_counts:
+            refuse_impossible(shape.num_experts, rows, distinct)
         return CostArrays(pricing.latency_s, pricing.energy_j)
 
     def predict_cases(self, cases: Cases, state: SysState | None = None) -> Pricing:
@@ -190,7 +196,7 @@ class KernelCostModel:
         """
         measured = {op for op, _, _ in self.operations_}
         work = work if priced_as is None else work.priced_as(priced_as)
-        return price_step(self.predict_many, measured, work, state)
+        return price_step(partial(self.predict_many, any_counts=True), measured, work, state)
 
     def get_cost(
         self,
@@ -210,17 +216,16 @@ class KernelCostModel:
         return self.predict(op_type, shape, batch_size * shape.top_k, distinct_experts, bits=bits, state=state)
 
     def routing_cost(
-        self, shape: MoEShape, num_tokens: int, state: SysState | None = None, bits: float = 16
+        self, shape: MoEShape, num_tokens: int, state: SysState | None = None, bits: float | None = None
     ) -> RoutingCost:
-        """The convex view that routing uses; its distance to `predict` is part of it."""
+        """The convex view that routing uses; its distance to `predict` is part of it, and None bits mean the same."""
         if num_tokens < 1:
             raise CostError(f"num_tokens = {num_tokens}: needs at least 1")
-        bits = weight_bits(bits, None)
-        key = answering_key(self.operations_, "expert_mlp", bits, None, None)
+        bits, key = precision_and_law(self.operations_, "expert_mlp", bits, None, None)
         at = conditions(self.limits, self.reference_temp_c_, state)
 
         def accurate(rows: "ArrayLike", distinct: "ArrayLike") -> CostArrays:
-            return self.predict_many("expert_mlp", shape, rows, distinct, bits=bits, state=state)
+            return self.predict_many("expert_mlp", shape, rows, distinct, bits=bits, state=state, any_counts=True)
 
         fitted = self.operations_.get(key)
         asked = cases_of("expert_mlp", shape, num_tokens * shape.top_k, shape.top_k, impl=key[1], dtype=key[2])
@@ -229,14 +234,14 @@ class KernelCostModel:
         return routing_view(law, at, shape, num_tokens, bits, self._source(key), accurate)
 
     def cost_per_expert(
-        self, shape: MoEShape, loads: "ArrayLike", state: SysState | None = None, bits: float = 16
+        self, shape: MoEShape, loads: "ArrayLike", state: SysState | None = None, bits: float | None = None
     ) -> CostArrays:
         """Cost of each expert under its load in rows, (..., E): c [n >= 1] + phi(n) of `routing_cost`."""
         n = loads_of(loads, shape.num_experts)
         tokens = n.sum(axis=-1).mean() / shape.top_k
         return self.routing_cost(shape, max(1, round(float(tokens))), state, bits).per_expert(n)
 
-    def layer(self, shape: MoEShape, bits: "ArrayLike" = 16, impl: str | None = None) -> "LayerCosts":
+    def layer(self, shape: MoEShape, bits: "ArrayLike | None" = None, impl: str | None = None) -> "LayerCosts":
         """Costs by expert of a layer whose experts hold weights of these bits, one for all or one each (E,) [bit]."""
         return LayerCosts(self, shape, bits, impl)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thermoe.cost.prediction import CostArrays, CostPrediction
-from thermoe.cost.questions import loads_of, numbers
+from thermoe.cost.questions import loads_of, numbers, usual_bits
 from thermoe.errors import CostError
 from thermoe.types import FloatArray, MoEShape, SysState
 
@@ -22,7 +22,7 @@ class LayerCosts:
     Args:
         model: What predicts.
         shape: Sizes of the layer.
-        bits: Precision of all experts, or of each (E,) [bit].
+        bits: Precision of all experts, or of each (E,) [bit]; as in `KernelCostModel.predict` where None.
         impl: Implementation; the one with most measurements where None.
 
     Raises:
@@ -30,9 +30,9 @@ class LayerCosts:
     """
 
     def __init__(
-        self, model: "KernelCostModel", shape: MoEShape, bits: "ArrayLike" = 16, impl: str | None = None
+        self, model: "KernelCostModel", shape: MoEShape, bits: "ArrayLike | None" = None, impl: str | None = None
     ) -> None:
-        each = numbers("bits", bits)
+        each = numbers("bits", usual_bits(model.operations_, "expert_mlp", impl) if bits is None else bits)
         if each.shape not in ((), (shape.num_experts,)) or not (np.isfinite(each).all() and (each > 0).all()):
             raise CostError(f"bits of shape {each.shape}: need one positive number, or {shape.num_experts}")
         self.model, self.shape, self.impl = model, shape, impl

@@ -9,6 +9,7 @@ from thermoe.cost.cases import DTYPE_BITS
 from thermoe.cost.fitted import FittedLaw
 from thermoe.cost.observations import LawKey
 from thermoe.errors import CostError
+from thermoe.format_names import format_name
 from thermoe.types import FloatArray
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 USUAL_BITS = 16.0
 _MOST_BITS, _MOST_LOAD = 64, 1e12
+_ROUNDING = 1e-9  # of expected experts: those of one token are k but for the last place
 
 
 def numbers(name: str, values: "ArrayLike") -> FloatArray:
@@ -30,6 +32,34 @@ def numbers(name: str, values: "ArrayLike") -> FloatArray:
         raise CostError(f"{name}: needs numbers ({' '.join(str(err).split())})") from err
 
 
+def one_case(routed_rows: float, distinct: float) -> tuple[FloatArray, FloatArray]:
+    """Both counts of one case as arrays without axes.
+
+    Raises:
+        CostError: They are no numbers, or several.
+    """
+    counts = numbers("routed_rows", routed_rows), numbers("distinct_experts", distinct)
+    if counts[0].ndim or counts[1].ndim:
+        raise CostError(f"counts of shapes {counts[0].shape}, {counts[1].shape}: one each, predict_many takes several")
+    return counts
+
+
+def refuse_impossible(num_experts: int, routed_rows: FloatArray, distinct: FloatArray) -> None:
+    """Refuse counts that no batch has; means over batches, which are not whole, are fine. Arrays that broadcast.
+
+    Raises:
+        CostError: More experts touched than there are or than rows, or rows on no expert.
+    """
+    most = np.minimum(num_experts, routed_rows)
+    wrong = (distinct > most * (1.0 + _ROUNDING)) | ((distinct <= 0) & (routed_rows > 0))
+    if wrong.any():
+        rows, touched, *_ = (np.broadcast_to(a, wrong.shape)[wrong][0] for a in (routed_rows, distinct))
+        raise CostError(
+            f"{rows:g} routed rows on {touched:g} distinct experts of {num_experts}: needs an expert for rows, and no "
+            "more experts than there are or than rows"
+        )
+
+
 def loads_of(loads: "ArrayLike", num_experts: int) -> FloatArray:
     """Loads of a layer's experts in rows, (..., E).
 
@@ -40,6 +70,32 @@ def loads_of(loads: "ArrayLike", num_experts: int) -> FloatArray:
     if n.ndim < 1 or not n.size or n.shape[-1] != num_experts or not ((n >= 0) & (n <= _MOST_LOAD)).all():
         raise CostError(f"loads of shape {n.shape}: need (..., {num_experts}), not negative and {_MOST_LOAD:g} at most")
     return n
+
+
+def precision_and_law(
+    operations: Mapping[LawKey, FittedLaw], op: str, bits: float | None, impl: str | None, dtype: str | None
+) -> tuple[float, LawKey]:
+    """Precision of the weights that is asked for [bit], and the key that answers.
+
+    Where neither bits nor a format are given, that is 16 if any of it was measured or nothing at all, else the
+    precision with most measurements: a model of float32 rows answers for float32.
+
+    Raises:
+        CostError: As `weight_bits` and `answering_key`.
+    """
+    dtype = None if dtype is None else format_name(dtype)
+    if bits is None and dtype is None:
+        bits = usual_bits(operations, op, impl)
+    asked = weight_bits(bits, dtype)
+    return asked, answering_key(operations, op, asked, impl, dtype)
+
+
+def usual_bits(operations: Mapping[LawKey, FittedLaw], op: str, impl: str | None = None) -> float:
+    """What weights are taken to hold where nobody says [bit]; see `precision_and_law`."""
+    found = {key: law for key, law in operations.items() if key[0] == op and impl in (None, key[1])}
+    if not found or any(DTYPE_BITS[dtype] == USUAL_BITS for _, _, dtype in found):
+        return USUAL_BITS
+    return DTYPE_BITS[max(found, key=lambda key: found[key].num_rows)[2]]
 
 
 def weight_bits(bits: float | None, dtype: str | None) -> float:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from thermoe.errors import DataError
+from thermoe.format_names import format_name
 from thermoe.types import Kind
 
 SMOKE = "smoke "
@@ -186,6 +187,8 @@ class CostRow:
         missing = sorted(f.name for f in fields(cls) if f.name in _REQUIRED and f.name not in flat)
         if missing:
             raise DataError(f"lacks {', '.join(missing)}")
+        if isinstance(flat["dtype"], str):
+            flat["dtype"] = format_name(flat["dtype"])
         return cls(device=device, **flat)
 
 

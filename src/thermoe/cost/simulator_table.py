@@ -16,6 +16,7 @@ from thermoe.cost.database import CostDatabase, describe
 from thermoe.cost.rows import CostRow, DeviceKey
 from thermoe.cost.work import OPERATIONS, expected_distinct_experts
 from thermoe.errors import ConfigError, DataError
+from thermoe.format_names import format_name
 from thermoe.types import Kind
 
 _LATENCY_US = {"latency_us": 1.0, "latency_ms": 1e3, "latency_s": 1e6}
@@ -75,7 +76,7 @@ def _row(line: Mapping[Any, Any], device: DeviceKey, simulator: str) -> CostRow:
         device=device,
         op=_known(line, "op", "gemm" if "m" in line else "expert_mlp", OPERATIONS),
         impl=simulator,
-        dtype=_known(line, "dtype", "bfloat16", DTYPE_BITS),
+        dtype=_format(line),
         skew=1.0,
         latency_us=latency_us,
         latency_low_us=latency_us,
@@ -112,6 +113,11 @@ def _known(line: Mapping[Any, Any], name: str, usual: str, choices: Iterable[str
     if word not in choices:
         raise DataError(f"{name} {word} is not known: choose from {', '.join(choices)}")
     return word
+
+
+def _format(line: Mapping[Any, Any]) -> str:
+    name = format_name(str(line.get("dtype", "bfloat16")))
+    return _known({"dtype": name}, "dtype", name, DTYPE_BITS)
 
 
 def _whole(line: Mapping[Any, Any], name: str) -> int:

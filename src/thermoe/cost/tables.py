@@ -9,6 +9,7 @@ from thermoe.cost.loads import Loads, even_loads, many_named_loads, power_law_ex
 from thermoe.cost.observations import Observations
 from thermoe.cost.work import OPERATIONS
 from thermoe.errors import DataError
+from thermoe.format_names import format_name
 from thermoe.types import FloatArray
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def _ops(table: "pd.DataFrame", usual: str) -> list[str]:
 
 def _dtypes(table: "pd.DataFrame") -> list[str]:
     column = next((c for c in _DTYPES if c in table), None)
-    dtypes = [str(d) for d in table[column]] if column else ["bfloat16"] * len(table)
+    dtypes = [format_name(str(d)) for d in table[column]] if column else ["bfloat16"] * len(table)
     unknown = sorted(set(dtypes) - set(DTYPE_BITS))
     if unknown:
         raise DataError(f"the table's dtype {', '.join(unknown)} is not known: choose from {', '.join(DTYPE_BITS)}")

@@ -97,8 +97,13 @@ def cases_of(
     if any(c.shape != columns[0].shape for c in columns):
         columns = list(np.broadcast_arrays(*columns))
     rows, touched, fullest, positions = columns
-    if not all(((counts >= 0) & (counts <= _MOST)).all() for counts in (rows, touched, fullest)):
-        raise CostError(f"routed rows and distinct experts must be finite and not negative, {_MOST:g} at most")
+    for counts in (rows, touched, fullest):
+        fine = (counts >= 0) & (counts <= _MOST)
+        if not fine.all():
+            raise CostError(
+                f"got {counts[~fine][0]:g}: routed rows and distinct experts must be finite and not negative, "
+                f"{_MOST:g} at most"
+            )
     if not ((positions >= 1) & (positions <= _MOST)).all():
         raise CostError(f"context of {positions.min():g}: needs 1 position or more, {_MOST:g} at most")
     ones = np.ones_like(rows)

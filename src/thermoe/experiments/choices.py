@@ -3,6 +3,7 @@
 import re
 from enum import StrEnum
 
+from thermoe.format_names import format_name
 from thermoe.types import NAMED_SHAPES, RoutingStrategy
 
 
@@ -46,7 +47,7 @@ EXPERT_TYPES: dict[str, tuple[str, ...]] = {
     "mixed": ("dense", "int8", "int4", "int2"),
 }
 #: How the experts of a Hugging Face model may be held instead of its own weights.
-EXPERT_FORMATS = ("int2", "int4", "int8", "fp8", "fp8_blocks", "bank", "bank8", "bank4", "bank2")
+EXPERT_FORMATS = ("int2", "int4", "int8", "fp8", "fp8_block", "bank", "bank8", "bank4", "bank2")
 #: Strategies whose knobs never change while a run goes on.
 FIXED_STRATEGIES = frozenset(
     {
@@ -64,3 +65,8 @@ CALIBRATED_STRATEGIES = frozenset(
 )
 #: Strategies that steer to limits of the hardware.
 ADAPTIVE_STRATEGIES = frozenset({RoutingStrategy.KERNEL_AWARE_TTHA})
+
+
+def spelled(name: str | None) -> str | None:
+    """A format as the lists above have it."""
+    return None if name is None else format_name(name)

@@ -111,6 +111,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
+        for name in ("dtype", "experts"):
+            object.__setattr__(self, name, choices.spelled(getattr(self, name)))
         self._check_numbers()
         self._check_names()
         self._check_task()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Self
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from thermoe.errors import ConfigError
 from thermoe.experts.quantized import Fp8Expert, QuantizedExpert
 from thermoe.experts.simple import ExpertKind, SimpleExpert
+from thermoe.format_names import format_name
 
 
 class ExpertFormat(StrEnum):
@@ -16,11 +18,17 @@ class ExpertFormat(StrEnum):
 
     DENSE = "dense"
     FP8 = "fp8"
-    FP8_BLOCKS = "fp8_blocks"
+    FP8_BLOCK = "fp8_block"
     INT8 = "int8"
     INT4 = "int4"
     INT3 = "int3"
     INT2 = "int2"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        """Other names of the same formats (`thermoe.format_names`)."""
+        name = format_name(value) if isinstance(value, str) else value
+        return next((member for member in cls if member.value == name), None)
 
     @property
     def bits(self) -> int:
@@ -43,7 +51,7 @@ def compressed(expert: SimpleExpert, held_as: ExpertFormat | str, *, group_size:
         return expert
     if held_as in _BITS:
         return QuantizedExpert.from_expert(expert, bits=_BITS[held_as], group_size=group_size)
-    return Fp8Expert.from_expert(expert, blocks=held_as is ExpertFormat.FP8_BLOCKS)
+    return Fp8Expert.from_expert(expert, blocks=held_as is ExpertFormat.FP8_BLOCK)
 
 
 def make_experts(
@@ -83,6 +91,6 @@ def make_experts(
 
 
 def _check_formats(formats: Sequence[ExpertFormat | str]) -> None:
-    unknown = sorted({str(f) for f in formats} - set(ExpertFormat))
+    unknown = sorted({format_name(str(f)) for f in formats} - set(ExpertFormat))
     if unknown:
         raise ConfigError(f"expert format {', '.join(unknown)}: choose from {', '.join(ExpertFormat)}")

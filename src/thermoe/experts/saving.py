@@ -64,8 +64,13 @@ def _described(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
         described = json.loads((metadata or {}).get(_FORMAT, "{}"))
     except json.JSONDecodeError:
         described = None
-    if not isinstance(described, dict) or described.get("version") != _VERSION:
+    if not isinstance(described, dict) or "version" not in described:
         raise DataError(f"{path} is no expert bank of version {_VERSION}: write it with save_bank")
+    if described["version"] != _VERSION:
+        raise DataError(
+            f"{path} is an expert bank of version {described['version']}, needed {_VERSION}: write it with save_bank "
+            "from the weights that it was made of"
+        )
     return described
 
 

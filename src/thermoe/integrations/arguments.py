@@ -9,7 +9,7 @@ from typing import Any
 from thermoe.errors import ConfigError, DataError
 from thermoe.integrations.batch_context import UnionScope
 from thermoe.routing.calibration import Calibration
-from thermoe.types import NAMED_SHAPES, NUMBER, MoEShape, RoutingStrategy
+from thermoe.types import NAMED_SHAPES, NUMBER, Budget, MoEShape, RoutingStrategy
 
 
 def refuse_wrong_types(**given: tuple[Any, type | UnionType]) -> None:
@@ -88,6 +88,30 @@ def calibration_of(calibration: Calibration | str | Path | None) -> Calibration 
         raise DataError(f"calibration {calibration} cannot be read: {err.strerror}") from err
     except ValueError as err:
         raise DataError(f"{calibration} is no calibration ({err}): make one with `thermoe calibrate`") from err
+
+
+def budget_of(
+    power_w: float | None,
+    energy_j_per_token: float | None,
+    temp_c: float | None,
+    latency_ms: float | None,
+    max_quality_loss_pct: float | None,
+) -> Budget:
+    """The limits in SI units.
+
+    Raises:
+        ConfigError: One that is no positive number.
+    """
+    budget = Budget(
+        power_w=power_w,
+        energy_j_per_token=energy_j_per_token,
+        temp_c=temp_c,
+        latency_s=latency_ms,
+        max_quality_loss_pct=max_quality_loss_pct,
+    )
+    if budget.latency_s is None:
+        return budget
+    return budget.with_changes(latency_s=budget.latency_s / 1e3)  # a number, then
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from thermoe.errors import ConfigError
 from thermoe.experts import ExpertBank, Moments, experts_of, quantize, quantize_fp8
+from thermoe.format_names import format_name
 from thermoe.integrations.experts import register_experts
 from thermoe.integrations.experts_held import (
     QuantisedBlock,
@@ -23,7 +24,7 @@ from thermoe.integrations.hooks import forget_compiled_code
 from thermoe.kernels.expert_mlp import DenseMatrices, ExpertWeights, Matrices
 
 _INTEGERS = {"int2": 2, "int4": 4, "int8": 8}
-_FP8 = {"fp8": False, "fp8_blocks": True}
+_FP8 = {"fp8": False, "fp8_block": True}
 _BANKS = {"bank": 8, "bank8": 8, "bank4": 4, "bank2": 2}
 EXPERT_FORMATS = (*_INTEGERS, *_FP8, *_BANKS)
 """What `quantise_experts` makes; a bank holds all of 2, 4 and 8 bits and begins at the one in its name."""
@@ -35,9 +36,15 @@ def precision_of(held_as: str) -> float:
     Raises:
         ConfigError: An unknown format.
     """
-    if held_as not in EXPERT_FORMATS:
+    return (_INTEGERS | _BANKS).get(_known(held_as), 8)
+
+
+def _known(held_as: str) -> str:
+    """A format by the name that `EXPERT_FORMATS` has."""
+    name = format_name(held_as)
+    if name not in EXPERT_FORMATS:
         raise ConfigError(f"experts held as {held_as!r}: choose from {', '.join(EXPERT_FORMATS)}")
-    return (_INTEGERS | _BANKS).get(held_as, 8)
+    return name
 
 
 class QuantisedExperts:
@@ -119,14 +126,14 @@ def quantise_experts(
         held_as: One of `EXPERT_FORMATS`.
         group_size: Columns that share a scale, for integers and banks: 32, 64 or a multiple of 128.
         moments: By name of the experts block, what the experts were given on calibration text (`MomentWatch`);
-            with them errors are compensated, which takes about ten times as long.
+            with them errors are compensated, which takes about ten times as long; fp8 rounds each weight by itself.
         progress: Called with a line before each layer.
 
     Raises:
-        ConfigError: An unknown format or group.
+        ConfigError: An unknown format or group, or moments that do not belong to them.
         UnsupportedModelError: Experts that the kernels do not compute, or quantised already.
     """
-    precision_of(held_as)  # refuses an unknown format before the model is looked at
+    held_as = _known(held_as)  # refuses an unknown format before the model is looked at
     blocks = expert_blocks(model)
     if any(quantised_experts(block) is not None for block in blocks.values()):
         raise ConfigError("the experts of this model are quantised already: remove that copy first")

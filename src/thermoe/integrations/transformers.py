@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.errors import ConfigError, DataError
+from thermoe.experts import Moments
 from thermoe.integrations.arguments import (
+    budget_of,
     calibration_of,
     priced_shape_of,
     refuse_wrong_types,
@@ -183,6 +185,7 @@ def attach(
     union: str = "decode",
     interval_s: float = 0.1,
     experts: str | None = None,
+    moments: Mapping[str, Moments] | None = None,
 ) -> Handle:
     """Attach to a loaded Transformers MoE model; `generate()` goes on working.
 
@@ -202,8 +205,8 @@ def attach(
             "model" on real sensors and "qwen3-30b-a3b" on the digital twin.
         union: "decode", "positions" or "forward" (`UnionScope`).
         interval_s: Time between two readings of the sensors, and two control periods [s].
-        experts: Format of a quantised copy of the experts to compute with, one of `EXPERT_FORMATS`; None computes
-            with the model's own.
+        experts: Format of a quantised copy of the experts to compute with (`EXPERT_FORMATS`); None: the model's own.
+        moments: By experts block, what it was given on calibration text (`MomentWatch`): the copy compensates errors.
 
     Raises:
         UnsupportedModelError: The model cannot be attached to, or is attached already.
@@ -220,7 +223,10 @@ def attach(
         priced_as=(priced_as, str | None),
         interval_s=(interval_s, int | float),
         experts=(experts, str | None),
+        moments=(moments, Mapping | None),
     )
+    if moments is not None and experts is None:
+        raise ConfigError("moments are for quantised experts: name a format too, such as experts='int4'")
     chosen_settings = settings_of(settings)
     routers = find_routers(model)
     on_gpu = next(routers.modules[0].parameters()).device.type == "cuda"
@@ -231,15 +237,9 @@ def attach(
             f"the calibration is of a {loaded.model_type} model, this one is of {routers.model_type}: "
             "make one with `thermoe calibrate`"
         )
-    budget = Budget(
-        power_w=power_budget_w,
-        energy_j_per_token=energy_budget_j_per_token,
-        temp_c=temp_budget_c,
-        latency_s=latency_budget_ms,
-        max_quality_loss_pct=max_quality_loss_pct,
+    budget = budget_of(
+        power_budget_w, energy_budget_j_per_token, temp_budget_c, latency_budget_ms, max_quality_loss_pct
     )
-    if budget.latency_s is not None:  # a number, then
-        budget = budget.with_changes(latency_s=budget.latency_s / 1e3)
     _refuse_unheld(chosen, _limits_of(budget))
     if max_quality_loss_pct is not None and loaded is None:
         _log.warning("max_quality_loss_pct is given without a calibration of the model: it cannot be held")
@@ -263,7 +263,7 @@ def attach(
         hooks = RouterHooks(model, scope=scope)
         undo.callback(hooks.remove)
         hooks.set_knobs(plane.knobs)
-        quantised = None if experts is None else quantise_experts(model, experts)
+        quantised = None if experts is None else quantise_experts(model, experts, moments=moments)
         if quantised is not None:
             undo.callback(quantised.remove)
         driver: Driver

@@ -6,6 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from thermoe.errors import ConfigError
+from thermoe.format_names import format_name
 from thermoe.types import FloatArray, IntArray
 
 WEIGHT_BITS: dict[str, float] = {
@@ -66,6 +67,7 @@ class Case:
                 f"{self}: distinct_experts must lie between 1 and the {min(self.num_experts, self.routed_rows)} "
                 "that experts and routed rows allow"
             )
+        object.__setattr__(self, "dtype", format_name(self.dtype))
         if self.dtype not in WEIGHT_BITS:
             raise ConfigError(f"dtype {self.dtype}: choose from {', '.join(WEIGHT_BITS)}")
         if self.load not in LOADS:
@@ -100,7 +102,8 @@ class Case:
     def group_size(self) -> int | None:
         """Columns that share a scale; None for formats without groups.
 
-        128 wherever rows of both matrices then have an even number of groups, as the decode kernel needs.
+        128 wherever rows of both matrices then have an even number of groups, which the decode kernel needed once:
+        recorded samples and their bytes are of these groups.
         """
         if not self.dtype.startswith(("int", "bank")):
             return None

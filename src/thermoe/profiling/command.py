@@ -15,7 +15,7 @@ from thermoe.cost.rows import SMOKE, CostRow
 from thermoe.cost.safe_file import writing_alone
 from thermoe.errors import ConfigError
 from thermoe.profiling.case import Case
-from thermoe.profiling.kernel_tables import KERNEL_RUNNERS, profile_kernels
+from thermoe.profiling.kernel_tables import KERNEL_RUNNERS, profile_kernels, refuse_useless_runner
 from thermoe.profiling.machine import device_key, find_device, open_sensors
 from thermoe.profiling.plan import cpu_plan, gpu_plan, smoke_plan
 from thermoe.profiling.sweep import Progress, SweepResult, sweep
@@ -42,7 +42,8 @@ class Profile:
         out: Cost database to write, `*.costs.json`; cases it already holds are skipped. With nsys, ncu and torch, a
             parquet file that gets a row for each kernel.
         ops: Only these operations, listed with commas or spaces; all of the plan if empty.
-        minutes: Time to spend; on a GPU the plan is made for it, 10 minutes if it is not given.
+        minutes: Time to spend. On a GPU the plan is made for it, 10 minutes if it is not given; on a CPU the plan is
+            always the same, a minute or two long, and is cut short.
         device: Where to run: "auto", "cpu" or "cuda".
         latency_only, energy_only: No energy windows, or nothing without them.
         runner: "in_process"; "subprocess" for a process of its own for every case (slow); or a profiler under which
@@ -105,6 +106,8 @@ class Profile:
         device = find_device(self.device)
         if self.energy_only and device.type == "cpu":
             raise ConfigError("energy_only on a CPU leaves nothing to measure: there is no energy to be had there")
+        if self.runner in KERNEL_RUNNERS:
+            refuse_useless_runner(self.runner, self.out, device.type)
         with writing_alone(self.out):
             cases = self._plan(device.type)
             if self.runner in KERNEL_RUNNERS:

@@ -9,6 +9,11 @@ from pathlib import Path
 
 from thermoe.errors import CostError
 
+REMEDIES = {
+    "nsys": "install NVIDIA Nsight Systems and put it on PATH, or use another runner",
+    "ncu": "install NVIDIA Nsight Compute and put it on PATH, or use another runner",
+}
+"""Programs that profile, and what to do where they are missing."""
 _MOST_CHARS = 600
 
 
@@ -16,15 +21,19 @@ class ProfilerError(CostError):
     """A profiler is not there, or it or what it ran failed; the message holds its last words."""
 
 
+class ProfilerUnusableError(ProfilerError):
+    """It can profile nothing here, whatever is run."""
+
+
 def find_program(name: str, remedy: str) -> str:
     """Path of an executable.
 
     Raises:
-        ProfilerError: If there is none of that name.
+        ProfilerUnusableError: If there is none of that name.
     """
     found = shutil.which(name)
     if found is None:
-        raise ProfilerError(f"no executable {name}: {remedy}")
+        raise ProfilerUnusableError(f"no executable {name}: {remedy}")
     return found
 
 
@@ -59,7 +68,7 @@ def run_program(
             start_new_session=True,
         )
     except OSError as error:
-        raise ProfilerError(f"{name} cannot be started ({error.strerror or error})") from None
+        raise ProfilerUnusableError(f"{name} cannot be started ({error.strerror or error})") from None
     with process:
         try:
             output, complaint = process.communicate(timeout=timeout_s)

@@ -1,5 +1,6 @@
 """Cases run as scripts under nsys, ncu or torch.profiler: one table with a row for each kernel that they launched."""
 
+import importlib.util
 import json
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from thermoe.cost.safe_file import replacing, write_atomically
 from thermoe.errors import ConfigError, ThermoeError
 from thermoe.profiling.case import Case
+from thermoe.profiling.external import REMEDIES, ProfilerUnusableError, find_program
 from thermoe.profiling.isolated import write_script
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 REPEATS = 20
 KERNEL_RUNNERS = ("nsys", "ncu", "torch")
+_PACKAGES = ("pandas", "pyarrow")
 
 RunScript = Callable[[Path, Sequence[str], str], "pd.DataFrame"]
 
@@ -44,7 +47,7 @@ def profile_kernels(
     """Run each case under a profiler; the kernels of all cases, with the case in columns of its own, go to `out`.
 
     A case that fails is written, with what the profiler or the script said, to `OUT.failures.json`. Both files are
-    written at the end, however it comes.
+    written at the end, however it comes. A profiler that turns out to be of no use here ends the run.
 
     Args:
         cases: What to run, in order.
@@ -53,9 +56,10 @@ def profile_kernels(
         minutes: Start no further case after this; None for no limit [min].
         device: Where the scripts run.
         report: Told the cases dealt with so far and a line about the last one.
+
+    Raises:
+        ProfilerUnusableError: The profiler can profile nothing here, and no case has shown otherwise.
     """
-    if out.suffix != ".parquet":
-        raise ConfigError(f"{out}: runner {runner} gives a table of kernels, name a .parquet file for it")
     run, start_s = find_runner(runner), time.monotonic()
     tables: list[pd.DataFrame] = []
     failures: list[dict[str, str]] = []
@@ -66,6 +70,8 @@ def profile_kernels(
             try:
                 table = _run_case(case, run, device)
             except ThermoeError as err:
+                if isinstance(err, ProfilerUnusableError) and not tables:
+                    raise
                 failures.append({"case": str(case), "message": str(err)})
                 report(index + 1, f"{case}: failed, {err}")
                 continue
@@ -74,6 +80,26 @@ def profile_kernels(
     finally:  # minutes of work, also when interrupted
         _write(out, tables, failures)
     return TableResult(len(tables), len(failures), len(cases) - len(tables) - len(failures))
+
+
+def refuse_useless_runner(runner: str, out: Path, device_type: str) -> None:
+    """What would fail for every case, said before the first.
+
+    Raises:
+        ConfigError: A file of another kind, a missing package, or a device that launches no kernels.
+        ProfilerUnusableError: The profiler is not installed.
+    """
+    if out.suffix != ".parquet":
+        raise ConfigError(f"{out}: runner {runner} gives a table of kernels, name a .parquet file for it")
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"runner {runner} writes its table with {', '.join(missing)}: install what is missing")
+    if runner in REMEDIES:
+        find_program(runner, REMEDIES[runner])
+    if device_type != "cuda":
+        raise ConfigError(
+            f"runner {runner} gives the kernels of a GPU, and this is a {device_type}: use the runner in_process there"
+        )
 
 
 def find_runner(name: str) -> RunScript:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from thermoe.profiling.external import ProfilerError, find_program, run_program
+from thermoe.profiling.external import REMEDIES, ProfilerError, ProfilerUnusableError, find_program, run_program
 from thermoe.profiling.parsing import parse_profiler_output
 
-_REMEDY = "install NVIDIA Nsight Compute and put it on PATH, or use another runner"
+_FORBIDDEN = "ERR_NVGPUCTRPERM"
 METRICS = (
     *("gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum"),
     *("lts__t_sector_hit_rate.pct", "lts__t_bytes.sum"),
@@ -51,14 +51,24 @@ def run_ncu(
         ProfilerError: If ncu is not there, has no permission to read counters, or it or the script failed.
         DataError: If no kernel was profiled.
     """
-    program = find_program(executable, _REMEDY)
+    program = find_program(executable, REMEDIES["ncu"])
     with tempfile.TemporaryDirectory() as name:
         table = Path(name, "ncu.csv")
         limits = ["--launch-count", str(most_kernels), "--log-file", str(table)]
-        run_program([program, *OPTIONS, *limits, python, script, *arguments], timeout_s, log=table)
-        said = table.read_text(encoding="utf-8", errors="replace") if table.is_file() else ""
-        if "ERR_NVGPUCTRPERM" in said:
-            raise ProfilerError("ncu may not read the counters (ERR_NVGPUCTRPERM): ask the administrator to allow it")
+        try:
+            run_program([program, *OPTIONS, *limits, python, script, *arguments], timeout_s, log=table)
+        except ProfilerError:
+            if _FORBIDDEN not in _text(table):
+                raise
+        said = _text(table)
+        if _FORBIDDEN in said:
+            raise ProfilerUnusableError(
+                f"ncu may not read the counters ({_FORBIDDEN}): ask the administrator to allow it"
+            )
         if not said.strip() or "No kernels were profiled" in said:
             raise ProfilerError("ncu profiled no kernel: the script launched none, or ncu does not know this GPU")
         return parse_profiler_output(table)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from thermoe.profiling.external import ProfilerError, find_program, run_program
+from thermoe.profiling.external import REMEDIES, ProfilerError, find_program, run_program
 from thermoe.profiling.parsing import parse_profiler_output
 from thermoe.profiling.power_recorder import PowerRecorder, open_all_gpus
 from thermoe.telemetry.source import TelemetrySource
 
-_REMEDY = "install NVIDIA Nsight Systems and put it on PATH, or use another runner"
 #: Node: kernels inside CUDA graphs each have a row; sampling of the CPU would only slow the script.
 PROFILE_OPTIONS = (
     *("--trace=cuda,nvtx", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none", "--force-overwrite=true"),
@@ -41,7 +40,7 @@ def run_nsys(
         ProfilerError: If nsys is not there, or it or the script failed; the message holds the last words of stderr.
         DataError: If the profile holds no kernel or cannot be read.
     """
-    program = find_program(executable, _REMEDY)
+    program = find_program(executable, REMEDIES["nsys"])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         report, export = folder / "run.nsys-rep", folder / "run.sqlite"

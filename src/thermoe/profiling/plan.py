@@ -88,11 +88,15 @@ def gpu_plan(
 
 
 def cpu_plan() -> list[Case]:
-    """Every operation in float32 at three small shapes, for any machine: shapes can be left out of a fit."""
-    small = [*_small_cases("float32"), *_small_cases("float32", tokens=128)]
-    others = [case for sizes in CPU_SHAPES for tokens in (8, 64) for case in _small_cases("float32", sizes, tokens)]
-    # Products with the weights of every row gathered take seconds each: the first shape shows what they cost.
-    return list(dict.fromkeys([*small, *(c for c in others if c.impl != "batched_mm")]))
+    """Every operation in float32 at three small shapes, for any machine: shapes can be left out of a fit.
+
+    In rounds of all operations, shape after shape, so that a sweep cut short has seen several shapes of each.
+    """
+    one, other = CPU_SHAPES
+    rounds = ((SMALL, 16), (one, 64), (other, 8), (SMALL, 128), (one, 8), (other, 64))
+    first, *others = (_small_cases("float32", sizes, tokens) for sizes, tokens in rounds)
+    # Products with the weights of every row gathered take seconds with many rows: the first round shows what they cost.
+    return list(dict.fromkeys([*first, *(case for cases in others for case in cases if case.impl != "batched_mm")]))
 
 
 def smoke_plan(device_type: str) -> list[Case]:

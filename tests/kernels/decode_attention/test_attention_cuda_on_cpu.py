@@ -47,6 +47,18 @@ def test_attention_with_projections_that_come_late(emulator, case, layout):
         assert torch.equal(was[:, :, others].nan_to_num(), now[:, :, others].nan_to_num())
 
 
+@pytest.mark.parametrize(("place", "nearest"), [(90, 89), (2**40, 89), (-1, 0)])
+def test_a_place_outside_the_cache_counts_as_the_nearest_inside(emulator, place, nearest):
+    results = []
+    for asked in (place, nearest):
+        *given, norms = drawn(Case(1, 4, 1, 90, 128, 89, normed=True), torch.bfloat16)
+        given[5] = torch.tensor([asked])
+        out = emulator.run(Layout(2, 1, 3), tuple(given), num_heads=4, scale=0.1, norms=norms)
+        results.append((out, given[3], given[4]))
+    for got, wanted in zip(*results, strict=True):
+        assert torch.equal(got, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_masks_of_other_types(emulator, dtype):
     case = Case(1, 4, 1, 90, 128, 70)

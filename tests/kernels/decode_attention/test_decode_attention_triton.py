@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attention_cases import CASES, drawn, in_float64
+from attention_cases import CASES, Case, drawn, in_float64
 
 from thermoe.kernels.decode_attention.triton import Tiling, decode_attention_triton, tiling_for
 
@@ -29,6 +29,18 @@ def test_attention_with_nothing_left_unwritten(case, tiling, dtype):
         torch.testing.assert_close(given[3][:, :, case.place].double().cpu(), key, atol=atol, rtol=rtol)
         assert torch.equal(given[4][:, :, case.place].double().cpu(), value)
         assert not counts.any()
+
+
+@pytest.mark.parametrize(("place", "nearest"), [(70, 69), (2**40, 69), (-1, 0), (-(2**40), 0)])
+def test_a_place_outside_the_cache_counts_as_the_nearest_inside(place, nearest):
+    results = []
+    for asked in (place, nearest):
+        *given, norms = drawn(Case(1, 16, 1, 70, 64, 69, normed=True), torch.float32, DEVICE)
+        given[5] = torch.tensor([asked], device=DEVICE)
+        out = decode_attention_triton(*given, num_heads=16, scale=0.3, norms=norms, counts=None)
+        results.append((out, given[3], given[4]))
+    for got, wanted in zip(*results, strict=True):
+        assert torch.equal(got, wanted)
 
 
 def test_parts_fill_the_processors_of_a_large_gpu():

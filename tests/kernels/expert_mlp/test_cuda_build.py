@@ -14,6 +14,7 @@ from thermoe.kernels.cuda_build import CudaUnavailableError, compile_source, com
 from thermoe.kernels.expert_mlp import Activation, DenseMatrices, ExpertWeights, Fp8Matrices, PlaneMatrices
 from thermoe.kernels.expert_mlp import cuda as decode
 from thermoe.kernels.expert_mlp.cuda import decode as decode_module
+from thermoe.kernels.expert_mlp.cuda.boxes import described
 from thermoe.kernels.expert_mlp.cuda.geometry import Geometry, geometry
 
 BF16 = torch.bfloat16
@@ -134,7 +135,18 @@ def changed(value, **changes):
     return type(value)(**{name: getattr(value, name) for name in names} | changes)
 
 
+def shifted(layer, name: str):
+    """The same values, 4 bytes past a multiple of 16."""
+    values = getattr(layer.fc2, name)
+    moved = torch.empty(values.numel() + 16, dtype=values.dtype)
+    start = (-moved.data_ptr() % 16 + 4) // values.element_size()
+    moved = moved[start : start + values.numel()].view(values.shape).copy_(values)
+    return changed(layer, fc2=changed(layer.fc2, **{name: moved}))
+
+
 REFUSED = {
+    "scales that the copy engine cannot reach": (shifted(experts(format="int4"), "scale_PEGN"), "a multiple of 16"),
+    "zeros that the copy engine cannot reach": (shifted(experts(format="int4-zeros"), "zero_PEGN"), "a multiple of 16"),
     "an activation without gates": (experts(activation=Activation.RELU), "gated"),
     "a width of part of a tile": (experts(d_model=272), "model width in 32s"),
     "weights of float32": (experts(dtype=torch.float32), "takes bf16"),
@@ -185,6 +197,25 @@ def empty_matrices(format_name: str, rows: int, columns: int):
     chunks, scale = -(-columns // 128), torch.empty(3, 1, -(-columns // 32), rows, dtype=torch.float16)
     planes = tuple(torch.empty(1, pieces, rows, 32, dtype=torch.uint8) for pieces in (chunks, chunks, 2 * chunks))
     return PlaneMatrices(planes=planes, scale_PEGN=scale, zero_PEGN=scale, columns=columns, group_size=32)
+
+
+@pytest.mark.parametrize("format_name", ["dense", "bank8-zeros", "fp8-block"])
+@pytest.mark.parametrize("widths", [(32, 16), (288, 80), (2880, 2880), (2048, 1408), (7168, 14336)])
+def test_the_copy_engine_takes_the_maps_of_every_width(widths, format_name):
+    """The limits of cuTensorMapEncodeTiled, and a tensor that the map has all of and nothing else."""
+    D, I = widths  # noqa: E741
+    for which, matrices in enumerate((empty_matrices(format_name, 2 * I, D), empty_matrices(format_name, D, I))):
+        maps = described(matrices, which)
+        for tensor, boxes in filter(None, (*maps.weights, maps.scale, maps.zero)):
+            room = boxes.element_bytes
+            assert boxes.box[0] * room % 16 == 0
+            assert all(1 <= elements <= 256 for elements in boxes.box)
+            assert not boxes.swizzled or boxes.box[0] * room <= 128
+            for size, pitch in zip(boxes.sizes[:3], boxes.pitches, strict=True):
+                room *= size
+                assert pitch == room
+                assert pitch % 16 == 0
+            assert room * boxes.sizes[3] == tensor.nbytes
 
 
 @pytest.mark.parametrize("warps", [8, 12])

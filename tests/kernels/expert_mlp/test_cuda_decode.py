@@ -88,6 +88,12 @@ AWKWARD = {
     "geglu": case(activation=Activation.GEGLU, biases=True),
     "widths that fill no job": case(d_model=288, inter_size=80, biases=True),
     "narrow ones": case(d_model=32, inter_size=16, tokens=3),
+    "narrow codes, fewer pieces and groups than a copy": case(
+        format="bank8-zeros", d_model=32, inter_size=16, group_size=32, tokens=37
+    ),
+    "more tokens of an expert than tiles of codes take": case(
+        format="bank8", tokens=40, top_k=1, experts=3, d_model=1408, inter_size=1424, group_size=64, routing="one"
+    ),
 }
 
 

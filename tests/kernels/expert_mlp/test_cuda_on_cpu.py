@@ -184,6 +184,24 @@ def test_more_warps_than_a_unit_has_jobs(kernel_of):
     assert relative_error(launch.run(blocks=2, seed=1), want) < TOLERANCE
 
 
+@pytest.mark.slow
+def test_a_second_block_of_activations_leaves_each_of_twelve_warps_a_slot(kernel_of):
+    shape = case(format="bank8-zeros", tokens=13, top_k=1, experts=1, d_model=1280, inter_size=16, group_size=32)
+    launch, want = launch_of(kernel_of, shape, warps=12)
+
+    assert relative_error(launch.run(blocks=1, seed=1), want) < TOLERANCE
+
+
+@pytest.mark.parametrize("tokens", [4, 20], ids=["planned by a warp", "planned by a block"])
+def test_precisions_that_a_bank_does_not_have_read_the_one_below(kernel_of, tokens):
+    launch, _ = launch_of(kernel_of, case(format="bank8", tokens=tokens, experts=8, group_size=64))
+    x_TD, ids_TK, weights_TK, experts = launch.inputs
+    ids_TK.copy_(torch.arange(ids_TK.numel()).view_as(ids_TK) % 8)
+    experts.bits_E.copy_(torch.tensor([3, 5, -1, 16, 65538, 100_000, -65_532, 0]))
+
+    assert relative_error(launch.run(blocks=2, seed=1), wanted(x_TD, ids_TK, weights_TK, experts)) < TOLERANCE
+
+
 def test_launches_leave_the_counters_ready_and_repeat_bit_for_bit(kernel_of):
     launch, want = launch_of(kernel_of, case(tokens=9, biases=True))
 
@@ -211,7 +229,11 @@ UNEVEN = {  # jobs of a unit, tokens of an expert
         8,
     ),
     "three blocks": (case(tokens=9, top_k=2, experts=4, d_model=288, inter_size=80, routing="dropped"), 3, 8),
-    "scales copied by words": (case(format="int4-zeros", tokens=9, d_model=1024, inter_size=64, experts=2), 1, 8),
+    "scales and zeros beside the codes": (
+        case(format="int4-zeros", tokens=9, d_model=1024, inter_size=64, experts=2),
+        1,
+        8,
+    ),
 }
 
 

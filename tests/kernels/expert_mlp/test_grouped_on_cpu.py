@@ -16,7 +16,7 @@ from torch import Tensor
 
 from thermoe.kernels.combine import combine
 from thermoe.kernels.dispatch import dispatch_plan
-from thermoe.kernels.expert_mlp import Activation
+from thermoe.kernels.expert_mlp import Activation, ExpertWeights, PlaneMatrices
 from thermoe.kernels.expert_mlp.cuda_grouped.build import SOURCES, Build
 from thermoe.kernels.expert_mlp.cuda_grouped.problem import (
     COUNTER_WORDS,
@@ -246,6 +246,22 @@ def test_warps_far_apart_and_copies_long_under_way_change_nothing(kernel_of, sha
 
     assert relative_error(even, layer.want_TD) < TOLERANCE
     assert all(torch.equal(even, result) for result in results)
+
+
+def test_numbers_that_32_bits_do_not_hold_are_refused():
+    def matrices(rows: int, columns: int) -> PlaneMatrices:
+        chunks = -(-columns // 128)
+        planes = torch.empty(512, chunks, rows, 32, dtype=torch.uint8, device="meta")
+        scale_PEGN = torch.empty(1, 512, chunks, rows, dtype=torch.float16, device="meta")
+        return PlaneMatrices(planes=(planes,), scale_PEGN=scale_PEGN, zero_PEGN=None, columns=columns, group_size=128)
+
+    def layer(D: int, I: int) -> ExpertWeights:  # noqa: E741
+        return ExpertWeights(fc1=matrices(2 * I, D), fc2=matrices(D, I))
+
+    assert layer_refusal(layer(16384, 2**14 - 8), 512) is None
+    assert "rows of pieces" in layer_refusal(layer(16384, 2**14), 512)
+    assert layer_refusal(layer(32, 8), 2**27 - 1) is None
+    assert "slots of widths" in layer_refusal(layer(32, 8), 2**27)
 
 
 def test_slots_that_are_all_dropped_leave_everything_as_it_was(kernel_of):

@@ -7,8 +7,9 @@ import torch
 from mlp_cases import FORMATS, Case, drawn
 
 from thermoe.errors import ConfigError
+from thermoe.experts import ExpertBank, quantize
 from thermoe.kernels.dispatch import DispatchPlan, dispatch_plan
-from thermoe.kernels.expert_mlp import DenseMatrices, expert_mlp
+from thermoe.kernels.expert_mlp import DenseMatrices, ExpertWeights, expert_mlp
 
 
 def _spoilt_layers():
@@ -89,3 +90,21 @@ def test_refuses_the_plan_of_another_routing():
 def test_takes_what_the_formats_promise(held_as):
     x_TD, ids_TK, weights_TK, experts = drawn(Case(format=held_as, biases=True))
     assert expert_mlp(x_TD, ids_TK, weights_TK, experts).isfinite().all()
+
+
+def test_what_holds_experts_but_is_none_of_the_kernels_says_what_to_pass():
+    x_TD, ids_TK, weights_TK, experts = drawn(Case())
+    dense = ExpertWeights(fc1=experts.fc1, fc2=experts.fc2)
+    bank = ExpertBank.from_weights(dense, group_size=32)
+    planes = quantize(experts.fc1.weight_ENC, 4, group_size=32)
+    for given, said in (
+        (bank, r"type ExpertBank: needs ExpertWeights, give bank\.weights\(\)"),
+        (torch.nn.ModuleList(), r"type ModuleList: needs ExpertWeights, give thermoe\.experts\.experts_of"),
+        (planes, "type QuantizedMatrix: needs ExpertWeights, as ExpertWeights"),
+        (experts.fc1.weight_ENC, "type Tensor: needs ExpertWeights"),
+        (None, "type NoneType: needs ExpertWeights"),
+        (replace(dense, fc1=planes), r"first matrix is QuantizedMatrix: .* quantize\(\.\.\.\)\.matrices\(\)"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            expert_mlp(x_TD, ids_TK, weights_TK, given)
+    assert expert_mlp(x_TD, ids_TK, weights_TK, bank.weights()).shape == x_TD.shape

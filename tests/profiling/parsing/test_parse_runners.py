@@ -10,7 +10,7 @@ import pytest
 from nsys_file import NsysFile
 
 from thermoe.errors import DataError
-from thermoe.profiling.external import ProfilerError, run_program
+from thermoe.profiling.external import ProfilerError, ProfilerUnusableError, run_program
 from thermoe.profiling.ncu_runner import run_ncu
 from thermoe.profiling.nsys_runner import run_nsys
 from thermoe.profiling.parsing import NothingToParseError, parse_profiler_output
@@ -161,6 +161,7 @@ def test_ncu_leaves_clocks_and_caches_alone(script, tmp_path):
     ("answer", "arguments", "said"),
     [
         ("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission\n", [], "may not read the counters"),
+        ("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission\n", ["fail"], "may not read the counters"),
         ("==WARNING== No kernels were profiled.\n", [], "profiled no kernel"),
         ("", ["fail"], "out of memory"),
     ],
@@ -170,6 +171,7 @@ def test_failures_of_ncu_are_one_line(script, tmp_path, answer, arguments, said)
     with pytest.raises(ProfilerError, match=said) as caught:
         run_ncu(script, arguments, executable=str(stand_in(tmp_path, "ncu", NCU)))
     assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, ProfilerUnusableError) == ("PERM" in answer)
 
 
 def test_what_takes_too_long_is_killed_with_its_children(tmp_path):

@@ -52,8 +52,8 @@ def decode_attention(
         qkv_BN: (B, (H + 2 G) W) queries, keys and values of the new position, side by side, contiguous.
         cos_BW, sin_BW: (B or 1, W) of the new positions, contiguous: rotary embedding of halves.
         keys_BGLW, values_BGLW: The cache, contiguous; the new position is written.
-        place_1: (1,) int64 on the device, where to write, in 0..L-1: on a GPU nobody looks at it, since that would wait
-            for the device, and another one writes outside the cache.
+        place_1: (1,) int64 on the device, where to write, in 0..L-1: on a GPU nobody refuses another one, since that
+            would wait for the device, and the nearest place of the cache is taken.
         mask_BL: (B or 1, L) added to the scores: 0 or a large negative number.
         num_heads: H, a positive multiple of G.
         scale: Factor on the scores.

@@ -103,7 +103,7 @@ def _decode_attention_kernel(
     half: tl.constexpr = W // 2
     r, d, w = tl.arange(0, BLOCK_R), tl.arange(0, HALF)[None, :], tl.arange(0, BLOCK_W)[None, :]
     in_half, in_width = d < half, w < W
-    place = tl.load(place_ptr).to(tl.int32)
+    place = tl.minimum(tl.maximum(tl.load(place_ptr), 0), L - 1).to(tl.int32)  # inside the cache
     row = head.to(tl.int64) * L * W
     blocks = tl.cdiv(place, BLOCK_L)
     each = tl.cdiv(blocks, PARTS)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thermoe.errors import ConfigError
 from thermoe.kernels.dispatch import DispatchPlan
-from thermoe.kernels.expert_mlp.planes import check_planes
+from thermoe.kernels.expert_mlp.planes import check_planes, values_shape
 from thermoe.kernels.expert_mlp.weights import (
     CHUNK,
     Activation,
@@ -42,7 +42,9 @@ def check_tokens(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: Expe
 
 
 def check_experts(experts: ExpertWeights) -> None:
-    """Refuse experts whose tensors do not belong together."""
+    """Refuse experts that are no `ExpertWeights`, or whose tensors do not belong together."""
+    if not isinstance(experts, ExpertWeights):
+        raise ConfigError(f"experts of type {type(experts).__name__}: needs ExpertWeights, {_remedy(experts)}")
     if not isinstance(experts.activation, Activation):
         raise ConfigError(f"activation {experts.activation!r}: give one of Activation ({', '.join(Activation)})")
     _check_matrices("first", experts.fc1)
@@ -66,13 +68,23 @@ def check_plan(plan: DispatchPlan | None, ids_TK: Tensor, num_experts: int) -> N
         _need("offsets of the plan", plan.offsets_E1, (num_experts + 1,), torch.int32)
 
 
+def _remedy(experts: object) -> str:
+    """How what was given becomes `ExpertWeights`."""
+    if callable(getattr(experts, "weights", None)) and hasattr(experts, "bits_E"):
+        return "give bank.weights() of a bank"
+    if isinstance(experts, torch.nn.Module):
+        return "give thermoe.experts.experts_of(module) of an experts block"
+    return "as ExpertWeights(fc1=..., fc2=...) or, from tensors, thermoe.experts.dense_experts makes it"
+
+
 def _check_matrices(which: str, matrices: Matrices) -> None:
     if isinstance(matrices, PlaneMatrices):
         _check_codes(which, matrices)
         return
     if not isinstance(matrices, (DenseMatrices, Fp8Matrices)):
         raise ConfigError(
-            f"{which} matrix is {type(matrices).__name__}: give DenseMatrices, Fp8Matrices, PlaneMatrices"
+            f"{which} matrix is {type(matrices).__name__}: give DenseMatrices, Fp8Matrices or PlaneMatrices, "
+            "such as quantize(...).matrices()"
         )
     held = matrices.weight_ENC if isinstance(matrices, DenseMatrices) else matrices.code_ENC
     if held.ndim != 3:
@@ -90,9 +102,7 @@ def _check_codes(which: str, matrices: PlaneMatrices) -> None:
     size = matrices.group_size
     if size not in (32, 64) and (size < CHUNK or size % CHUNK):
         raise ConfigError(f"{which} matrix in groups of {size} columns: choose 32, 64 or a multiple of {CHUNK}")
-    num_experts, rows, columns = matrices.shape
-    precisions = len(matrices.planes) if matrices.scale_PEGN.ndim == 4 and matrices.nested else 1
-    wanted = (precisions, num_experts, -(-columns // size), rows)
+    wanted = values_shape(matrices)
     _need(f"scales of the {which} matrix", matrices.scale_PEGN, wanted, torch.float16)
     _need(f"zeros of the {which} matrix", matrices.zero_PEGN, wanted, torch.float16)
 

@@ -66,17 +66,18 @@ def dequantize(matrices: Matrices, bits_E: Tensor | None = None, *, dtype: torch
     Args:
         matrices: Of any format.
         bits_E: (E,) precision at which each expert of a nested bank is read; a value between 2, 4 and 8 reads the
-            one below it. None reads all planes. Formats with one precision do not look at it.
+            one below it, a value below 2 reads 2. None reads all planes. Formats with one precision do not look at it.
         dtype: In float32, integer codes with the middle of their range as zero are exact.
 
     Raises:
-        ConfigError: bits for another number of experts, or planes that do not belong together.
+        ConfigError: bits for another number of experts, or planes, scales or zeros that do not belong together.
     """
     if isinstance(matrices, DenseMatrices):
         return matrices.weight_ENC.to(dtype)
     if isinstance(matrices, Fp8Matrices):
         return matrices.code_ENC.to(dtype) * _fp8_scale(matrices).to(dtype)
     codes_ENC = unpack(matrices.planes, matrices.columns)
+    _check_values(matrices)
     if bits_E is None or not matrices.nested:
         return _plane_weights(matrices, codes_ENC, matrices.max_bits, -1, dtype)
     if bits_E.shape != codes_ENC.shape[:1] or bits_E.device != codes_ENC.device:
@@ -162,3 +163,17 @@ def check_planes(planes: tuple[Tensor, ...], columns: int) -> None:
             raise ConfigError(
                 f"plane of shape {tuple(plane.shape)} and {plane.dtype} for {columns} columns: needs {wanted} uint8"
             )
+
+
+def values_shape(matrices: PlaneMatrices) -> tuple[int, int, int, int]:
+    """(P, E, G, N) that scales and zeros must have for these planes (checked before)."""
+    experts, rows, columns = matrices.shape
+    precisions = len(matrices.planes) if matrices.scale_PEGN.ndim == 4 and matrices.nested else 1
+    return precisions, experts, -(-columns // matrices.group_size), rows
+
+
+def _check_values(matrices: PlaneMatrices) -> None:
+    wanted = values_shape(matrices)
+    for name, values in (("scales", matrices.scale_PEGN), ("zeros", matrices.zero_PEGN)):
+        if values is not None and tuple(values.shape) != wanted:
+            raise ConfigError(f"{name} of the groups {tuple(values.shape)}: needed {wanted}")

@@ -129,8 +129,9 @@ class ExpertWeights:
         fc2: (E, D, I).
         activation: between the two.
         bias1_EN, bias2_ED: (E, 2 I or I) and (E, D) float32, or None.
-        bits_E: (E,) int32 in device memory: 2, 4 or 8, the precision at which each expert of a nested bank is read;
-            None reads all planes. Live: a captured CUDA graph reads the values of its replay.
+        bits_E: (E,) int32 in device memory: 2, 4 or 8, the precision at which each expert of a nested bank is read
+            (another value reads the one below it, below 2 it is 2); None reads all planes. Live: a captured CUDA graph
+            reads the values of its replay.
     """
 
     fc1: Matrices

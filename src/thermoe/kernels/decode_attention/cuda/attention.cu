@@ -221,7 +221,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) IN_CLUSTER decode_atten
         for (int n = 0; n < SLOTS; ++n) landing_open(s.landing[warp][n]);
         landings_opened();
     }
-    const int place = static_cast<int>(*a.place), tiles = place / TILE + 1;
+    const long long asked = *a.place;  // kept inside the cache
+    const int place = asked < 0 ? 0 : asked < a.length ? static_cast<int>(asked) : a.length - 1, tiles = place / TILE + 1;
     const auto ask = [&](int slot, int tile) {
         landing_announce(s.landing[warp][slot], 2 * TILE_BYTES);
         copy_tile(s.tile[warp][slot][0], &a.keys, tile * TILE, head, s.landing[warp][slot]);

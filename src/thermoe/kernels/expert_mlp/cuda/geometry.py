@@ -133,14 +133,17 @@ def _alignment(matrices: Matrices) -> str:
 
 def _types(experts: ExpertWeights) -> str:
     """Which tensor beside the weights the kernel would misread, or nothing."""
-    wanted = [("bits", experts.bits_E, torch.int32)]
-    wanted += [("biases", bias, torch.float32) for bias in (experts.bias1_EN, experts.bias2_ED)]
+    wanted = [("bits", experts.bits_E, torch.int32, 4)]
+    wanted += [("biases", bias, torch.float32, 4) for bias in (experts.bias1_EN, experts.bias2_ED)]
     for matrices in (experts.fc1, experts.fc2):
         if isinstance(matrices, Fp8Matrices):
-            wanted.append(("scales", matrices.scale, torch.float32))
-        if isinstance(matrices, PlaneMatrices):
-            wanted += [("scales", matrices.scale_PEGN, torch.float16), ("zeros", matrices.zero_PEGN, torch.float16)]
-    for name, tensor, dtype in wanted:
-        if tensor is not None and (tensor.dtype != dtype or tensor.data_ptr() % 4 or not tensor.is_contiguous()):
-            return f"{name} of {tensor.dtype}: the kernel takes contiguous {dtype} that begins at a multiple of 4 bytes"
+            wanted.append(("scales", matrices.scale, torch.float32, 4))
+        if isinstance(matrices, PlaneMatrices):  # brought by the copy engine
+            wanted.append(("scales", matrices.scale_PEGN, torch.float16, 16))
+            wanted.append(("zeros", matrices.zero_PEGN, torch.float16, 16))
+    for name, tensor, dtype, step in wanted:
+        if tensor is not None and (tensor.dtype != dtype or tensor.data_ptr() % step or not tensor.is_contiguous()):
+            return (
+                f"{name} of {tensor.dtype}: the kernel takes contiguous {dtype} that begins at a multiple of {step} B"
+            )
     return ""

@@ -43,7 +43,7 @@ DEV void plan(const Problem& p, int thread, int role, bool alone, const Slots& r
   if (alone) {
     if (p.bits)
       for (int i = 0; i < 2; ++i)
-        if (2 * thread + i < p.experts) sts16(EXPERT_BITS + 2 * (2 * thread + i), static_cast<uint16_t>(read.bits[i]));
+        if (2 * thread + i < p.experts) sts16(EXPERT_PLANES + 2 * (2 * thread + i), Format::depth(read.bits[i]));
     sync_block();
     if (plan_alone<Format>(p, read, thread % 32)) return;
   }

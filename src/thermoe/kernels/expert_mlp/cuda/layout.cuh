@@ -77,13 +77,13 @@ constexpr uint32_t GATES = ROW_SLOT + 2 * MAX_SLOTS;        // f32 a slot, 0 whe
 constexpr uint32_t SEGMENT = GATES + 4 * MAX_SLOTS;         // u32 a segment: expert << 16 | first row
 constexpr uint32_t SEGMENT_ROWS = SEGMENT + 4 * MAX_SLOTS;  // u32 a segment: planes << 16 | rows
 constexpr uint32_t COST = SEGMENT_ROWS + 4 * MAX_SLOTS;     // u32: cost of a unit, summed over earlier segments
-constexpr uint32_t EXPERT_BITS = COST + 4 * 64;  // u16 an expert, where at most 32 segments leave room
+constexpr uint32_t EXPERT_PLANES = COST + 4 * 64;  // u16 an expert, where at most 32 segments leave room
 constexpr uint32_t DYNAMIC = (COST + 4 * (MAX_SLOTS + 1) + 1023) / 1024 * 1024;
 constexpr uint32_t SHARED_BYTES = 227 * 1024;
 constexpr uint32_t DYNAMIC_BYTES = SHARED_START + SHARED_BYTES - DYNAMIC;
 constexpr uint32_t PART_TILE = 1024;                 // a warp's share of a unit, for eight tokens
-constexpr uint32_t TWO_BLOCKS_RING = 96 * 1024;      // a second block of activations must leave this for weights,
-constexpr int TWO_BLOCKS_SLOTS = 2;                  // or so many slots of each warp
+constexpr uint32_t TWO_BLOCKS_RING = 12 * 1024 * WARPS;  // a second block of activations must leave this for weights,
+constexpr int TWO_BLOCKS_SLOTS = 2;                      // or so many slots of each warp
 // geometry.py gives activations what the shares and a slot for each warp leave of 215 KiB; the rest is alignment.
 static_assert(DYNAMIC_BYTES >= 215 * 1024 + 256, "a ring of one slot for each warp must fit");
 

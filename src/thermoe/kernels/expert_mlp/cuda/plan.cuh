@@ -79,12 +79,12 @@ struct ExpertPlan {  // of one expert, by the thread that scans it
   uint32_t count, segments, planes, cost;
 
   template <class Format>
-  DEV static ExpertPlan of(const Problem& p, uint32_t count, int bits) {
+  DEV static ExpertPlan of(const Problem& p, uint32_t count, int planes) {
     ExpertPlan e{count, 0, 0, 0};
     if (count == 0) return e;
     const uint32_t cap = p.row_cap;
     e.segments = count <= cap ? 1 : (count + cap - 1) / cap;
-    e.planes = Format::depth(bits);
+    e.planes = planes;
     const int tiles = tiles_of(count < cap ? count : cap, Format::TILE_TOKENS);
     e.cost = Format::slot_bytes(e.planes) / 64 + 2 + Format::TILE_COST * (tiles - 1);
     return e;
@@ -185,8 +185,8 @@ DEV bool plan_alone(const Problem& p, const Slots& read, int lane) {
   const uint32_t most = warp_max(kept ? count : 0);
   if (most > static_cast<uint32_t>(p.row_cap)) return false;
   const bool first = kept && rank == 0;
-  const int bits = p.bits ? (first ? lds16(EXPERT_BITS + 2 * own) : 0) : p.bits_all;
-  const ExpertPlan plan = ExpertPlan::of<Format>(p, first ? count : 0, bits);
+  const int planes = p.bits ? (first ? lds16(EXPERT_PLANES + 2 * own) : 0) : Format::depth(p.bits_all);
+  const ExpertPlan plan = ExpertPlan::of<Format>(p, first ? count : 0, planes);
   const uint32_t leads = first ? own : ~0u;
   uint32_t segment = 0, before = 0;
 #pragma unroll 4
@@ -257,7 +257,7 @@ DEV void make_plan(const Problem& p, const Slots& read, int thread) {
   if (thread < MAX_EXPERTS / 2) {
     uint32_t count[2];
     lds64(counts + 8 * thread, count);
-    for (int i = 0; i < 2; ++i) mine[i] = ExpertPlan::of<Format>(p, count[i], read.bits[i]);
+    for (int i = 0; i < 2; ++i) mine[i] = ExpertPlan::of<Format>(p, count[i], Format::depth(read.bits[i]));
     const uint32_t most = count[0] > count[1] ? count[0] : count[1];
     const uint32_t rows = warp_max(most < p.row_cap ? most : p.row_cap);
     const uint32_t widest = warp_max(mine[0].planes > mine[1].planes ? mine[0].planes : mine[1].planes);

@@ -26,6 +26,7 @@ PLACE_BOX_ROWS = 16  # of layout.cuh
 ACTIVATIONS = {Activation.SWIGLU: 0, Activation.GEGLU: 1, Activation.SWIGLU_CLAMPED: 2}
 _PLANES = ("int2", "int4", "int8", "bank4", "bank8")
 _PIECE_BYTES = 16  # by which rows are copied and stored
+_MOST_ROWS = 2**31 - 512  # of all pieces of a plane: numbers of rows are 32 bits, and a tile may reach past the last
 _Pair, _Pointers = ctypes.c_int32 * 2, ctypes.c_void_p * 2
 
 
@@ -89,7 +90,7 @@ def layer_refusal(experts: ExpertWeights, num_slots: int) -> str | None:
         return f"widths {D} and {I}: the kernel needs a model width in 32s and an expert width in {step}s"
     if experts.num_experts > MAX_EXPERTS:
         return f"{experts.num_experts} experts: the kernel takes up to {MAX_EXPERTS}"
-    if not 0 < num_slots * max(D, I) // 8 < 2**31:
+    if not 0 < num_slots * max(source_columns(experts)) // 8 < 2**31:
         return f"{num_slots} slots of widths {D} and {I}: the kernel takes 1 to 2**31 pieces of 16 bytes"
     return _memory(experts)
 
@@ -109,6 +110,8 @@ def _memory(experts: ExpertWeights) -> str | None:
         parts = matrices.planes if isinstance(matrices, PlaneMatrices) else (weights_of(matrices),)
         if any(part.data_ptr() % _PIECE_BYTES or not part.is_contiguous() for part in parts):
             return "weights that are not contiguous, or do not begin at a multiple of 16 bytes"
+        if isinstance(matrices, PlaneMatrices) and parts[-1].numel() // parts[-1].shape[-1] > _MOST_ROWS:
+            return f"planes of {tuple(parts[-1].shape)}: the kernel counts up to {_MOST_ROWS} rows of pieces"
     scales = [matrices.scale for matrices in (experts.fc1, experts.fc2) if isinstance(matrices, Fp8Matrices)]
     for name, tensor in (("biases", experts.bias1_EN), ("biases", experts.bias2_ED), *(("scales", s) for s in scales)):
         if tensor is not None and (tensor.dtype != torch.float32 or not tensor.is_contiguous()):

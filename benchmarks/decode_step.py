@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks import arms as make
 from benchmarks import card
-from benchmarks.kernels.results import dtype_on
+from benchmarks.kernels.results import dtype_on, environment
 from benchmarks.options import check_counts, check_file, in_one_line
 from benchmarks.random_experts import random_quantised
 from benchmarks.windows import ReadState, Sample, Sampler, interleaved, sensor_figures, summarise_arm, windows_line
@@ -249,8 +249,8 @@ def _run(argv: Sequence[str] | None) -> int:
     read = sensors.read if sensors else None
     started_s = time.monotonic()
     bench = Bench(options, device)
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
-    env = card.describe(device, read, settings) | {"calibration": {"before": card.calibrate(device)}}
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "revision")}
+    env = environment(device, read, settings, {"before": card.calibrate(device)}, options.revision)
     samples: list[Sample] = []
     by_name = {arm.name: arm for arm in arms}
     for position, (trial, name) in enumerate(interleaved(list(by_name), options.trials)):
@@ -277,7 +277,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="JSON file of the results")
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--context", type=int, default=512, help="mean positions in the cache over a window")
-    parser.add_argument("--steps", type=int, default=400, help="steps of a window; sensors need 2 seconds of them")
+    parser.add_argument("--steps", type=int, default=600, help="steps of a window; sensors need 2 seconds of them")
     parser.add_argument("--generate-steps", type=int, default=40, help="steps of a window of generate()")
     parser.add_argument(
         "--k0", type=float, default=4.0, help="first choices of each token that the union loads, on average over layers"
@@ -286,6 +286,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", default="", help="comma list; all where left out")
     parser.add_argument("--trials", type=int, default=1)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--revision", help="git revision to write down where there is no checkout")
     parser.add_argument("--smoke", action="store_true", help="a tiny model and short windows, on any machine")
     options = parser.parse_args(argv)
     if options.smoke:

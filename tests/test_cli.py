@@ -167,6 +167,15 @@ def test_doctor_without_nvml_says_why_and_exits_with_0(monkeypatch, capsys):
     assert {"mixtral", "qwen3_moe", "gpt_oss"} <= set(found["families"])
 
 
+@pytest.mark.parametrize("found", ["NVRTC", None])
+def test_doctor_says_what_builds_cuda_kernels(monkeypatch, capsys, found):
+    monkeypatch.setattr("thermoe.kernels.cuda_build.compiler_name", lambda: found)
+    assert cli.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compiler"] == found
+    assert cli.main(["doctor"]) == 0
+    assert (found or "Triton's kernels") in " ".join(capsys.readouterr().out.split())
+
+
 def test_doctor_tells_a_silent_sensor_from_one_that_reads_zero(monkeypatch, capsys):
     class Card:
         def __init__(self, index):

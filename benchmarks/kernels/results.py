@@ -178,7 +178,7 @@ def environment(
     device: torch.device,
     read: Callable[[], SysState] | None,
     settings: dict[str, Any],
-    calibration: dict[str, float | None],
+    calibration: dict[str, Any],
     revision: str | None,
 ) -> dict[str, Any]:
     """The `env` of the file."""

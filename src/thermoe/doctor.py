@@ -56,11 +56,12 @@ class Doctor:
 
 
 def examine() -> dict[str, Any]:
-    """All findings as JSON values: `thermoe`, `versions`, `cuda`, `nvml`, `extras`, `families`, `costs`."""
+    """All findings as JSON values: `thermoe`, `versions`, `cuda`, `compiler`, `nvml`, `extras`, `families`, `costs`."""
     return {
         "thermoe": thermoe.__version__,
         "versions": {name: judge_version(name, _installed(name)) for name in SUPPORTED},
         "cuda": _cuda(),
+        "compiler": _compiler(),
         "nvml": _nvml(),
         "extras": {name: _missing(packages) for name, packages in EXTRAS.items()},
         "families": _families(),
@@ -101,6 +102,15 @@ def _cuda() -> dict[str, Any]:
     built_for = torch.version.cuda
     why = None if names else "no GPU visible to torch" if built_for else "this torch is built without CUDA"
     return {"devices": names, "why": why}
+
+
+def _compiler() -> str | None:
+    """What builds the CUDA C++ kernels, without which Triton's do their work."""
+    try:
+        from thermoe.kernels.cuda_build import compiler_name
+    except ImportError:  # no torch
+        return None
+    return compiler_name()
 
 
 def _nvml() -> dict[str, Any]:
@@ -148,6 +158,10 @@ def _show(findings: dict[str, Any]) -> None:
     table = Table(show_header=False)
     cuda = findings["cuda"]
     table.add_row("GPU for models", ", ".join(cuda["devices"]) or f"none: {cuda['why']}")
+    table.add_row(
+        "CUDA compiler",
+        findings["compiler"] or "none: without NVRTC or nvcc a GPU gets Triton's kernels, which are slower",
+    )
     for extra, missing in findings["extras"].items():
         remedy = f"missing {', '.join(missing)}: pip install 'thermoe[{extra}]'" if missing else "installed"
         table.add_row(f"extra {extra}", escape(remedy))

@@ -156,7 +156,18 @@ def predictions(measured, said, half) -> Predictions:
     nan = np.full(n, np.nan)
     seconds, joules = np.asarray(measured, float), nan
     return Predictions(
-        seconds, joules, np.asarray(said, float), nan, np.full(n, half), nan, nan, nan, nan, nan, np.ones(n, bool)
+        seconds,
+        joules,
+        np.asarray(said, float),
+        nan,
+        np.full(n, half),
+        nan,
+        nan,
+        nan,
+        nan,
+        nan,
+        np.ones(n, bool),
+        np.full(n, "thermoe int4"),
     )
 
 

@@ -13,7 +13,7 @@ from thermoe.cost.correction import quantile
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.evaluate import evaluate
 from thermoe.cost.kernel_cost_model import KernelCostModel
-from thermoe.cost.kriging import krige
+from thermoe.cost.kriging import Fold, krige
 from thermoe.cost.tables import group_table
 from thermoe.errors import CostError, DataError
 from thermoe.types import Kind, MoEShape, SysState
@@ -162,9 +162,10 @@ def test_guesses_of_left_out_rows_are_worse_than_the_fit_and_far_away_it_says_no
     x = rng.standard_normal((60, 3))
     y = np.sin(x[:, 0]) + 0.3 * x[:, 1]
     folds = np.arange(60) // 5 % 4
-    whole, left_out = krige(x, y, folds)
-    assert np.abs(left_out.value - y).mean() > np.abs(whole(x) - y).mean()
-    assert np.abs(left_out.value - y).mean() < 0.3 * np.abs(y).mean()
+    whole, left_out = krige(x, y, [Fold(folds == f, x, y) for f in range(4)])
+    assert np.abs(left_out.missed).mean() > np.abs(whole(x) - y).mean()
+    assert np.abs(left_out.missed).mean() < 0.3 * np.abs(y).mean()
+    assert left_out.without == pytest.approx(y)
     assert whole.distance(x).max() < 1e-9 < left_out.distance.min()
     assert np.abs(whole(100 + x)).max() < 1e-12
 

@@ -22,7 +22,7 @@ def inputs_of(kin: list[str], tokens: list[float], law: list[tuple[float, float]
     blank = np.zeros((count, 1))
     names = np.array(["a/bfloat16"] * count)
     return Inputs(
-        blank, blank, np.array(tokens, float), names, np.zeros((count, 4)), np.array(law, float), np.array(kin)
+        blank, blank, np.array(tokens, float), names, np.zeros((count, 4)), np.array(law, float), np.array(kin), blank
     )
 
 

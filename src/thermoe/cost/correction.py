@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from thermoe.cost.encoding import Answer, Inputs, codes_of, with_names
+from thermoe.cost.encoding import Answer, Inputs, codes_of, for_neighbours, with_names
 from thermoe.cost.forest import Forest
 from thermoe.cost.kin import Kin
 from thermoe.cost.kriging import Kriging
@@ -72,15 +72,15 @@ class Correction:
         if self.spreads:
             expected = np.exp(np.array([s(inputs.features) for s in self.spreads]).T)
         else:
-            expected = np.exp(np.array(self.growth) * self._distance(inputs)[:, None])
+            expected = np.exp(np.array(self.growth) * self._distance(inputs))
         if len(self.models):
             is_known = (inputs.models[:, None] == self.models[None]).all(axis=2).any(axis=1)
             expected = expected * np.where(is_known[:, None], 1.0, np.array(self.strangeness))
         return np.asarray(expected * np.array(self.quantiles), dtype=np.float64)
 
     def _distance(self, inputs: Inputs) -> FloatArray:
-        named = with_names(inputs, self.names)
-        return np.asarray(np.mean([n.distance(named) for n in self.neighbours], axis=0), dtype=np.float64)
+        named = for_neighbours(inputs, self.names)
+        return distances(*(n.distance(named) for n in self.neighbours))
 
     def excess(self, inputs: Inputs) -> FloatArray:
         """How far each row lies outside the measured range, in powers of e (B,)."""
@@ -89,9 +89,10 @@ class Correction:
 
     def inside(self, inputs: Inputs) -> FloatArray:
         """Factors where nothing lies outside the measured range (B, 2); features as after `Kin.joined`."""
-        named = with_names(inputs, self.names) if any(self.tree_shares) or not self._ensemble else inputs.features
         if self._ensemble is None:
-            return np.stack([n(named) for n in self.neighbours], axis=1)
+            near = for_neighbours(inputs, self.names)
+            return np.stack([n(near) for n in self.neighbours], axis=1)
+        named = with_names(inputs, self.names) if any(self.tree_shares) else inputs.features
         said = self._ensemble(inputs.features, codes_of(inputs, self.names, self.grid))
         for target, share in enumerate(self.tree_shares):
             if share:
@@ -115,7 +116,7 @@ class Correction:
         } | {name: [part.as_dict() for part in getattr(self, name)] for name in lists}
 
     @classmethod
-    def from_dict(cls, values: Any, num_features: int, num_extent: int, where: str) -> Self:
+    def from_dict(cls, values: Any, num_features: int, num_extent: int, num_own: int, where: str) -> Self:
         """Inverse of `as_dict`; anything missing or wrong is a `DataError`."""
         try:
             names, grid = [str(n) for n in values["names"]], [float(g) for g in values["grid"]]
@@ -157,12 +158,17 @@ class Correction:
             trees=[Forest.from_dict(v, named, where) for v in parts["trees"]],
             tree_shares=(shares[0], shares[1]),
             growth=(growth[0], growth[1]),
-            neighbours=[Kriging.from_dict(v, named, where) for v in parts["neighbours"]],
+            neighbours=[Kriging.from_dict(v, named + num_own, where) for v in parts["neighbours"]],
             spreads=[Forest.from_dict(v, num_features, where) for v in parts["spreads"]],
             quantiles=(quantiles[0], quantiles[1]),
             models=models,
             strangeness=(strangeness[0], strangeness[1]),
         )
+
+
+def distances(latency: FloatArray, power: FloatArray) -> FloatArray:
+    """How far rows are from what tells their latency and their energy (B, 2), from that of latency and power (B,)."""
+    return np.stack([latency, 0.5 * (latency + power)], axis=1)
 
 
 def quantile(errors: FloatArray, share: float = 0.9) -> float:

@@ -3,23 +3,25 @@
 Shapes: B rows, F features.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from thermoe.cost.correction import Correction, quantile
-from thermoe.cost.encoding import Inputs, codes_of, described, grid_of, with_names
+from thermoe.cost.correction import Correction, distances, quantile
+from thermoe.cost.encoding import Inputs, codes_of, described, for_neighbours, grid_of, with_names
 from thermoe.cost.forest import Boosting, boost
 from thermoe.cost.kin import joined_without_own, kin_of
-from thermoe.cost.kriging import krige, silent
+from thermoe.cost.kriging import Fold, krige, silent
 from thermoe.cost.network import Training, train_network
-from thermoe.types import FloatArray, IntArray
+from thermoe.types import BoolArray, FloatArray, IntArray
 
 # From so many rows with power on, networks and trees; below, neighbours.
 NETWORK_ROWS = 3000
 # A correction needs this many shapes and rows, or nothing could be left out to check it.
 LEAST_SHAPES, LEAST_ROWS = 4, 24
 _FOLDS = 4
+_FOLDS_OF_FEW = 6  # neighbours are quickly found, and what is left out of few rows is missed
 _TREE_SHARES = (0.0, 0.5, 1.0)
 # More rows teach more in an epoch: larger batches, fewer networks, less decay.
 _MANY_ROWS = 30000
@@ -30,7 +32,13 @@ _LEAST_MISS = 0.003
 _LEAST_SPREAD, _MOST_GROWTH = 0.02, 4.0
 
 
-def fit_correction(inputs: Inputs, targets: FloatArray, groups: IntArray, seed: int = 0) -> Correction | None:
+Without = Callable[[BoolArray], tuple[Inputs, FloatArray]]
+"""Inputs and targets of all rows by laws that were fitted without some of them (B,)."""
+
+
+def fit_correction(
+    inputs: Inputs, targets: FloatArray, groups: IntArray, seed: int = 0, without: Without | None = None
+) -> Correction | None:
     """Learn the factors, or None where there is too little to learn from or nothing to gain.
 
     Args:
@@ -38,6 +46,8 @@ def fit_correction(inputs: Inputs, targets: FloatArray, groups: IntArray, seed: 
         targets: Logarithms of measured over law, latency and power (B, 2); NaN where not measured.
         groups: Shape of each row (B,): all rows of one are left out together.
         seed: Of weights, orders and folds.
+        without: Refits the laws without some rows, so that what is missed on them is what a new shape meets; where
+            None, and for networks, which have so many rows that no law clings to one of them, the laws stay.
     """
     num_shapes = len(np.unique(groups))
     if num_shapes < LEAST_SHAPES or len(groups) < LEAST_ROWS:
@@ -51,25 +61,38 @@ def fit_correction(inputs: Inputs, targets: FloatArray, groups: IntArray, seed: 
     )
     if np.isfinite(targets).all(axis=1).sum() >= NETWORK_ROWS:
         return _fit_networks(blank, inputs, targets, groups, seed)
-    return _fit_neighbours(blank, inputs, targets, _folds(groups, seed))
+    folds = _folds(groups, seed, _FOLDS_OF_FEW)
+    told = [(folds == fold, *(without(folds == fold) if without else (inputs, targets))) for fold in np.unique(folds)]
+    return _fit_neighbours(blank, inputs, targets, told)
 
 
-def _fit_neighbours(blank: Correction, inputs: Inputs, targets: FloatArray, folds: IntArray) -> Correction | None:
-    named = with_names(inputs, blank.names)
-    fits, left_out = [], np.where(np.isfinite(targets), 0.0, np.nan)
-    distance = np.full_like(targets, np.nan)
-    for column, said, far in zip(targets.T, left_out.T, distance.T, strict=True):
-        known = np.isfinite(column)
+def _fit_neighbours(
+    blank: Correction, inputs: Inputs, targets: FloatArray, told: list[tuple[BoolArray, Inputs, FloatArray]]
+) -> Correction | None:
+    """`told` are the rows of each fold, and inputs and targets of all rows without it."""
+    named = for_neighbours(inputs, blank.names)
+    fits, missed, distance = [], np.full_like(targets, np.nan), np.full_like(targets, np.nan)
+    for i in range(targets.shape[1]):
+        folds = [Fold(unseen, for_neighbours(part, blank.names), column[:, i]) for unseen, part, column in told]
+        known = np.flatnonzero(np.isfinite(targets[:, i]))
         fits.append(silent(named.shape[1]))
-        if known.sum() < LEAST_ROWS or len(np.unique(folds[known])) < _FOLDS:
+        for fold in folds:
+            missed[fold.unseen, i] = fold.target[fold.unseen]
+        if len(known) < LEAST_ROWS or not all(_is_enough(fold) for fold in folds):
             continue
-        fit, guessed = krige(named[known], column[known], folds[known])
-        if np.abs(guessed.value - column[known]).mean() < np.abs(column[known]).mean():
-            fits[-1], said[known], far[known] = fit, guessed.value, guessed.distance
+        fit, left_out = krige(named[known], targets[known, i], [fold.take(known) for fold in folds])
+        if np.nanmean(np.abs(left_out.missed)) < np.nanmean(np.abs(left_out.without)):
+            fits[-1], missed[known, i], distance[known, i] = fit, left_out.missed, left_out.distance
     if not any(np.any(fit.weights) for fit in fits):
         return None
-    far = np.mean([np.where(np.isfinite(d), d, 1.0) for d in distance.T], axis=0)
-    return _with_growth(replace(blank, neighbours=fits), far, _missed(targets - left_out))
+    far = distances(*(np.where(np.isfinite(d), d, 1.0) for d in distance.T))
+    return _with_growth(replace(blank, neighbours=fits), far, _missed(missed))
+
+
+def _is_enough(fold: Fold) -> bool:
+    """Whether there is something to guess in a fold, and enough to guess it from."""
+    known = np.isfinite(fold.target)
+    return bool((known & fold.unseen).any()) and int((known & ~fold.unseen).sum()) >= LEAST_ROWS // 2
 
 
 def _fit_networks(blank: Correction, inputs: Inputs, targets: FloatArray, groups: IntArray, seed: int) -> Correction:
@@ -142,14 +165,14 @@ def _missed(residual: FloatArray) -> FloatArray:
 
 
 def _with_growth(fit: Correction, distance: FloatArray, missed: FloatArray) -> Correction:
-    """Intervals that widen with the distance to the nearest row, from what was missed on shapes left out (B, 2)."""
+    """Intervals that widen with the distance to the nearest row, from what shapes left out missed, both (B, 2)."""
     slopes, quantiles = [], []
-    for column in missed.T:
+    for column, far in zip(missed.T, distance.T, strict=True):
         known = np.isfinite(column)
-        logs, spread = np.log(np.abs(column[known]) + _LEAST_MISS), float(distance[known].std()) if known.any() else 0.0
-        slope = float(np.polyfit(distance[known], logs, 1)[0]) if spread > _LEAST_SPREAD else 0.0
+        logs, spread = np.log(np.abs(column[known]) + _LEAST_MISS), float(far[known].std()) if known.any() else 0.0
+        slope = float(np.polyfit(far[known], logs, 1)[0]) if spread > _LEAST_SPREAD else 0.0
         slopes.append(float(np.clip(slope, 0.0, _MOST_GROWTH)))
-        quantiles.append(quantile(np.abs(column) / np.exp(slopes[-1] * distance)))
+        quantiles.append(quantile(np.abs(column) / np.exp(slopes[-1] * far)))
     return replace(fit, growth=(slopes[0], slopes[1]), quantiles=(quantiles[0], quantiles[1]))
 
 
@@ -164,6 +187,6 @@ def _with_spreads(fit: Correction, inputs: Inputs, missed: FloatArray) -> Correc
     return replace(fit, quantiles=(first, second))
 
 
-def _folds(groups: IntArray, seed: int) -> IntArray:
+def _folds(groups: IntArray, seed: int, count: int = _FOLDS) -> IntArray:
     _, number = np.unique(groups, return_inverse=True)
-    return (np.random.default_rng(seed).permutation(number.max() + 1) % _FOLDS)[number.ravel()]
+    return (np.random.default_rng(seed).permutation(number.max() + 1) % count)[number.ravel()]

@@ -27,6 +27,7 @@ class Inputs:
         law: Logarithms of what the law says: latency [s] and power [W] (B, 2).
         kin: What one GPU is given: implementation, format, experts and their width, as text; empty for operations
             without experts (B,).
+        own: What is known of this project's kernels alone (B, O), of `thermoe.cost.kernels.figures_of`.
     """
 
     features: FloatArray
@@ -36,6 +37,7 @@ class Inputs:
     models: FloatArray
     law: FloatArray
     kin: NDArray[np.str_]
+    own: FloatArray
 
     def take(self, rows: IntArray) -> "Inputs":
         """Some rows."""
@@ -91,3 +93,8 @@ def _one_hot(names: NDArray[np.str_], known: list[str]) -> FloatArray:
 def with_names(inputs: Inputs, names: list[str]) -> FloatArray:
     """Features and one column for each name (B, F + N)."""
     return np.concatenate([inputs.features, _one_hot(inputs.names, names)], axis=1)
+
+
+def for_neighbours(inputs: Inputs, names: list[str]) -> FloatArray:
+    """What neighbours are compared by: as `with_names`, and what is known of this project's kernels (B, F + N + O)."""
+    return np.concatenate([with_names(inputs, names), inputs.own], axis=1)

@@ -1,15 +1,19 @@
-"""One operation of one implementation and format: its law, how far it misses unseen shapes, where it was measured."""
+"""One operation of one implementation and format: its laws, how far they miss unseen shapes, where it was measured."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thermoe.cost.cases import DTYPE_BITS
 from thermoe.cost.correction import quantile
 from thermoe.cost.device_state import conditions, energy_at_full_clock_j
+from thermoe.cost.kernels import KERNELS, ONLY, kernels_of
 from thermoe.cost.law import Law, fit_law
 from thermoe.cost.observations import Observations
+from thermoe.cost.power_prior import PowerPrior
 from thermoe.cost.roofline import DeviceLimits, is_positive
 from thermoe.cost.work import Work, work_of_cases
 from thermoe.errors import DataError
@@ -19,6 +23,11 @@ from thermoe.types import BoolArray, FloatArray, IntArray
 RANGE_SLACK = 1.05
 # Rows that a law is fitted to, drawn where there are more: it has thirteen coefficients.
 MOST_ROWS = 1500
+# A kernel needs so many rows for a law of its own.
+LEAST_ROWS_OF_KERNEL = 12
+LEAST_ROWS = 4  # where other formats of the kernel are known
+# What energies that were not measured count together, in measured rows.
+_PRIOR_ROWS = 3.0
 _FOLDS = 5
 _MOST_FOLDS = 12
 NUM_WORK = len(Work.__slots__)
@@ -29,7 +38,8 @@ class FittedLaw:
     """A law and what is known about it.
 
     Attributes:
-        law: Fitted coefficients.
+        law: Fitted coefficients, for all rows.
+        kernels: Laws of its kernels (`thermoe.cost.kernels`), where there are several and each has rows enough.
         latency_log_error, energy_log_error: 90 % quantile of |log(predicted / measured)| on rows left
             out of the fit, whole shapes at a time where there are several; None if there was nothing to tell.
         work_low, work_high: Range of the work that was measured, (6,).
@@ -43,6 +53,15 @@ class FittedLaw:
     work_high: FloatArray
     num_rows: int
     num_energy_rows: int
+    kernels: Mapping[str, Law] = field(default_factory=dict)
+
+    def law_of(self, kernel: str) -> Law:
+        """The law of one of its kernels."""
+        return self.kernels.get(kernel, self.law)
+
+    def both(self, kernels: NDArray[np.str_], table: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """`Law.both` of `Work.table()` (B, 6), each row by the law of its kernel (B,)."""
+        return _both(self.law, self.kernels, kernels, table)
 
     def covered(self, work: FloatArray) -> BoolArray:
         """Whether the work of each case (B, 6) lies within what was measured, (B,)."""
@@ -58,6 +77,7 @@ class FittedLaw:
             "work_high": self.work_high.tolist(),
             "num_rows": self.num_rows,
             "num_energy_rows": self.num_energy_rows,
+            "kernels": {name: law.as_dict() for name, law in self.kernels.items()},
         }
 
     @classmethod
@@ -79,8 +99,12 @@ class FittedLaw:
         for name, count in counts.items():
             if not isinstance(count, int) or count < 0:
                 raise DataError(f"{where}: {name} = {count!r} must be a whole number")
+        kernels = values.get("kernels", {})
+        if not isinstance(kernels, dict) or not set(kernels) <= set(KERNELS):
+            raise DataError(f"{where}: kernels must be named {', '.join(filter(None, KERNELS))}")
         return cls(
             law=law,
+            kernels={name: Law.from_dict(part, where) for name, part in kernels.items()},
             latency_log_error=values.get("latency_log_error"),
             energy_log_error=values.get("energy_log_error"),
             work_low=np.array(values["work_low"], float),
@@ -89,23 +113,51 @@ class FittedLaw:
         )
 
 
-def fit_operation(data: Observations, limits: DeviceLimits) -> FittedLaw:
-    """Fit one implementation in one format, and once more for every fold to learn how far it misses."""
+def fit_operation(
+    data: Observations,
+    limits: DeviceLimits,
+    prior: PowerPrior | None = None,
+    alike: Mapping[str, Law] | None = None,
+    *,
+    judged: bool = True,
+) -> FittedLaw:
+    """Fit one implementation in one format, and once more for every fold to learn how far it misses.
+
+    Args:
+        data: Its rows.
+        limits: The device.
+        prior: What rows without energy are taken to have needed, all of them together as a few measured ones.
+        alike: Laws of its kernels over all formats, of `laws_of_kernels`.
+        judged: Whether to learn how far the law misses.
+    """
     table = work_of_cases(data.cases).table()
     chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ROWS]
     few = data if len(data) <= MOST_ROWS else data.take(np.sort(chosen))
-    work = work_of_cases(few.cases)
-    law = _fit(work, few, limits)
-    latency_error, energy_error = _errors_left_out(few, limits, law.smoothness)
+    alike = alike or {}
+    law, kernels = _fit_all(few, limits, prior, alike)
+    errors = _errors_left_out(few, limits, prior, alike, {ONLY: law} | kernels) if judged else (None, None)
     return FittedLaw(
         law=law,
-        latency_log_error=latency_error,
-        energy_log_error=energy_error,
+        kernels=kernels,
+        latency_log_error=errors[0],
+        energy_log_error=errors[1],
         work_low=table.min(axis=0),
         work_high=table.max(axis=0),
         num_rows=len(data),
         num_energy_rows=int(np.isfinite(data.energy_j).sum()),
     )
+
+
+def laws_of_kernels(data: Observations, limits: DeviceLimits) -> dict[tuple[str, str], Law]:
+    """By implementation and kernel, one law for all its formats: what a format with few rows begins with."""
+    names, impls = kernels_of(data.cases), np.array(data.cases.impl)
+    laws = {}
+    for impl, name in sorted({pair for pair in zip(impls.tolist(), names.tolist(), strict=True) if pair[1] != ONLY}):
+        rows = (impls == impl) & (names == name)
+        formats = {dtype for dtype, here in zip(data.cases.dtype, rows, strict=True) if here}
+        if len(formats) > 1 and rows.sum() >= LEAST_ROWS_OF_KERNEL:
+            laws[impl, name] = _fit(data.take(rows), limits, None, None)
+    return laws
 
 
 def work_from_table(table: FloatArray) -> Work:
@@ -119,13 +171,59 @@ def dynamic_energy_j(data: Observations, limits: DeviceLimits) -> FloatArray:
     return energy_at_full_clock_j(above_idle, np.where(data.throttled, data.window_s / data.latency_s, 1.0))
 
 
-def _fit(work: Work, data: Observations, limits: DeviceLimits, smoothness: float | None = None) -> Law:
+def _fit_all(
+    data: Observations,
+    limits: DeviceLimits,
+    prior: PowerPrior | None,
+    alike: Mapping[str, Law],
+    chosen: Mapping[str, Law] | None = None,
+) -> tuple[Law, dict[str, Law]]:
+    """The law of all rows, and of each kernel with rows enough, with the smoothness of those chosen before."""
+    names, smoothness = kernels_of(data.cases), {k: law.smoothness for k, law in (chosen or {}).items()}
+    law = _fit(data, limits, prior, smoothness.get(ONLY))
+    kernels: dict[str, Law] = {}
+    for name in map(str, np.unique(names)):
+        rows = names == name
+        if name != ONLY and rows.sum() >= (LEAST_ROWS if name in alike else LEAST_ROWS_OF_KERNEL):
+            kernels[name] = _fit(data.take(rows), limits, prior, smoothness.get(name), alike.get(name))
+    return law, kernels
+
+
+def _fit(
+    data: Observations,
+    limits: DeviceLimits,
+    prior: PowerPrior | None,
+    smoothness: float | None,
+    alike: Law | None = None,
+) -> Law:
     choice = {} if smoothness is None else {"smoothness": (smoothness,)}
-    bits = DTYPE_BITS[data.cases.dtype[0]]
-    return fit_law(work, data.latency_s, dynamic_energy_j(data, limits), limits, bits, **choice)
+    bits, energy_j, weight = DTYPE_BITS[data.cases.dtype[0]], dynamic_energy_j(data, limits), None
+    unknown = ~np.isfinite(energy_j)
+    if prior is not None and unknown.any():
+        weight = np.where(unknown, _PRIOR_ROWS / unknown.sum(), 1.0)
+        energy_j = np.where(unknown, prior.dynamic_energy_j(data), energy_j)
+    work = work_of_cases(data.cases)
+    return fit_law(work, data.latency_s, energy_j, limits, bits, energy_weight=weight, alike=alike, **choice)
 
 
-def _errors_left_out(data: Observations, limits: DeviceLimits, smoothness: float) -> tuple[float | None, float | None]:
+def _both(
+    law: Law, laws: Mapping[str, Law], kernels: NDArray[np.str_], table: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    latency_s, energy_j = law.both(table)
+    for name, own in laws.items():
+        rows = kernels == name
+        if rows.any():
+            latency_s[rows], energy_j[rows] = own.both(table[rows])
+    return latency_s, energy_j
+
+
+def _errors_left_out(
+    data: Observations,
+    limits: DeviceLimits,
+    prior: PowerPrior | None,
+    alike: Mapping[str, Law],
+    chosen: Mapping[str, Law],
+) -> tuple[float | None, float | None]:
     folds, as_measured = _folds(data), conditions(limits, 0.0, None)
     latency_errors: list[FloatArray] = []
     energy_errors: list[FloatArray] = []
@@ -133,10 +231,10 @@ def _errors_left_out(data: Observations, limits: DeviceLimits, smoothness: float
         seen, unseen = data.take(folds != fold), data.take(folds == fold)
         if not len(seen):
             return None, None
-        law = _fit(work_of_cases(seen.cases), seen, limits, smoothness)
-        work = work_of_cases(unseen.cases)
-        latency_errors.append(np.abs(np.log(law.latency_s(work) / unseen.latency_s)))
-        predicted = as_measured.apply(law.latency_s(work), law.dynamic_energy_j(work))
+        law, laws = _fit_all(seen, limits, prior, alike, chosen)
+        latency_s, energy_j = _both(law, laws, kernels_of(unseen.cases), work_of_cases(unseen.cases).table())
+        latency_errors.append(np.abs(np.log(latency_s / unseen.latency_s)))
+        predicted = as_measured.apply(latency_s, energy_j)
         energy_errors.append(np.abs(np.log(predicted.energy_j / unseen.energy_j)))
     return _known(np.concatenate(latency_errors)), _known(np.concatenate(energy_errors))
 

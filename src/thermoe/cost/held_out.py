@@ -5,11 +5,13 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thermoe.cost.as_timed import latency_as_timed
 from thermoe.cost.calibrated_roofline import calibrated_roofline_s
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.cost.kernels import kernels_of
 from thermoe.cost.known_limits import fitting_limits
 from thermoe.cost.observations import Observations, group_database
 from thermoe.cost.rows import CostRow
@@ -32,6 +34,7 @@ class Predictions:
         roofline_s, roofline_j: Calibrated roofline, its time at the mean power [s], [J], (B,).
         mean_power_j: The predicted latency at the mean power [J], (B,).
         is_fitted: Whether the model was fitted to rows of the same implementation and format (B,).
+        name: Implementation, format, and kernel where there are several, as text (B,).
     """
 
     measured_s: FloatArray
@@ -45,6 +48,7 @@ class Predictions:
     roofline_j: FloatArray
     mean_power_j: FloatArray
     is_fitted: BoolArray
+    name: NDArray[np.str_]
 
     def __len__(self) -> int:
         return len(self.measured_s)
@@ -102,6 +106,7 @@ def predictions(model: KernelCostModel, observed: Observations, known: Observati
     """What a fitted model says of measured rows; `known` are the rows that the rivals are fitted to."""
     priced, cases = model.predict_cases(observed.cases), observed.cases
     names = [cases.op] * len(cases), cases.impl, cases.dtype
+    parts = zip(cases.impl, cases.dtype, kernels_of(cases).tolist(), strict=True)
     roofline_s = calibrated_roofline_s(known, observed)
     has_power = known is not None and np.isfinite(known.power_w).any()
     mean_w = float(np.nanmean(known.power_w)) if known is not None and has_power else np.nan
@@ -117,6 +122,7 @@ def predictions(model: KernelCostModel, observed: Observations, known: Observati
         roofline_j=roofline_s * mean_w,
         mean_power_j=priced.latency_s * mean_w,
         is_fitted=np.array([key in model.operations_ for key in zip(*names, strict=True)], dtype=np.bool_),
+        name=np.array([" ".join(part).strip() for part in parts]),
     )
 
 

@@ -12,16 +12,17 @@ import numpy as np
 
 from thermoe.cost.cases import DTYPE_BITS, Cases
 from thermoe.cost.correction import Correction
-from thermoe.cost.correction_fit import fit_correction
 from thermoe.cost.database import CostDatabase, read_json_object, write_atomically
 from thermoe.cost.device_state import THERMAL_RESISTANCE_C_PER_W, conditions
-from thermoe.cost.fitted import FittedLaw, fit_operation
+from thermoe.cost.fitted import FittedLaw
+from thermoe.cost.kernels import kernels_of
 from thermoe.cost.law import physical_law
 from thermoe.cost.layer_costs import LayerCosts
+from thermoe.cost.learning import learn
 from thermoe.cost.model_file import FORMAT, SCHEMA_VERSION, as_content, fill
 from thermoe.cost.observations import LawKey, Observations
 from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost, estimate
-from thermoe.cost.pricing import Pricing, correction_inputs, correction_targets, price, rows_by_key
+from thermoe.cost.pricing import Pricing, price, rows_by_key
 from thermoe.cost.questions import answering_key, loads_of, numbers, one_case, precision_and_law, refuse_impossible
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.routing_view import routing_view
@@ -227,7 +228,9 @@ class KernelCostModel:
             return self.predict_many("expert_mlp", shape, rows, distinct, bits=bits, state=state, any_counts=True)
 
         fitted = self.operations_.get(key)
-        law = fitted.law if fitted else physical_law(self.limits, bits)
+        asked = cases_of("expert_mlp", shape, num_tokens * shape.top_k, shape.top_k, impl=key[1], dtype=key[2])
+        kernel = str(kernels_of(asked)[0])
+        law = fitted.law_of(kernel) if fitted else physical_law(self.limits, bits)
         return routing_view(law, at, shape, num_tokens, bits, self._source(key), accurate)
 
     def cost_per_expert(
@@ -257,17 +260,7 @@ class KernelCostModel:
     def _learn(self, groups: dict[str, Observations]) -> None:
         temps_c = np.concatenate([g.temp_c[np.isfinite(g.temp_c)] for g in groups.values()])
         self.reference_temp_c_ = float(temps_c.mean()) if temps_c.size else _DEFAULT_REFERENCE_TEMP_C
-        self.operations_, self.corrections_ = {}, {}
-        for op, observed in groups.items():
-            by_key = observed.by_key()
-            for key, rows in by_key.items():
-                self.operations_[key] = fit_operation(observed.take(rows), self.limits)
-            laws = {key: fitted.law for key, fitted in self.operations_.items() if key[0] == op}
-            inputs = correction_inputs(observed.cases, laws, self.limits)
-            targets = correction_targets(observed, laws, self.limits)
-            correction = fit_correction(inputs, targets, observed.groups(), self.seed)
-            if correction is not None:
-                self.corrections_[op] = correction
+        self.operations_, self.corrections_ = learn(groups, self.limits, self.seed)
 
     def _price(self, cases: Cases, key: LawKey, state: SysState | None, bits: float | None = None) -> Pricing:
         at = conditions(self.limits, self.reference_temp_c_, state)

@@ -3,6 +3,7 @@
 Shapes: B rows, N rows kept, F features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -78,14 +79,35 @@ def silent(num_features: int) -> Kriging:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """What a fit says of rows when their fold is left out (B,), and how far they then are from all kept rows (B,)."""
+class Fold:
+    """Rows to be guessed from the others.
 
-    value: FloatArray
+    Attributes:
+        unseen: Which rows (B,).
+        features, target: Of all rows, as they are told by what never saw the unseen ones (B, F), (B,); a target that
+            is not finite is not used.
+    """
+
+    unseen: BoolArray
+    features: FloatArray
+    target: FloatArray
+
+    def take(self, rows: IntArray) -> "Fold":
+        """Some rows."""
+        return Fold(self.unseen[rows], self.features[rows], self.target[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a fit misses of rows when their fold is left out, what is missed without it, and how far these rows then
+    are from all kept rows, all (B,); NaN for rows in no fold."""
+
+    missed: FloatArray
+    without: FloatArray
     distance: FloatArray
 
 
-def krige(features: FloatArray, target: FloatArray, folds: IntArray, seed: int = 0) -> tuple[Kriging, LeftOut]:
+def krige(features: FloatArray, target: FloatArray, folds: Sequence[Fold], seed: int = 0) -> tuple[Kriging, LeftOut]:
     """Fit to all rows, with the reach and the noise that guess left-out folds best.
 
     What matters is learned anew without each fold, so that the guesses owe nothing to the rows they are of.
@@ -93,25 +115,45 @@ def krige(features: FloatArray, target: FloatArray, folds: IntArray, seed: int =
     Args:
         features: (B, F).
         target: (B,), finite.
-        folds: Fold of each row (B,): rows of one shape share one.
+        folds: Rows of one shape are in the same.
         seed: Of the rows that are kept if there are more than `MOST_ROWS`.
     """
     if len(target) > MOST_ROWS:
-        kept = np.random.default_rng(seed).permutation(len(target))[:MOST_ROWS]
-        fit, few = krige(features[kept], target[kept], folds[kept])
-        value, distance = fit(features), fit.distance(features)
-        value[kept], distance[kept] = few.value, few.distance
-        return fit, LeftOut(value, distance)
+        kept = np.sort(np.random.default_rng(seed).permutation(len(target))[:MOST_ROWS])
+        fit, few = krige(features[kept], target[kept], [fold.take(kept) for fold in folds], seed)
+        wide = np.full((3, len(target)), np.nan)
+        wide[:, kept] = few.missed, few.without, few.distance
+        return fit, LeftOut(*wide)
+    rng = np.random.default_rng(seed)
+    parts = [_part(fold, rng) for fold in folds]
+    guesses = {(r, n): _left_out(len(target), parts, r, n) for r in _REACHES for n in _NOISES}
+    reach, noise = min(guesses, key=lambda choice: float(np.nanmean(np.abs(guesses[choice].missed))))
     mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     scaled = (features - mean) / spread
-    rng = np.random.default_rng(seed)
-    parts = [(folds == f, _relevance(scaled[folds != f], target[folds != f], rng)) for f in np.unique(folds)]
-    guesses = {(r, n): _left_out(scaled, target, parts, r, n) for r in _REACHES for n in _NOISES}
-    reach, noise = min(guesses, key=lambda choice: float(np.abs(guesses[choice].value - target).mean()))
     width = reach / _relevance(scaled, target, rng)
     points = scaled / width
     weights = np.linalg.solve(_kernel(points, points) + noise * np.eye(len(target)), target)
     return Kriging(mean, spread * width, points, weights.astype(np.float64)), guesses[reach, noise]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A fold in units of how much each feature tells: seen and asked rows, their targets, places of the asked."""
+
+    seen: FloatArray
+    target: FloatArray
+    asked: FloatArray
+    truth: FloatArray
+    places: IntArray
+
+
+def _part(fold: Fold, rng: np.random.Generator) -> _Part:
+    known = np.isfinite(fold.target)
+    seen, places = known & ~fold.unseen, np.flatnonzero(known & fold.unseen)
+    mean, spread = fold.features[seen].mean(axis=0), np.maximum(fold.features[seen].std(axis=0), 1e-6)
+    scaled = (fold.features - mean) / spread
+    scaled *= _relevance(scaled[seen], fold.target[seen], rng)
+    return _Part(scaled[seen], fold.target[seen], scaled[places], fold.target[places], places)
 
 
 def _relevance(scaled: FloatArray, target: FloatArray, rng: np.random.Generator) -> FloatArray:
@@ -143,16 +185,16 @@ def _relevance(scaled: FloatArray, target: FloatArray, rng: np.random.Generator)
     return np.asarray(np.exp(0.5 * found.x[:-1]), dtype=np.float64)
 
 
-def _left_out(
-    scaled: FloatArray, target: FloatArray, parts: list[tuple[BoolArray, FloatArray]], reach: float, noise: float
-) -> LeftOut:
-    value, distance = np.empty_like(target), np.empty_like(target)
-    for unseen, relevance in parts:
-        points, asked = scaled[~unseen] * (relevance / reach), scaled[unseen] * (relevance / reach)
-        weights = np.linalg.solve(_kernel(points, points) + noise * np.eye(len(points)), target[~unseen])
+def _left_out(count: int, parts: list[_Part], reach: float, noise: float) -> LeftOut:
+    missed, without, distance = np.full((3, count), np.nan)
+    for part in parts:
+        points, asked = part.seen / reach, part.asked / reach
+        weights = np.linalg.solve(_kernel(points, points) + noise * np.eye(len(points)), part.target)
         near = _kernel(asked, points)
-        value[unseen], distance[unseen] = near @ weights, 1.0 - near.max(axis=1)
-    return LeftOut(value, distance)
+        missed[part.places] = part.truth - near @ weights
+        without[part.places] = part.truth
+        distance[part.places] = 1.0 - near.max(axis=1)
+    return LeftOut(missed, without, distance)
 
 
 def _kernel(a: FloatArray, b: FloatArray) -> FloatArray:

@@ -26,6 +26,10 @@ SMOOTHNESS = (1.5, 2.0, 3.0, 6.0)
 # Pull towards the prior in units of relative error: keeps what the data cannot tell where physics says it is, and
 # moves what it can tell by less than a per cent.
 PRIOR_WEIGHT = 1e-3
+# The same for all rows together, however few: a handful of short calls must not tell what a long one takes.
+LEAST_PULL = 0.02
+# Towards the law of other formats of the same kernel.
+ALIKE_PULL = 0.1
 # A coefficient may leave its prior by this factor; downwards it may vanish.
 MAX_FACTOR = 1e6
 
@@ -92,6 +96,8 @@ def fit_law(
     limits: DeviceLimits,
     bits: float,
     smoothness: Sequence[float] = SMOOTHNESS,
+    energy_weight: FloatArray | None = None,
+    alike: Law | None = None,
 ) -> Law:
     """Fit the law to relative error.
 
@@ -102,13 +108,18 @@ def fit_law(
         limits: Physics that the data is a correction to.
         bits: Precision of the weights [bit].
         smoothness: Candidates for p; the one that fits best is taken.
+        energy_weight: What each row's energy counts (B,); the same for all if None.
+        alike: Law of what runs nearly the same code, taken for what this data cannot tell, instead of `limits`.
     """
     table = work.table()
     prior = _prior(limits, bits)
-    fits = [_fit_latency(table, latency_s, prior, p) for p in smoothness]
+    least_pull = LEAST_PULL
+    if alike is not None:
+        prior, least_pull = np.maximum(alike.latency_coef, prior / MAX_FACTOR), ALIKE_PULL
+    fits = [_fit_latency(table, latency_s, prior, p, least_pull) for p in smoothness]
     _, coef, best = min(fits, key=lambda fit: fit[0])
     fitted_s = _latency(coef, best, table)
-    return Law(coef, _fit_energy(table, fitted_s, dynamic_energy_j, limits), best)
+    return Law(coef, _fit_energy(table, fitted_s, dynamic_energy_j, limits, energy_weight), best)
 
 
 def physical_law(limits: DeviceLimits, bits: float) -> Law:
@@ -151,13 +162,13 @@ def _prior(limits: DeviceLimits, bits: float) -> FloatArray:
 
 
 def _fit_latency(
-    table: FloatArray, latency_s: FloatArray, prior: FloatArray, smoothness: float
+    table: FloatArray, latency_s: FloatArray, prior: FloatArray, smoothness: float, least_pull: float
 ) -> tuple[float, FloatArray, float]:
     """Cost of the misfit, coefficients (7,), smoothness."""
     from scipy.optimize import least_squares  # only here: predicting needs no scipy
 
     log_prior, log_latency = np.log(prior), np.log(latency_s)
-    pull = PRIOR_WEIGHT * np.sqrt(len(latency_s))
+    pull = max(PRIOR_WEIGHT * np.sqrt(len(latency_s)), least_pull)
 
     def residuals(log_coef: FloatArray) -> FloatArray:
         misfit = np.log(_latency(np.exp(log_coef), smoothness, table)) - log_latency
@@ -189,7 +200,11 @@ def _log_slopes(coef: FloatArray, smoothness: float, table: FloatArray) -> Float
 
 
 def _fit_energy(
-    table: FloatArray, latency_s: FloatArray, dynamic_energy_j: FloatArray, limits: DeviceLimits
+    table: FloatArray,
+    latency_s: FloatArray,
+    dynamic_energy_j: FloatArray,
+    limits: DeviceLimits,
+    weight: FloatArray | None,
 ) -> FloatArray:
     """Non-negative least squares of relative error; the roofline's figures where nothing was measured."""
     from scipy.optimize import nnls
@@ -199,6 +214,7 @@ def _fit_energy(
         return np.array([0.0, 0.0, limits.joules_per_byte, limits.joules_per_byte, limits.joules_per_flop, 0.0])
     terms = _energy_terms(table, latency_s)[known] / dynamic_energy_j[known, None]
     scale = np.maximum(terms.max(axis=0), 1e-300)
-    coef, _ = nnls(terms / scale, np.ones(int(known.sum())))
+    counts = np.ones(int(known.sum())) if weight is None else np.sqrt(weight[known])
+    coef, _ = nnls(terms / scale * counts[:, None], counts)
     result: FloatArray = coef / scale
     return result

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from thermoe.cost.kernel_cost_model import KernelCostModel
 
 FORMAT = "thermoe.cost_model"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 def as_content(model: "KernelCostModel") -> dict[str, Any]:

@@ -12,7 +12,8 @@ from thermoe.cost.device_state import Conditions, conditions
 from thermoe.cost.encoding import Inputs
 from thermoe.cost.features import EXPERT_OPS, features_of
 from thermoe.cost.fitted import FittedLaw
-from thermoe.cost.law import Law, physical_law
+from thermoe.cost.kernels import figures_of, kernels_of
+from thermoe.cost.law import physical_law
 from thermoe.cost.observations import LawKey, Observations
 from thermoe.cost.prediction import CostArrays
 from thermoe.cost.roofline import H200, DeviceLimits
@@ -76,8 +77,10 @@ def price(
     """
     counted = np.full(len(cases), bits) if bits is not None else cases.bits
     work = OPERATIONS[cases.op](cases, cases.loads.rows, cases.loads.distinct, counted).table()
-    law = fitted.law if fitted else physical_law(limits, float(counted[0]))
-    free_s, dynamic_j = law.both(work)
+    if fitted is None:
+        free_s, dynamic_j = physical_law(limits, float(counted[0])).both(work)
+    else:
+        free_s, dynamic_j = fitted.both(kernels_of(cases), work)
     if fitted is None or correction is None:
         costs = at.apply(free_s, dynamic_j)
         errors = [np.nan if e is None else e for e in _errors(fitted)]
@@ -111,16 +114,17 @@ def rows_by_key(cases: Cases) -> dict[LawKey, IntArray]:
     return found
 
 
-def correction_inputs(cases: Cases, laws: Mapping[LawKey, Law], limits: DeviceLimits) -> Inputs:
+def correction_inputs(cases: Cases, laws: Mapping[LawKey, FittedLaw], limits: DeviceLimits) -> Inputs:
     """What a correction sees of cases of one operation."""
     work, free_s, dynamic_j = work_of_cases(cases).table(), np.empty(len(cases)), np.empty(len(cases))
+    kernels = kernels_of(cases)
     for key, rows in rows_by_key(cases).items():
-        free_s[rows], dynamic_j[rows] = laws[key].both(work[rows])
+        free_s[rows], dynamic_j[rows] = laws[key].both(kernels[rows], work[rows])
     by_law = conditions(limits, 0.0, None).apply(free_s, dynamic_j)
     return _inputs(cases, work, free_s, by_law, limits)
 
 
-def correction_targets(observed: Observations, laws: Mapping[LawKey, Law], limits: DeviceLimits) -> FloatArray:
+def correction_targets(observed: Observations, laws: Mapping[LawKey, FittedLaw], limits: DeviceLimits) -> FloatArray:
     """Logarithms of measured over law, latency and power (B, 2); NaN where not measured.
 
     Where energy was measured, both are those of its window, under the power limit; a latency alone was timed in
@@ -130,9 +134,8 @@ def correction_targets(observed: Observations, laws: Mapping[LawKey, Law], limit
     measured, targets = conditions(limits, 0.0, None), np.empty((len(observed), 2))
     for key, rows in observed.by_key().items():
         part = observed.take(rows)
-        work = work_of_cases(part.cases)
-        free_s = laws[key].latency_s(work)
-        costs = measured.apply(free_s, laws[key].dynamic_energy_j(work))
+        free_s, dynamic_j = laws[key].both(kernels_of(part.cases), work_of_cases(part.cases).table())
+        costs = measured.apply(free_s, dynamic_j)
         has_energy = np.isfinite(part.energy_j)
         as_timed = has_energy | ~has_energy.any()
         targets[rows, 0] = np.log(np.where(as_timed, part.window_s / costs.latency_s, part.latency_s / free_s))
@@ -140,16 +143,17 @@ def correction_targets(observed: Observations, laws: Mapping[LawKey, Law], limit
     return targets
 
 
-def correction_sizes(op: str) -> tuple[int, int]:
-    """Features and extents that a correction of this operation has."""
+def correction_sizes(op: str) -> tuple[int, int, int]:
+    """Features, extents and figures of this project's kernels that a correction of this operation has."""
     cases = cases_of(op, MoEShape(num_layers=1, hidden_size=64, inter_size=64, num_experts=2, top_k=1), 1.0, 1.0)
     inputs = _inputs(cases, work_of_cases(cases).table(), np.ones(1), CostArrays(np.ones(1), np.ones(1)), H200)
-    return inputs.features.shape[1], inputs.extent.shape[1]
+    return inputs.features.shape[1], inputs.extent.shape[1], inputs.own.shape[1]
 
 
 def _inputs(cases: Cases, work: FloatArray, free_s: FloatArray, by_law: CostArrays, limits: DeviceLimits) -> Inputs:
     extent = np.concatenate([work[:, 1:5], cases.hidden_size[:, None], cases.inter_size[:, None]], axis=1)
-    names = [f"{impl}/{dtype}" for impl, dtype in zip(cases.impl, cases.dtype, strict=True)]
+    parts = zip(cases.impl, cases.dtype, kernels_of(cases).tolist(), strict=True)
+    names = [" ".join((f"{impl}/{dtype}", kernel)).strip() for impl, dtype, kernel in parts]
     kin = [""] * len(names)
     if cases.op in EXPERT_OPS:
         on_gpu = np.stack([cases.num_experts, cases.inter_size], axis=1).tolist()
@@ -162,6 +166,7 @@ def _inputs(cases: Cases, work: FloatArray, free_s: FloatArray, by_law: CostArra
         models=cases.models(),
         law=np.log(np.stack([by_law.latency_s, by_law.energy_j / by_law.latency_s], axis=1)),
         kin=np.array(kin),
+        own=figures_of(cases),
     )
 
 

@@ -4,15 +4,19 @@ from collections.abc import Iterable, Iterator
 
 from thermoe.cost.work import expected_distinct_experts
 from thermoe.profiling.case import Case
-from thermoe.profiling.models import HEADS, LINEARS, MODELS, Sizes
+from thermoe.profiling.models import EXPERT_LINEARS, HEADS, LINEARS, MODELS, Sizes
 
 MAX_SLOTS_FEW = 512  # what the decode kernel takes; beyond, packed formats are compiled by Triton for every shape
 MAX_TOKENS_FEW = 64
 FEW_TOKENS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 MANY_TOKENS = (96, 128, 192, 256, 512, 1024, 2048, 4096, 8192)
 PACKED = ("fp8", "int8", "int4", "int2", "bank8", "bank4", "bank2")
-_SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+_SHARES = (0.35, 0.5, 0.65, 0.8, 1.0)  # of what random routing touches: what a router may aim at
 _MAIN = ("qwen3-30b-a3b", "mixtral-8x7b", "olmoe-1b-7b", "deepseek-v2-lite")
+_STREAM_WIDTHS = (1024, 1536, 2048, 2880, 4096, 5120, 6144, 7168)
+_STREAM_ROWS = (1, 4, 16, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+_ENERGY_TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
+_EXPERT_OPS = ("expert_mlp", "linear_fc1", "linear_fc2")
 _MAX_ROW_VALUES = 1 << 28  # of routed rows x width, so that activations stay below a gigabyte
 
 
@@ -22,12 +26,25 @@ def gpu_candidates(*, compiled: bool = False) -> list[Case]:
     return list(dict.fromkeys(cases))
 
 
+def worth_energy(case: Case) -> bool:
+    """Whether seconds of measuring energy are well spent: loads as random routing makes them, few numbers of tokens."""
+    if case.impl == "host" or case.load != "random":
+        return False
+    if case.op not in _EXPERT_OPS:
+        return True
+    at_random = float(expected_distinct_experts(case.num_experts, case.top_k, case.tokens))
+    return case.tokens in _ENERGY_TOKENS and abs(case.distinct_experts - at_random) < 1.0
+
+
 def touched_experts(sizes: Sizes, tokens: int) -> list[int]:
-    """Numbers of distinct experts worth measuring: as random routing touches, fewer, and as many as can be."""
+    """Numbers of distinct experts worth measuring: as random routing touches, fewer, and as many as can be.
+
+    That many tokens all want the same few experts happens nowhere, so what that would cost is left to the law.
+    """
     _, _, num_experts, top_k = sizes
     most = min(num_experts, tokens * top_k)
     at_random = float(expected_distinct_experts(num_experts, top_k, tokens))
-    wished = [at_random, 0.6 * at_random, *(share * num_experts for share in _SHARES), float(top_k)]
+    wished = [*(share * at_random for share in _SHARES), 0.5 * (at_random + most), float(most)]
     return sorted({round(w) for w in wished if top_k <= round(w) <= most})
 
 
@@ -82,10 +99,11 @@ def _experts(*, compiled: bool) -> Iterator[Case]:
 
 
 def _parts() -> Iterator[Case]:
-    for name in _MAIN:
-        sizes = MODELS[name]
-        for tokens in (1, 4, 16, 64, 256, 1024, 4096):
+    for sizes in MODELS.values():
+        for tokens in _ENERGY_TOKENS:
             rows = tokens * sizes[3]
+            if rows * max(sizes[:2]) > _MAX_ROW_VALUES:
+                continue
             for experts in touched_experts(sizes, tokens):
                 yield expert_case("expert_mlp", "grouped_mm", sizes, rows, experts)
                 yield expert_case("linear_fc1", "grouped_mm", sizes, rows, experts)
@@ -117,22 +135,22 @@ def _around() -> Iterator[Case]:
                 continue
             yield expert_case("dispatch_combine", "torch", sizes, rows, experts)
             yield expert_case("combine", "thermoe", sizes, rows, experts)
+            yield expert_case("dispatch", "torch", sizes, rows, experts)
             if name in _MAIN:  # each of these is built for its number of experts
                 yield expert_case("router_topk", "thermoe", sizes, rows, experts)
                 yield expert_case("router_topk", "thermoe_union", sizes, rows, experts)
                 yield expert_case("dispatch", "thermoe", sizes, rows, experts)
-                yield expert_case("dispatch", "torch", sizes, rows, experts)
                 yield expert_case("combine", "torch", sizes, rows, experts)
 
 
 def _dense() -> Iterator[Case]:
-    for n, k in LINEARS:
+    for n, k in dict.fromkeys((*LINEARS, *EXPERT_LINEARS)):
         for m in (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192):
             if m * n <= _MAX_ROW_VALUES:
                 yield row_case("gemm", "torch", m, k, n)
                 yield row_case("gemm", "torch", m, k, n, dtype="fp8")
-    for columns in (1024, 2048, 2880, 4096, 7168):
-        for rows in (1, 16, 64, 256, 1024, 4096, 16384, 65536):
+    for columns in _STREAM_WIDTHS:
+        for rows in _STREAM_ROWS:
             for op in ("copy", "elementwise", "norm"):
                 if rows * columns <= _MAX_ROW_VALUES:
                     yield row_case(op, "torch", rows, columns)

@@ -17,7 +17,7 @@ from thermoe.types import FloatArray, IntArray
 NOISE = 1e-2  # a case measured twice tells a little more
 OTHER_KIND = 0.75  # covariance between implementations, formats and loads, of that at the same place
 _LENGTHS = np.array([2.0, 2.0, 2.5, 2.0, 3.0, 1.5, 2.0])  # of D, I, E, k, rows, experts, context [log2]
-MAX_CANDIDATES = 4000
+MAX_CANDIDATES = 3000
 
 Uncertainty = Callable[[Case], float]
 

@@ -43,4 +43,9 @@ LINEARS: tuple[tuple[int, int], ...] = (
     *((7168, 5120), (16384, 5120), (5120, 8192), (6144, 6144), (24576, 1536), (7168, 2048), (2560, 12288)),
     (8192, 8192),
 )
-"""(n, k) of dense layers in these models: projections of attention, heads, dense and single experts' matrices."""
+"""(n, k) of dense layers in these models: projections of attention, heads, dense matrices."""
+
+EXPERT_LINEARS: tuple[tuple[int, int], ...] = tuple(
+    dict.fromkeys(pair for d, i, _, _ in MODELS.values() for pair in ((2 * i, d), (d, i)))
+)
+"""(n, k) of the matrices of a single expert."""

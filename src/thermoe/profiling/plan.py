@@ -4,25 +4,37 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from thermoe.cost.rows import CostRow
-from thermoe.profiling.candidates import PACKED, adapter_case, expert_case, gpu_candidates, row_case
+from thermoe.profiling.candidates import PACKED, adapter_case, expert_case, gpu_candidates, row_case, worth_energy
 from thermoe.profiling.case import Case
 from thermoe.profiling.design import Uncertainty, order
 from thermoe.profiling.models import MODELS, Sizes
 from thermoe.profiling.paired import paired_formats, paired_groups
 
 ROUNDS = 4  # a sweep that is cut short has done whole rounds, each of them spread over everything
+ENERGY_ROUNDS = 2  # the first ones hold all energies, so that what a slow machine leaves out is latencies
+_SPARE = 1.5  # latencies planned over those that the pace has time for, should a machine be fast
 SMALL: Sizes = (256, 128, 16, 4)
 CPU_SHAPES: tuple[Sizes, ...] = ((512, 256, 8, 2), (384, 192, 32, 4))
-_SHARES = {"expert_mlp": 10.0, "gemm": 3.5, "attention_decode": 0.8, "router_topk": 0.7}
+_STREAMS = ("copy", "elementwise", "norm", "activation", "dispatch", "combine", "dispatch_combine")
+_SHARES = {
+    "expert_mlp": 10.0,
+    "gemm": 4.0,
+    "linear_fc1": 0.8,
+    "linear_fc2": 0.8,
+    "attention_decode": 0.8,
+    "router_topk": 0.7,
+    **dict.fromkeys(_STREAMS, 0.8),
+}
 _SMALL_SHARE = 0.4  # of every other operation
 _ENERGY_SHARES = {
-    "expert_mlp": 14.0,
-    "gemm": 5.0,
+    "expert_mlp": 13.0,
+    "gemm": 6.0,
+    "linear_fc1": 1.0,
+    "linear_fc2": 1.0,
     "attention_decode": 1.0,
-    "copy": 0.6,
-    "elementwise": 0.6,
-    "norm": 0.6,
+    **dict.fromkeys(_STREAMS, 1.0),
 }
+_SMALL_ENERGY_SHARE = 0.4
 _PAIRED_SHARE = 0.15  # of energies and of latencies, for calls beside their parts
 _CALIBRATION = ((1 << 19, 2048), (8192, 8192))
 
@@ -31,7 +43,7 @@ _CALIBRATION = ((1 << 19, 2048), (8192, 8192))
 class Pace:
     """What cases take [s]: with the latency alone, and with energy windows."""
 
-    latency_s: float = 0.15
+    latency_s: float = 0.1
     energy_s: float = 4.9
 
 
@@ -59,17 +71,19 @@ def gpu_plan(
     pace = pace or Pace()
     calibration = _calibration() if not ops and energy_share > 0 else []
     num_energy = int(60.0 * minutes * energy_share / pace.energy_s)
-    num_latency = int(60.0 * minutes * (1.0 - energy_share) / pace.latency_s)
+    num_latency = int(_SPARE * 60.0 * minutes * (1.0 - energy_share) / pace.latency_s)
     measured = [row for row in known if row.energy_mj is not None]
     pairs = _paired(num_energy, num_latency, known, ops)
     first = {c.key for c in (*calibration, *pairs)}
     candidates = [c for c in gpu_candidates(compiled=compiled) if (not ops or c.op in ops) and c.key not in first]
     num_energy -= sum(c.energy for c in pairs)
-    with_energy = _spread(candidates, _ENERGY_SHARES, num_energy, measured, uncertainty)
+    worth = [c for c in candidates if worth_energy(c)]
+    with_energy = _spread(worth, _ENERGY_SHARES, _SMALL_ENERGY_SHARE, num_energy, measured, uncertainty)
     chosen = {c.key for c in with_energy}
     have = {row.case_key for row in known}
     others = [c for c in candidates if c.key not in chosen and c.key not in have]
-    alone = _spread(others, _SHARES, num_latency - sum(not c.energy for c in pairs), known, uncertainty)
+    num_latency -= sum(not c.energy for c in pairs)
+    alone = _spread(others, _SHARES, _SMALL_SHARE, num_latency, known, uncertainty)
     return [*calibration, *pairs, *_in_rounds([replace(c, energy=True) for c in with_energy], alone)]
 
 
@@ -170,6 +184,7 @@ def _paired(num_energy: int, num_latency: int, known: Sequence[CostRow], ops: Se
 def _spread(
     candidates: Sequence[Case],
     shares: dict[str, float],
+    small_share: float,
     count: int,
     known: Iterable[CostRow],
     uncertainty: Uncertainty | None,
@@ -178,7 +193,7 @@ def _spread(
     by_op: dict[str, list[Case]] = {}
     for case in candidates:
         by_op.setdefault(case.op, []).append(case)
-    weights = {op: shares.get(op, _SMALL_SHARE) for op in by_op}
+    weights = {op: shares.get(op, small_share) for op in by_op}
     numbers = _divided(count, weights, {op: len(cases) for op, cases in by_op.items()})
     known = list(known)
     ordered = {op: order(by_op[op], known, uncertainty, numbers[op]) for op in by_op if numbers[op]}
@@ -204,9 +219,15 @@ def _divided(count: int, weights: dict[str, float], available: dict[str, int]) -
 
 
 def _in_rounds(with_energy: Sequence[Case], alone: Sequence[Case]) -> list[Case]:
-    """Rounds of equal parts of both; within a round, cases that read the same weights follow one another."""
+    """Rounds of equal parts, energies in the first of them; cases that read the same weights follow one another.
+
+    Every second round goes backwards, so that it begins with the weights that the one before left in memory.
+    """
     cases = []
     for number in range(ROUNDS):
-        part = [*with_energy[number::ROUNDS], *alone[number::ROUNDS]]
-        cases += sorted(part, key=lambda c: (c.sizes, "bank" if c.dtype.startswith("bank") else c.dtype, c.op))
+        part = [*alone[number::ROUNDS]]
+        if number < ENERGY_ROUNDS:
+            part += with_energy[number::ENERGY_ROUNDS]
+        part.sort(key=lambda c: (c.sizes, "bank" if c.dtype.startswith("bank") else c.dtype, c.op))
+        cases += part if number % 2 == 0 else part[::-1]
     return cases

@@ -2,7 +2,8 @@
 
 Shapes: E experts, N rows, C columns of a matrix.
 Values are normal, never zeros: power depends on them. Codes of b bits are normal values rounded, so that their bits
-are as unevenly spread as those of real weights; nothing is searched or fitted, so a layer takes milliseconds.
+are as unevenly spread as those of real weights; nothing is searched or fitted, and large layers repeat their first
+experts at other addresses, so a layer takes milliseconds.
 """
 
 from dataclasses import replace
@@ -17,7 +18,7 @@ from thermoe.profiling.draw import Draw
 STEP_IN_SIGMA = {2: 1.0, 4: 0.335, 8: 0.0234}  # quantisation steps that suit a normal distribution
 FP8_SIGMA = 64.0  # e4m3 codes reach 448
 NESTED = (2, 4, 8)
-PIECE = 1 << 27  # weights that are drawn at a time: float32 values and their codes fit beside the rest
+PIECE = 1 << 27  # weights that are drawn: float32 values and their codes fit beside the rest
 
 
 def dense_matrices(device: torch.device, dtype: torch.dtype, seed: int, shape: tuple[int, int, int]) -> DenseMatrices:
@@ -29,10 +30,9 @@ def fp8_matrices(device: torch.device, seed: int, shape: tuple[int, int, int], b
     """Codes in e4m3 with a scale per row, or per block of that many rows and columns."""
     experts, rows, columns = shape
     draw = Draw(device, torch.bfloat16, seed)
-    pieces = [
-        draw.normal(count, rows, columns).mul_(FP8_SIGMA).clamp_(-448, 448).to(torch.float8_e4m3fn)
-        for count in _pieces(shape)
-    ]
+    counts = _pieces(shape)
+    first = draw.normal(counts[0], rows, columns).mul_(FP8_SIGMA).clamp_(-448, 448).to(torch.float8_e4m3fn)
+    pieces = [first[:count] for count in counts]
     places = (experts, rows) if block is None else (experts, -(-rows // block), -(-columns // block))
     return Fp8Matrices(code_ENC=_joined(pieces), scale=_uneven(device, seed, places) * columns**-0.5 / FP8_SIGMA)
 
@@ -43,11 +43,11 @@ def plane_matrices(
     """Bit planes with a scale per row and group of columns; nested: codes of 8 bits that are read at 2, 4 or 8."""
     experts, rows, columns = shape
     draw, step = Draw(device, torch.float32, seed), STEP_IN_SIGMA[bits]
-    pieces = []
-    for count in _pieces(shape):
-        values = draw.normal(count, rows, columns)
-        codes = values.div_(step).add_((2**bits - 1) / 2).round_().clamp_(0, 2**bits - 1).to(torch.uint8)
-        pieces.append(pack(codes, bits))
+    counts = _pieces(shape)
+    values = draw.normal(counts[0], rows, columns)
+    codes = values.div_(step).add_((2**bits - 1) / 2).round_().clamp_(0, 2**bits - 1).to(torch.uint8)
+    first = pack(codes, bits)
+    pieces = [[plane[:count] for plane in first] for count in counts]
     scale_EGN = _uneven(device, seed, (experts, -(-columns // group_size), rows)) * columns**-0.5 * step
     precisions = NESTED if nested else (bits,)
     return PlaneMatrices(

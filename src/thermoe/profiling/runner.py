@@ -11,6 +11,7 @@ from thermoe.profiling.operations import Workbench
 
 ROUND_S = 1e-3
 MIN_ROUNDS = 5
+FIRST_REST_S = 5e-3
 
 
 class Runner(Protocol):
@@ -61,11 +62,16 @@ class CudaRunner:
         self._loop = CudaLoop(capture_graph(run_all, run_one).replay)
 
     def time_rounds(self, rounds: int, limit_s: float) -> tuple[list[float], int]:
-        """Time rounds of at least a millisecond."""
+        """Time rounds of at least a millisecond, with a rest as long after each.
+
+        So the mean power stays under the limit, and every round runs at full clock: without rests, work at the limit
+        is slowed down after some tens of milliseconds, and how far depends on what ran before.
+        """
         replays = max(1, round(ROUND_S / self._loop.step_s))
-        first_s = self._loop.time(replays)
+        self._loop.rest(FIRST_REST_S)
+        first_s = self._loop.burst(replays)
         fitting, executions = _fitting(rounds, limit_s, first_s), replays * self._steps
-        return [self._loop.time(replays) / executions for _ in range(fitting)], fitting * executions
+        return [self._loop.burst(replays) / executions for _ in range(fitting)], fitting * executions
 
     def sustain(self, seconds: float, sample: Callable[[], None]) -> float:
         """Repeat replays for a while."""

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from thermoe.kernels.cuda_build.compiler import compile_source, device_files, has_compiler
+from thermoe.kernels.cuda_build.compiler import compile_source, compiler_name, device_files, has_compiler
 from thermoe.kernels.cuda_build.counter_words import counters
 from thermoe.kernels.cuda_build.driver import (
     CudaUnavailableError,
@@ -18,6 +18,7 @@ __all__ = [
     "Kernel",
     "check",
     "compile_source",
+    "compiler_name",
     "counters",
     "device_files",
     "has_compiler",

@@ -62,7 +62,12 @@ def device_files(*names: str) -> str:
 
 def has_compiler() -> bool:
     """Whether NVRTC or nvcc is here."""
-    return _runtime_compiler() is not None or _nvcc() is not None
+    return compiler_name() is not None
+
+
+def compiler_name() -> str | None:
+    """What compiles CUDA C++ here: "NVRTC", the path of nvcc, or None."""
+    return "NVRTC" if _runtime_compiler() is not None else _nvcc()
 
 
 def _cache_folder() -> Path | None:

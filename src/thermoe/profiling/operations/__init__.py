@@ -38,7 +38,7 @@ __all__ = [
     "relative_error",
 ]
 
-KERNEL_REVISION = "2"
+KERNEL_REVISION = "3"
 
 OPERATIONS: Mapping[str, Operation] = {
     **EXPERT_OPERATIONS,

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,6 +265,12 @@ def test_a_result_is_checked_once_for_each_kind_of_case():
     rows = [profiler.measure(case) for case in cases()]
     assert rows[0].rel_error < 1e-5
     assert [row.rel_error for row in rows[1:]] == [None, None]
+
+
+def test_a_result_at_other_sizes_is_checked_too():
+    profiler, case = in_process(), cases()[0]
+    wider = replace(case, inter_size=2 * case.inter_size)
+    assert all(profiler.measure(c).rel_error is not None for c in (case, wider))
 
 
 def test_command_measures_each_case_in_its_own_process(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def gpu_candidates(*, compiled: bool = False) -> list[Case]:
 
 def worth_energy(case: Case) -> bool:
     """Whether seconds of measuring energy are well spent: loads as random routing makes them, few numbers of tokens."""
-    if case.impl == "host" or case.load != "random":
+    if case.load != "random":
         return False
     if case.op not in _EXPERT_OPS:
         return True

@@ -50,12 +50,12 @@ def described(matrices: Matrices, which: int) -> Described:
     if isinstance(matrices, PlaneMatrices):
         bits = (2, 2, 4)
         planes = [
-            (plane, pieces_of(plane, which, PLANE_COLUMNS // CHUNK * width // 2))
+            (plane, pieces_of(tuple(plane.shape), 1, which, PLANE_COLUMNS // CHUNK * width // 2))
             for plane, width in zip(matrices.planes, bits, strict=False)
         ]
         groups = PLANE_COLUMNS // matrices.group_size
         scale, zero = (
-            None if values is None else (values, pieces_of(values.flatten(0, 1).unsqueeze(-1), which, groups))
+            None if values is None else (values, pieces_of(_by_expert(values), values.element_size(), which, groups))
             for values in (matrices.scale_PEGN, matrices.zero_PEGN)
         )
         return Described(tuple(planes), scale, zero)
@@ -72,10 +72,16 @@ def bytes_of(matrix: Tensor, which: int) -> Boxes:
     return Boxes(1, (row_bytes, rows, halves, experts), pitches, box, True)
 
 
-def pieces_of(pieces: Tensor, which: int, at_once: int) -> Boxes:
-    """Pieces of a plane or groups of scales, (E or P E, Q or G, N, elements of a row): some at a time."""
-    experts, count, all_rows, elements = pieces.shape
-    halves, row_bytes = 2 - which, elements * pieces.element_size()
+def _by_expert(values_PEGN: Tensor) -> tuple[int, ...]:
+    """Shape of scales as `pieces_of` takes it: the precisions one after another, an element a row."""
+    precisions, experts, groups, rows = values_PEGN.shape
+    return precisions * experts, groups, rows, 1
+
+
+def pieces_of(shape: tuple[int, ...], number_bytes: int, which: int, at_once: int) -> Boxes:
+    """Pieces of a plane or groups of scales, (E or P E, Q or G, N, numbers of a row) of some bytes: some at a time."""
+    experts, count, all_rows, numbers = shape
+    halves, row_bytes = 2 - which, numbers * number_bytes
     element_bytes = min(_MAX_ELEMENT_BYTES, row_bytes)
     row, rows = row_bytes // element_bytes, all_rows // halves
     pitches = (rows * row_bytes, all_rows * row_bytes, count * all_rows * row_bytes)

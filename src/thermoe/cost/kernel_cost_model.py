@@ -21,6 +21,7 @@ from thermoe.cost.layer_costs import LayerCosts
 from thermoe.cost.learning import learn
 from thermoe.cost.model_file import FORMAT, SCHEMA_VERSION, as_content, fill
 from thermoe.cost.observations import LawKey, Observations
+from thermoe.cost.origin import Origin, origin_of
 from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost, estimate
 from thermoe.cost.pricing import Pricing, price, rows_by_key
 from thermoe.cost.questions import answering_key, loads_of, numbers, one_case, precision_and_law, refuse_impossible
@@ -138,14 +139,16 @@ class KernelCostModel:
         power_w = float(pricing.energy_j[0] / pricing.latency_s[0])
         limit_w = max(conditions(self.limits, self.reference_temp_c_, state).power_limit_w, power_w)
         misses = pricing.log_error[0] if key in self.operations_ else np.full(2, np.nan)
+        origin = self._origin(key)
         rise_c = (power_w - self.limits.idle_power_w) * THERMAL_RESISTANCE_C_PER_W
         return CostPrediction(
             latency_s=estimate(float(pricing.latency_s[0]), misses[0]),
             energy_j=estimate(float(pricing.energy_j[0]), misses[1]),
             power_w=estimate(power_w, float(np.hypot(*misses)), highest=limit_w),
             temp_rise_c=Estimate(max(rise_c, 0.0), None, None, Kind.PREDICTED),
-            source=self._source(key),
+            source=origin.source,
             extrapolated=not bool(pricing.is_covered[0]),
+            energy_is_guess=origin.energy_is_guess,
         )
 
     def predict_many(
@@ -231,7 +234,7 @@ class KernelCostModel:
         asked = cases_of("expert_mlp", shape, num_tokens * shape.top_k, shape.top_k, impl=key[1], dtype=key[2])
         kernel = str(kernels_of(asked)[0])
         law = fitted.law_of(kernel) if fitted else physical_law(self.limits, bits)
-        return routing_view(law, at, shape, num_tokens, bits, self._source(key), accurate)
+        return routing_view(law, at, shape, num_tokens, bits, self._origin(key).source, accurate)
 
     def cost_per_expert(
         self, shape: MoEShape, loads: "ArrayLike", state: SysState | None = None, bits: float | None = None
@@ -268,8 +271,8 @@ class KernelCostModel:
         correction = self.corrections_.get(key[0]) if fitted else None
         return price(cases, fitted, correction, self.limits, at, bits)
 
-    def _source(self, key: LawKey) -> str:
-        return f"fitted: {self.fitted_on_}" if key in self.operations_ else f"roofline: {self.limits.name}"
+    def _origin(self, key: LawKey) -> Origin:
+        return origin_of(self.operations_, key, self.fitted_on_, self.limits.name)
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from thermoe.types import FloatArray
 LEAST_ROWS = 12  # with energy, of all operations together
 _START_S = 3e-6  # of a call, in which most of the device waits
 _CODES = ("expert_mlp", "dequant_unpack_op")
-_ON_HOST = "host"
+ON_HOST = "host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class PowerPrior:
 
     def dynamic_energy_j(self, data: Observations) -> FloatArray:
         """Energy above idle, at full clock (B,) [J]; NaN for what runs on the host."""
-        on_device = np.array([impl != _ON_HOST for impl in data.cases.impl])
+        on_device = np.array([impl != ON_HOST for impl in data.cases.impl])
         energy_j = _rates(data, self.limits) @ self.watts * data.latency_s
         return np.where(on_device, energy_j, np.nan)
 

@@ -21,8 +21,9 @@ class CostPrediction:
         energy_j: Energy with the board's idle power in it [J].
         power_w: Mean board power [W].
         temp_rise_c: Steady rise of the core over idle if nothing else ran [deg C].
-        source: What answered: "fitted: GPU" or "roofline: GPU".
+        source: What answered: "fitted: GPU" or "roofline: GPU", and where energy comes from if it was not measured.
         extrapolated: Whether the case lies outside what was measured.
+        energy_is_guess: Whether no measured energy stands behind energy, power and rise; they have no interval then.
     """
 
     latency_s: Estimate
@@ -31,6 +32,7 @@ class CostPrediction:
     temp_rise_c: Estimate
     source: str
     extrapolated: bool
+    energy_is_guess: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cost_rows import QWEN3
+from cost_rows import QWEN3, synthetic_rows
 
+from thermoe.cost.database import CostDatabase
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.prediction import Hinges
 from thermoe.errors import CostError, DataError
-from thermoe.types import Kind, MoEShape, SysState
+from thermoe.types import Kind, MoEShape, StepWork, SysState
 
 MODEL = KernelCostModel()
 
@@ -167,3 +168,76 @@ def test_a_convex_cost_stays_one_under_any_optimisation_of_python():
 def test_shapes_are_a_table():
     with pytest.raises(DataError, match="X_shape is a list: needs a pandas table"):
         KernelCostModel().fit(None, [[1, 2]], [1.0], None)
+
+
+_WHAT_A_SHAPE_IS = "needs a MoEShape of thermoe.types"
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ("qwen3-30b-a3b", rf"shape = 'qwen3-30b-a3b': {_WHAT_A_SHAPE_IS}, such as NAMED_SHAPES\['qwen3-30b-a3b'\]"),
+        ("my-model", rf"shape = 'my-model': {_WHAT_A_SHAPE_IS}; NAMED_SHAPES has qwen3-30b-a3b, mixtral-8x7b"),
+        (None, rf"shape = None: {_WHAT_A_SHAPE_IS}"),
+        ((2048, 768, 128, 8), rf"shape = \(2048, 768, 128, 8\): {_WHAT_A_SHAPE_IS}"),
+    ],
+)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda shape: MODEL.predict("expert_mlp", shape, 128, 82),
+        lambda shape: MODEL.predict_many("expert_mlp", shape, [128], [82]),
+        lambda shape: MODEL.get_cost("expert_mlp", 16, shape=shape),
+        lambda shape: MODEL.get_cost("expert_mlp", 16, shape=shape, distinct_experts=82),
+        lambda shape: MODEL.cost_per_expert(shape, np.ones(128)),
+        lambda shape: MODEL.routing_cost(shape, 16),
+        lambda shape: MODEL.layer(shape),
+    ],
+)
+def test_a_layer_is_given_by_its_shape_not_by_its_name(ask, shape, message):
+    with pytest.raises(CostError, match=message):
+        ask(shape)
+
+
+def test_a_step_is_priced_as_a_shape():
+    work = StepWork(shape=QWEN3, num_tokens=16, distinct_experts=[82.0] * 48, routed_rows=[128.0] * 48)
+    assert MODEL.predict_step(work, QWEN3).latency_s > 0
+    with pytest.raises(CostError, match=_WHAT_A_SHAPE_IS):
+        MODEL.predict_step(work, "qwen3-30b-a3b")
+    with pytest.raises(CostError, match="work = 'qwen3-30b-a3b': needs a StepWork of thermoe.types"):
+        MODEL.predict_step("qwen3-30b-a3b")
+
+
+@pytest.mark.parametrize("tokens", ["many", None, [16, 32], math.nan, 0])
+def test_tokens_to_route_are_one_number(tokens):
+    with pytest.raises(CostError, match="num_tokens"):
+        MODEL.routing_cost(QWEN3, tokens)
+    with pytest.raises(CostError, match="batch_size"):
+        MODEL.get_cost("expert_mlp", tokens, shape=QWEN3)
+
+
+def test_a_state_is_one():
+    with pytest.raises(CostError, match=r"state = \{'temp_c': 40\}: needs a SysState of thermoe.types or None"):
+        MODEL.predict("expert_mlp", QWEN3, 128, 82, state={"temp_c": 40})
+
+
+def test_an_implementation_that_was_not_measured_is_told_which_were():
+    wide = [replace(row, impl="loop", dtype="float32") for row in synthetic_rows()]
+    packed = [replace(row, impl="thermoe", dtype="int4") for row in synthetic_rows()[::2]]
+    model = KernelCostModel().fit(CostDatabase([*wide, *packed]))
+
+    def asked(impl, **precision):
+        with pytest.raises(CostError) as caught:
+            model.predict("expert_mlp", QWEN3, 128, 64, impl=impl, **precision)
+        return str(caught.value)
+
+    known = "known are loop in float32 (32 bit)"
+    nothing = f"was not measured by any implementation, nor by loop: {known}, thermoe in int4 (4 bit)"
+    assert asked("loop", bits=16) == f"expert_mlp at 16 bit {nothing}"
+    assert asked("loop", dtype="bf16") == f"expert_mlp in bfloat16 {nothing}"
+    assert asked("magic", bits=32) == f"expert_mlp at 32 bit has no measured implementation magic: {known}"
+    with pytest.raises(
+        CostError,
+        match="gemm at 16 bit was not measured by any implementation, nor by torch: leave impl out for what physics says",
+    ):
+        model.predict("gemm", QWEN3, 128, 1, impl="torch")

@@ -6,6 +6,7 @@ import numpy as np
 
 from thermoe.cost.prediction import CostArrays
 from thermoe.cost.roofline import DeviceLimits
+from thermoe.errors import CostError
 from thermoe.types import FloatArray, SysState
 
 # Assumption, not measured: leakage grows by this share of idle power per degree.
@@ -47,7 +48,13 @@ def energy_at_full_clock_j(dynamic_energy_j: FloatArray, stretch: FloatArray) ->
 
 
 def conditions(limits: DeviceLimits, reference_temp_c: float, state: SysState | None) -> Conditions:
-    """Conditions of a state; what it does not tell, or cannot be, is as it was when the costs were measured."""
+    """Conditions of a state; what it does not tell, or cannot be, is as it was when the costs were measured.
+
+    Raises:
+        CostError: It is no state.
+    """
+    if not isinstance(state, SysState | None):
+        raise CostError(f"state = {state!r}: needs a SysState of thermoe.types or None")
     temp_c = _told(None if state is None else state.temp_c, reference_temp_c, _PLAUSIBLE_C)
     limit_w = _told(None if state is None else state.power_limit_w, limits.power_limit_w, _PLAUSIBLE_W)
     leakage = max(0.0, 1.0 + LEAKAGE_PER_C * (temp_c - reference_temp_c))

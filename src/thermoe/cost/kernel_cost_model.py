@@ -24,13 +24,21 @@ from thermoe.cost.observations import LawKey, Observations
 from thermoe.cost.origin import Origin, origin_of
 from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost, estimate
 from thermoe.cost.pricing import Pricing, price, rows_by_key
-from thermoe.cost.questions import answering_key, loads_of, numbers, one_case, precision_and_law, refuse_impossible
+from thermoe.cost.questions import (
+    answering_key,
+    check_tokens,
+    loads_of,
+    numbers,
+    one_case,
+    precision_and_law,
+    refuse_impossible,
+)
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.routing_view import routing_view
 from thermoe.cost.sources import A_TABLE, observations_of
 from thermoe.cost.steps import price_step
 from thermoe.cost.tables import group_arrays
-from thermoe.cost.work import cases_of, expected_distinct_experts
+from thermoe.cost.work import cases_of, check_shape, expected_distinct_experts
 from thermoe.errors import CostError
 from thermoe.types import Estimate, Kind, MoEShape, StepOutcome, StepWork, SysState
 
@@ -198,6 +206,9 @@ class KernelCostModel:
             state: Conditions, as in `predict`.
         """
         measured = {op for op, _, _ in self.operations_}
+        if not isinstance(work, StepWork):
+            raise CostError(f"work = {work!r}: needs a StepWork of thermoe.types")
+        check_shape(work.shape if priced_as is None else priced_as)
         work = work if priced_as is None else work.priced_as(priced_as)
         return price_step(partial(self.predict_many, any_counts=True), measured, work, state)
 
@@ -212,8 +223,8 @@ class KernelCostModel:
         state: SysState | None = None,
     ) -> CostPrediction:
         """`predict` by tokens; experts touched are those of random routing unless they are given."""
-        if not numbers("batch_size", batch_size) >= 1:
-            raise CostError(f"batch_size = {batch_size}: needs at least 1 token")
+        check_shape(shape)
+        check_tokens("batch_size", batch_size)
         if distinct_experts is None:
             distinct_experts = float(expected_distinct_experts(shape.num_experts, shape.top_k, batch_size))
         return self.predict(op_type, shape, batch_size * shape.top_k, distinct_experts, bits=bits, state=state)
@@ -222,8 +233,8 @@ class KernelCostModel:
         self, shape: MoEShape, num_tokens: int, state: SysState | None = None, bits: float | None = None
     ) -> RoutingCost:
         """The convex view that routing uses; its distance to `predict` is part of it, and None bits mean the same."""
-        if num_tokens < 1:
-            raise CostError(f"num_tokens = {num_tokens}: needs at least 1")
+        check_shape(shape)
+        check_tokens("num_tokens", num_tokens)
         bits, key = precision_and_law(self.operations_, "expert_mlp", bits, None, None)
         at = conditions(self.limits, self.reference_temp_c_, state)
 
@@ -240,6 +251,7 @@ class KernelCostModel:
         self, shape: MoEShape, loads: "ArrayLike", state: SysState | None = None, bits: float | None = None
     ) -> CostArrays:
         """Cost of each expert under its load in rows, (..., E): c [n >= 1] + phi(n) of `routing_cost`."""
+        check_shape(shape)
         n = loads_of(loads, shape.num_experts)
         tokens = n.sum(axis=-1).mean() / shape.top_k
         return self.routing_cost(shape, max(1, round(float(tokens))), state, bits).per_expert(n)

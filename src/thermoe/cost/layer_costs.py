@@ -7,6 +7,7 @@ import numpy as np
 
 from thermoe.cost.prediction import CostArrays, CostPrediction
 from thermoe.cost.questions import loads_of, numbers, usual_bits
+from thermoe.cost.work import check_shape
 from thermoe.errors import CostError
 from thermoe.types import FloatArray, MoEShape, SysState
 
@@ -26,12 +27,13 @@ class LayerCosts:
         impl: Implementation; the one with most measurements where None.
 
     Raises:
-        CostError: Not one precision, nor one for each expert.
+        CostError: No shape, not one precision, nor one for each expert.
     """
 
     def __init__(
         self, model: "KernelCostModel", shape: MoEShape, bits: "ArrayLike | None" = None, impl: str | None = None
     ) -> None:
+        check_shape(shape)
         each = numbers("bits", usual_bits(model.operations_, "expert_mlp", impl) if bits is None else bits)
         if each.shape not in ((), (shape.num_experts,)) or not (np.isfinite(each).all() and (each > 0).all()):
             raise CostError(f"bits of shape {each.shape}: need one positive number, or {shape.num_experts}")

@@ -1,6 +1,6 @@
 """What a question to the cost model may hold, and which fitted law answers it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,6 +42,17 @@ def one_case(routed_rows: float, distinct: float) -> tuple[FloatArray, FloatArra
     if counts[0].ndim or counts[1].ndim:
         raise CostError(f"counts of shapes {counts[0].shape}, {counts[1].shape}: one each, predict_many takes several")
     return counts
+
+
+def check_tokens(name: str, tokens: "ArrayLike") -> None:
+    """Refuse what is not one number of tokens.
+
+    Raises:
+        CostError: No number, several, or less than 1.
+    """
+    count = numbers(name, tokens)
+    if count.ndim or not 1 <= count < np.inf:
+        raise CostError(f"{name} = {tokens}: needs one number of tokens, at least 1")
 
 
 def refuse_impossible(num_experts: int, routed_rows: FloatArray, distinct: FloatArray) -> None:
@@ -122,16 +133,26 @@ def answering_key(
     """The fitted key with most measurements that answers, or one that no fit has: then it is physics.
 
     Raises:
-        CostError: An implementation that was not measured.
+        CostError: An implementation that was not measured; the message says which were.
     """
     found = {
         k: f for k, f in operations.items() if k[0] == op and (k[2] == dtype if dtype else DTYPE_BITS[k[2]] == bits)
     }
     if impl is not None:
-        known = sorted({k[1] for k in found}) or ["none"]
-        found = {k: f for k, f in found.items() if k[1] == impl}
+        alike, found = found, {k: f for k, f in found.items() if k[1] == impl}
         if not found:
-            raise CostError(f"{op} at {bits:g} bit has no measured implementation {impl}: known are {', '.join(known)}")
+            asked = f"{op} in {dtype}" if dtype else f"{op} at {bits:g} bit"
+            raise CostError(_not_measured(asked, impl, alike or [k for k in operations if k[0] == op], bool(alike)))
     if found:
         return max(found, key=lambda k: found[k].num_rows)
     return op, "", dtype or next((d for d, b in DTYPE_BITS.items() if b == bits), "bfloat16")
+
+
+def _not_measured(asked: str, impl: str, known: Iterable[LawKey], is_alike: bool) -> str:
+    """Why an implementation has no answer; what is known is alike but for the implementation, or of other formats."""
+    told = ", ".join(f"{name} in {dtype} ({DTYPE_BITS[dtype]:g} bit)" for _, name, dtype in sorted(known))
+    if not told:
+        return f"{asked} was not measured by any implementation, nor by {impl}: leave impl out for what physics says"
+    if is_alike:
+        return f"{asked} has no measured implementation {impl}: known are {told}"
+    return f"{asked} was not measured by any implementation, nor by {impl}: known are {told}"

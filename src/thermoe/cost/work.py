@@ -13,6 +13,7 @@ What the sizes (D, I, E, k) and rows R of a case mean:
 | ttha_adapter_forward, ttha_update | features | hidden units | experts, 1 | layers x experts |
 """
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ import numpy as np
 from thermoe.cost.cases import Cases
 from thermoe.cost.loads import even_loads
 from thermoe.errors import CostError
-from thermoe.types import FloatArray, MoEShape
+from thermoe.types import NAMED_SHAPES, FloatArray, MoEShape
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -62,6 +63,19 @@ def expected_distinct_experts(num_experts: int, top_k: int, num_tokens: "ArrayLi
     return np.asarray(num_experts * (1.0 - missed), dtype=np.float64)
 
 
+def check_shape(shape: object) -> None:
+    """Refuse what is no shape of a layer, such as the name of one.
+
+    Raises:
+        CostError: It is none.
+    """
+    if isinstance(shape, MoEShape):
+        return
+    known = f", such as NAMED_SHAPES[{shape!r}]" if isinstance(shape, str) and shape in NAMED_SHAPES else ""
+    known = known or f"; NAMED_SHAPES has {', '.join(NAMED_SHAPES)}"
+    raise CostError(f"shape = {reprlib.repr(shape)}: needs a MoEShape of thermoe.types{known}")
+
+
 def cases_of(
     op: str,
     shape: MoEShape,
@@ -85,11 +99,12 @@ def cases_of(
         context: Positions in the cache of keys and values.
 
     Raises:
-        CostError: An unknown operation, sizes below 1, more experts per token than experts, or counts that are negative
+        CostError: An unknown operation, no shape, sizes below 1, more experts per token than experts, or counts that are negative
             or beyond all reason.
     """
     if op not in OPERATIONS:
         raise CostError(f"no physics is known for operation {op}: choose from {', '.join(OPERATIONS)}")
+    check_shape(shape)
     sizes = (shape.hidden_size, shape.inter_size, shape.num_experts, shape.top_k)
     if not all(1 <= size <= _MOST for size in sizes) or shape.top_k > shape.num_experts:
         raise CostError(f"D, I, E, k = {sizes}: need sizes of at least 1, and no more experts per token than experts")

@@ -1,10 +1,9 @@
 """The page on costs: its Python runs, and it names what answers as the model does."""
 
 import re
-from importlib import resources
 from pathlib import Path
 
-from thermoe.cost.kernel_cost_model import SHIPPED, KernelCostModel
+from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.types import NAMED_SHAPES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "concepts" / "cost.md"
@@ -12,8 +11,6 @@ TEXT = PAGE.read_text(encoding="utf-8")
 
 
 def test_the_snippets_run(tmp_path, monkeypatch, capsys):
-    shipped = resources.files("thermoe.cost.data") / SHIPPED
-    (tmp_path / "h200.costs.json").write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 2

@@ -191,7 +191,7 @@ _WHAT_A_SHAPE_IS = "needs a MoEShape of thermoe.types"
         lambda shape: MODEL.get_cost("expert_mlp", 16, shape=shape, distinct_experts=82),
         lambda shape: MODEL.cost_per_expert(shape, np.ones(128)),
         lambda shape: MODEL.routing_cost(shape, 16),
-        lambda shape: MODEL.layer(shape),
+        MODEL.layer,
     ],
 )
 def test_a_layer_is_given_by_its_shape_not_by_its_name(ask, shape, message):
@@ -204,7 +204,7 @@ def test_a_step_is_priced_as_a_shape():
     assert MODEL.predict_step(work, QWEN3).latency_s > 0
     with pytest.raises(CostError, match=_WHAT_A_SHAPE_IS):
         MODEL.predict_step(work, "qwen3-30b-a3b")
-    with pytest.raises(CostError, match="work = 'qwen3-30b-a3b': needs a StepWork of thermoe.types"):
+    with pytest.raises(CostError, match="work = 'qwen3-30b-a3b': needs a StepWork"):
         MODEL.predict_step("qwen3-30b-a3b")
 
 
@@ -237,7 +237,6 @@ def test_an_implementation_that_was_not_measured_is_told_which_were():
     assert asked("loop", dtype="bf16") == f"expert_mlp in bfloat16 {nothing}"
     assert asked("magic", bits=32) == f"expert_mlp at 32 bit has no measured implementation magic: {known}"
     with pytest.raises(
-        CostError,
-        match="gemm at 16 bit was not measured by any implementation, nor by torch: leave impl out for what physics says",
+        CostError, match=r"gemm at 16 bit was not measured by any.* nor by torch: leave impl out for what"
     ):
         model.predict("gemm", QWEN3, 128, 1, impl="torch")

@@ -11,6 +11,7 @@ from thermoe.cost.database import CostDatabase
 from thermoe.cost.database_command import listed
 from thermoe.cost.rows import CostRow, without_smoke
 from thermoe.cost.safe_file import replacing
+from thermoe.cost.shipped import located
 from thermoe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class CostsPlot:
 
 def measured_or_predicted(databases: Sequence[Path]) -> list[CostRow]:
     """Rows of all files, each file once, without those of smoke runs, which measure nothing."""
-    files = dict.fromkeys(path.resolve() for path in databases)
+    files = dict.fromkeys(located(path).resolve() for path in databases)
     return without_smoke(row for path in files for row in CostDatabase.load(path).rows)
 
 

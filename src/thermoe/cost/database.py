@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from thermoe.cost.rows import CostRow, DeviceKey
 from thermoe.cost.safe_file import write_atomically as write_atomically
+from thermoe.cost.shipped import located
 from thermoe.errors import DataError
 from thermoe.format_names import format_name
 from thermoe.types import Kind
@@ -126,13 +127,17 @@ class CostDatabase:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read and check a file.
+        """Read and check a file; the bare name of a shipped database, such as `h200`, stands for it.
 
         Raises:
             DataError: The file is missing, truncated, of another format, or holds a row that
                 cannot be right; the message is one line.
         """
-        path = Path(path)
+        path = located(Path(path))
+        if not path.exists():
+            raise DataError(
+                f"{path}: cannot be read (No such file or directory); thermoe costs show lists the shipped ones"
+            )
         content = read_json_object(path, FORMAT, SCHEMA_VERSION)
         devices = [DeviceKey.from_dict(d, str(path)) for d in _list(content, "devices", path)]
         rows = [_read_row(r, i, devices, path) for i, r in enumerate(_list(content, "rows", path))]

@@ -6,17 +6,16 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from thermoe.cost.database import CostDatabase, describe
-from thermoe.cost.kernel_cost_model import SHIPPED
 from thermoe.cost.published import carry_over
 from thermoe.cost.rows import CostRow, without_smoke
 from thermoe.cost.safe_file import refuse_to_overwrite
+from thermoe.cost.shipped import SHIPPED, SUFFIX, shipped_databases
 from thermoe.cost.simulator_table import read_simulator_table
 from thermoe.errors import ConfigError
 from thermoe.format_names import format_name
@@ -30,8 +29,10 @@ _H200 = re.compile(r"\bH200\b")  # a GH200 is another GPU
 class CostsShow:
     """Print a cost database: its devices, a line for each operation, and its rows if they are few or asked for.
 
+    Without a database, print where the shipped ones lie.
+
     Attributes:
-        database: `.costs.json` file.
+        database: `.costs.json` file, or the name of a shipped one.
         ops: Only these operations, listed with commas or spaces.
         dtypes: Only these formats.
         energy: Only rows with energy.
@@ -39,7 +40,7 @@ class CostsShow:
         json: Print JSON, one object per row.
     """
 
-    database: tyro.conf.Positional[Path]
+    database: tyro.conf.Positional[Path | None] = None
     ops: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     energy: bool = False
@@ -48,6 +49,8 @@ class CostsShow:
 
     def execute(self) -> int:
         """Print."""
+        if self.database is None:
+            return self._list_shipped()
         costs = CostDatabase.load(self.database)
         _refuse_unknown("operation", listed(self.ops), {r.op for r in costs.rows})
         _refuse_unknown("dtype", self._formats, {r.dtype for r in costs.rows})
@@ -66,6 +69,18 @@ class CostsShow:
             _say(f"{len(chosen)} rows: --rows prints them")
         for failure in costs.failures:
             _say(f"{failure.case}: failed, {' '.join(failure.message.split())}")
+        return 0
+
+    def _list_shipped(self) -> int:
+        if self.ops or self.dtypes or self.energy or self.rows:
+            raise ConfigError("no database was named: give a .costs.json file, or the name of a shipped one, as h200")
+        for path in shipped_databases().values():
+            costs, name = CostDatabase.load(path), path.name.removesuffix(SUFFIX)
+            gpus = sorted({row.device.gpu for row in costs.rows})
+            if self.json:
+                _say(json.dumps({"name": name, "path": str(path), "gpus": gpus, "rows": len(costs)}))
+            else:
+                _say(f"{name}: {len(costs)} rows of {', '.join(gpus)}, {path}")
         return 0
 
     @property
@@ -175,8 +190,7 @@ class CostsPredict:
         if self.database is not None:
             refuse_to_overwrite(self.out, [self.database])
             return CostDatabase.load(self.database).rows
-        with resources.as_file(resources.files("thermoe.cost.data") / SHIPPED) as path:
-            return CostDatabase.load(path).rows
+        return CostDatabase.load(shipped_databases()[SHIPPED]).rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,6 @@ import copy
 import json
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -35,6 +34,7 @@ from thermoe.cost.questions import (
 )
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.routing_view import routing_view
+from thermoe.cost.shipped import SHIPPED, shipped_databases
 from thermoe.cost.sources import A_TABLE, observations_of
 from thermoe.cost.steps import price_step
 from thermoe.cost.tables import group_arrays
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
     from thermoe.cost.sources import Sources
 
-SHIPPED = "h200.costs.json"
 _DEFAULT_REFERENCE_TEMP_C = 45.0
 
 
@@ -289,8 +288,5 @@ class KernelCostModel:
 
 @lru_cache(maxsize=1)
 def _shipped() -> KernelCostModel:
-    file = resources.files("thermoe.cost.data") / SHIPPED
-    if not file.is_file():
-        return KernelCostModel()
-    with resources.as_file(file) as path:
-        return KernelCostModel().fit(CostDatabase.load(path))
+    path = shipped_databases().get(SHIPPED)
+    return KernelCostModel() if path is None else KernelCostModel().fit(CostDatabase.load(path))

@@ -52,7 +52,7 @@ def check_tokens(name: str, tokens: "ArrayLike") -> None:
     """
     count = numbers(name, tokens)
     if count.ndim or not 1 <= count < np.inf:
-        raise CostError(f"{name} = {tokens}: needs one number of tokens, at least 1")
+        raise CostError(f"{name} = {tokens!r}: needs one number of tokens, at least 1")
 
 
 def refuse_impossible(num_experts: int, routed_rows: FloatArray, distinct: FloatArray) -> None:

@@ -99,8 +99,8 @@ def cases_of(
         context: Positions in the cache of keys and values.
 
     Raises:
-        CostError: An unknown operation, no shape, sizes below 1, more experts per token than experts, or counts that are negative
-            or beyond all reason.
+        CostError: An unknown operation, no shape, sizes below 1, more experts per token than experts, or counts that
+            are negative or beyond all reason.
     """
     if op not in OPERATIONS:
         raise CostError(f"no physics is known for operation {op}: choose from {', '.join(OPERATIONS)}")

@@ -53,7 +53,7 @@ _TABLE: dict[str, Entry] = {
     ),
     "fit": Entry("thermoe.cost.command", "Fit", "fit a cost model to cost databases or plain tables"),
     "costs show": Entry("thermoe.cost.database_command", "CostsShow", "what a cost database holds"),
-    "costs diff": Entry("thermoe.cost.database_command", "CostsDiff", "compare two cost databases"),
+    "costs diff": Entry("thermoe.cost.diff_command", "CostsDiff", "compare two cost databases"),
     "costs merge": Entry("thermoe.cost.database_command", "CostsMerge", "join cost databases into one"),
     "costs plot": Entry("thermoe.commands.costs_plot", "CostsPlot", "draw what cost databases hold"),
     "costs report": Entry("thermoe.commands.costs_report", "CostsReport", "one HTML page of cost databases"),

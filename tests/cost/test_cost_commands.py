@@ -7,7 +7,8 @@ from thermoe.commands.costs_parts import CostsParts
 from thermoe.commands.costs_plot import CostsPlot
 from thermoe.cost.command import CostsEval, Fit
 from thermoe.cost.database import CostDatabase
-from thermoe.cost.database_command import CostsDiff, CostsShow
+from thermoe.cost.database_command import CostsShow
+from thermoe.cost.diff_command import CostsDiff
 from thermoe.errors import ConfigError, DataError
 
 

@@ -1,19 +1,18 @@
-"""`thermoe costs show|diff|merge|predict|import`: cost databases from a shell."""
+"""`thermoe costs show|merge|predict|import`: cost databases from a shell; `diff_command` has `diff`."""
 
 import json
 import re
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from thermoe.cost.database import CostDatabase, describe
 from thermoe.cost.published import carry_over
-from thermoe.cost.rows import CostRow, without_smoke
+from thermoe.cost.rows import CostRow
 from thermoe.cost.safe_file import refuse_to_overwrite
 from thermoe.cost.shipped import SHIPPED, SUFFIX, shipped_databases
 from thermoe.cost.simulator_table import read_simulator_table
@@ -91,50 +90,6 @@ class CostsShow:
         ops, dtypes = listed(self.ops), self._formats
         by_name = (not ops or row.op in ops) and (not dtypes or row.dtype in dtypes)
         return by_name and (not self.energy or row.energy_mj is not None)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CostsDiff:
-    """Compare two cost databases case by case; ends with 1 if a median latency rose by more than the tolerance.
-
-    Attributes:
-        old, new: `.costs.json` files.
-        tolerance_pct: Rise that counts as noise [%].
-        changed: Print only cases whose latency or energy changed by more than the tolerance.
-        json: Print JSON.
-    """
-
-    old: tyro.conf.Positional[Path]
-    new: tyro.conf.Positional[Path]
-    tolerance_pct: float = 5.0
-    changed: bool = False
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.tolerance_pct >= 0.0:
-            raise ConfigError(f"tolerance_pct = {self.tolerance_pct}: needs 0 or more")
-
-    def execute(self) -> int:
-        """Print the changes of the cases both hold, the largest rise first, and their median by operation."""
-        old, new = (CostDatabase.load(path) for path in (self.old, self.new))
-        for costs in (old, new):
-            without_smoke(costs.rows)
-        changes = sorted(old.diff(new), key=lambda c: -c["latency_change_pct"])
-        shown = [c for c in changes if not self.changed or self._is_changed(c)]
-        if self.json:
-            _say(json.dumps(shown, indent=1))
-        else:
-            for change in shown:
-                _say(
-                    f"{change['case']}: latency {change['latency_change_pct']:+.1f} %{_energy_change(change)}"
-                    f"{_other_kinds(change)}"
-                )
-            _say_medians(changes)
-        return int(any(c["latency_change_pct"] > self.tolerance_pct for c in changes))
-
-    def _is_changed(self, change: dict[str, Any]) -> bool:
-        parts = (change["latency_change_pct"], change["energy_change_pct"])
-        return any(part is not None and abs(part) > self.tolerance_pct for part in parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -253,31 +208,10 @@ def _say_summary(rows: Sequence[CostRow]) -> None:
         )
 
 
-def _say_medians(changes: Sequence[dict[str, Any]]) -> None:
-    by_op: dict[str, list[float]] = {}
-    for change in changes:
-        by_op.setdefault(change["op"], []).append(change["latency_change_pct"])
-    for op, parts in by_op.items():
-        _say(f"{op}: {len(parts)} cases, median latency {statistics.median(parts):+.1f} %")
-    if not changes:
-        _say("the databases have no case in common")
-
-
 def _line(row: CostRow) -> str:
     energy = "-" if row.energy_mj is None else f"{row.energy_mj:.2f} mJ at {row.power_w or 0:.0f} W"
     throttled = " throttled" if row.throttled else ""
     return f"{describe(row)}: {row.latency_us:.1f} us, {energy} ({'smoke' if row.is_smoke else row.kind}){throttled}"
-
-
-def _energy_change(change: dict[str, Any]) -> str:
-    energy = change["energy_change_pct"]
-    return "" if energy is None else f", energy {energy:+.1f} %"
-
-
-def _other_kinds(change: dict[str, Any]) -> str:
-    """Of what kinds the figures are, where not both were measured."""
-    kinds = list(dict.fromkeys(change["kinds"]))
-    return "" if kinds == ["measured"] else f" ({' to '.join(kinds)})"
 
 
 def _count_energy(rows: Sequence[CostRow]) -> int:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cost_rows import KEY, make_row
@@ -219,3 +220,29 @@ def test_command_says_what_is_missing(tmp_path):
         CostsParts(databases=(path,)).execute()
     with pytest.raises(ConfigError, match="no database"):
         CostsParts(databases=()).execute()
+
+
+def test_a_model_that_knows_no_part_is_not_asked_for_again(tmp_path):
+    costs, fitted = tmp_path / "c.costs.json", tmp_path / "m.json"
+    CostDatabase([cost("expert_mlp", "grouped_mm", 40.0, 30.0)]).save(costs)
+    with pytest.raises(
+        DataError, match=r"lacks linear_fc1 in bfloat16.*, or predict them: thermoe costs parts --model"
+    ):
+        CostsParts(databases=(costs,)).execute()
+    KernelCostModel().fit(CostDatabase.load(costs)).save(fitted)
+    with pytest.raises(DataError) as caught:
+        CostsParts(databases=(costs,), model=fitted).execute()
+    told = str(caught.value)
+    assert "lacks linear_fc1 in bfloat16, activation in bfloat16, linear_fc2 in bfloat16: " in told
+    assert f"{fitted} does not know them either (it was fitted to expert_mlp)" in told
+    assert told.endswith("measure them with thermoe profile and fit again")
+    assert "--model" not in told
+    near = [cost("linear_fc1", "loop", 9.0, 3.0), *CostDatabase.load(costs).rows]
+    KernelCostModel().fit(CostDatabase(near)).save(fitted)
+    with pytest.raises(DataError, match=r"\(it was fitted to linear_fc1 as loop in bfloat16\)"):
+        CostsParts(databases=(costs,), model=fitted).execute()
+
+
+def test_a_model_without_a_database_is_told_what_lacks(tmp_path):
+    with pytest.raises(ConfigError, match=r"no database was named beside --model m.json: give the \.costs\.json files"):
+        CostsParts(databases=(), model=Path("m.json")).execute()

@@ -36,13 +36,15 @@ class CostsParts:
             DataError: A file cannot be read, or no call has all its parts.
         """
         if not self.databases:
-            raise ConfigError("no database was named: give one or more .costs.json files")
+            beside = "" if self.model is None else f" beside --model {self.model}"
+            raise ConfigError(f"no database was named{beside}: give the .costs.json files that hold the calls")
         rows = CostDatabase.merged(CostDatabase.load(path) for path in self.databases).rows
         without_smoke(rows)
-        calls = find_calls(rows, None if self.model is None else KernelCostModel.load(self.model))
+        model = None if self.model is None else KernelCostModel.load(self.model)
+        calls = find_calls(rows, model)
         explained = explain_calls(calls, rows)
         if not explained:
-            raise DataError(why_none(calls))
+            raise DataError(why_none(calls) if model is None else why_none(calls, str(self.model), model.operations_))
         for one in explained:
             print(json.dumps(one.as_dict()) if self.json else in_words(one))
         if not self.json:

@@ -9,12 +9,13 @@ the call. A part of torch that takes several kernels has its further launches ov
 GPU is one kernel: calls of torch's products, and of the reference on a CPU, save neither launches nor traffic.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thermoe.cost.database import describe
 from thermoe.cost.known_limits import KnownLimits, limits_of
+from thermoe.cost.observations import LawKey
 from thermoe.cost.parts import FUSED_IMPL, Call, Cost
 from thermoe.cost.rows import CostRow
 from thermoe.types import Kind
@@ -132,14 +133,29 @@ def explain_calls(calls: Sequence[Call], rows: Sequence[CostRow]) -> list[Explan
     return [explain(call, limits[call.row.device.gpu]) for call in calls if not call.missing]
 
 
-def why_none(calls: Sequence[Call]) -> str:
-    """One line on why no call can be explained."""
+def why_none(calls: Sequence[Call], model: str = "", fitted: Iterable[LawKey] = ()) -> str:
+    """One line on why no call can be explained.
+
+    Args:
+        calls: None of them complete.
+        model: Name of the model that was to predict the parts; empty for none.
+        fitted: What it was fitted to.
+    """
     if not calls:
         return "no expert_mlp row: measure some with thermoe profile"
     nearest = min(calls, key=lambda call: len(call.missing))
-    return (
+    lacking = (
         f"none of {len(calls)} expert MLP calls has all its parts; {describe(nearest.row)} lacks "
-        f"{', '.join(nearest.missing)}: measure them with thermoe profile, or give --model to predict them"
+        f"{', '.join(nearest.missing)}"
+    )
+    if not model:
+        return f"{lacking}: measure them with thermoe profile, or predict them: thermoe costs parts --model MODEL"
+    wanted, keys = {part.split()[0] for part in nearest.missing}, list(fitted)
+    near = [f"{op} as {impl} in {dtype}" for op, impl, dtype in keys if op in wanted]
+    known = ", ".join(near or dict.fromkeys(op for op, _, _ in keys)) or "nothing"
+    return (
+        f"{lacking}: the model {model} does not know them either (it was fitted to {known}); measure them with thermoe "
+        "profile and fit again"
     )
 
 

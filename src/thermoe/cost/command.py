@@ -5,16 +5,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tyro
 
 from thermoe.cost.database import CostDatabase
-from thermoe.cost.evaluate import evaluate
+from thermoe.cost.evaluate import evaluate, is_of_fit
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.known_limits import fitting_limits
 from thermoe.cost.safe_file import refuse_to_overwrite
-from thermoe.cost.sources import A_TABLE, observations_of
+from thermoe.cost.sources import left_out, observations_of
+from thermoe.cost.told import eval_notes, eval_table, fit_notes, fit_table, flattery
 from thermoe.errors import ConfigError, DataError
 from thermoe.types import Kind
 
@@ -46,25 +47,17 @@ class Fit:
         refuse_to_overwrite(self.out, self.tables)
         model = _fitted(read_costs(self.tables), predicted=self.predicted)
         model.save(self.out)
-        for (op, impl, dtype), fitted in model.operations_.items():
-            missed = [_percent(e) for e in (fitted.latency_log_error, fitted.energy_log_error)]
-            _say(
-                f"{op}/{impl} {dtype}: {fitted.num_rows} rows; the law alone, left out, 90 % miss by less than "
-                f"{missed[0]} (latency) and {missed[1]} (energy)"
-            )
-        for op, correction in model.corrections_.items():
-            learner = "networks and trees" if correction.networks else "measured neighbours"
-            _say(f"{op}: the law is corrected by {learner}")
+        _say("\n".join([fit_table(model), "", *fit_notes(model)]))
         return 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostsEval:
-    """Compare a fitted model with a table or a cost database.
+    """Compare a fitted model with a table or a cost database; rows that were in the fit are counted, for they flatter.
 
     Attributes:
         model: Model written by `thermoe fit`.
-        table: `.costs.json`, parquet or CSV.
+        table: `.costs.json`, parquet or CSV, of shapes that the model was not fitted to.
         json: Print JSON.
     """
 
@@ -77,13 +70,12 @@ class CostsEval:
         model, costs = KernelCostModel.load(self.model), read_costs((self.table,))
         result = evaluate(model, costs)
         _, gpu = observations_of(costs)
-        if gpu != model.fitted_on_ and A_TABLE not in (gpu, model.fitted_on_):
+        if not is_of_fit(model, gpu):
             sys.stderr.write(f"{self.model} was fitted on {model.fitted_on_ or 'nothing'}, {self.table} is of {gpu}\n")
-        if self.json:
-            _say(json.dumps(result, indent=1))
-            return 0
-        for name, part in {"all": result["all"], **result["operations"]}.items():
-            _say(f"{name} ({part['rows']} rows): latency {_line(part['latency'])}; energy {_line(part['energy'])}")
+        elif line := flattery(result, str(self.model)):
+            sys.stderr.write(f"{line}\n")
+        _say_left_out(costs)
+        _say(json.dumps(result, indent=1) if self.json else "\n".join([eval_table(result), "", *eval_notes(result)]))
         return 0
 
 
@@ -101,10 +93,13 @@ def _fitted(costs: "Sources", *, predicted: bool) -> KernelCostModel:
     gpus = {row.device.gpu for row in rows}
     model = KernelCostModel(fitting_limits(gpus.pop(), rows)) if len(gpus) == 1 else KernelCostModel()
     model.fit(sources)
+    _say_left_out(sources)
     if predicted:
         model.fitted_on_ = f"predictions for {model.fitted_on_}"
     if rows and all(row.energy_mj is None for row in rows):
-        sys.stderr.write(f"no row has an energy: the model's are guesses, at {model.limits.power_limit_w:.0f} W\n")
+        sys.stderr.write(
+            f"no row has an energy: the model's energies are guesses, at {model.limits.power_limit_w:.0f} W\n"
+        )
     return model
 
 
@@ -126,16 +121,10 @@ def _read_table(path: Path) -> "pd.DataFrame":
         raise DataError(f"{path}: cannot be read as a table ({' '.join(str(err).split())[:200]})") from err
 
 
-def _line(part: dict[str, Any]) -> str:
-    if part["mape_pct"] is None:
-        return "not measured"
-    covered = "unknown" if part["coverage_pct"] is None else f"{part['coverage_pct']:.0f} %"
-    width = "" if part["width_pct"] is None else f" (half width {part['width_pct']:.1f} %)"
-    return f"mean error {part['mape_pct']:.1f} %, p90 {part['p90_pct']:.1f} %, inside the interval {covered}{width}"
-
-
-def _percent(log_error: float | None) -> str:
-    return "unknown" if log_error is None else f"{100.0 * log_error:.1f} %"
+def _say_left_out(costs: "Sources") -> None:
+    reasons = left_out(costs)
+    if reasons:
+        sys.stderr.write(f"left out: {'; '.join(reasons)}\n")
 
 
 def _say(line: str) -> None:

@@ -13,6 +13,7 @@ from thermoe.cost.cases import DTYPE_BITS, Cases
 from thermoe.cost.correction import Correction
 from thermoe.cost.database import CostDatabase, read_json_object, write_atomically
 from thermoe.cost.device_state import THERMAL_RESISTANCE_C_PER_W, conditions
+from thermoe.cost.fingerprints import cases_and_shapes
 from thermoe.cost.fitted import FittedLaw
 from thermoe.cost.kernels import kernels_of
 from thermoe.cost.law import physical_law
@@ -40,7 +41,7 @@ from thermoe.cost.steps import price_step
 from thermoe.cost.tables import group_arrays
 from thermoe.cost.work import cases_of, check_shape, expected_distinct_experts
 from thermoe.errors import CostError
-from thermoe.types import Estimate, Kind, MoEShape, StepOutcome, StepWork, SysState
+from thermoe.types import Estimate, IntArray, Kind, MoEShape, StepOutcome, StepWork, SysState
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +66,7 @@ class KernelCostModel:
         operations_: Fitted laws by (operation, implementation, format of the weights).
         corrections_: What was learned beyond the laws, by operation.
         fitted_on_: GPU that the fit belongs to, empty before a fit.
+        seen_: Numbers (`thermoe.cost.fingerprints`) of its cases and shapes; None in a file that does not tell.
         reference_temp_c_: Mean core temperature of the measurements [deg C].
     """
 
@@ -73,6 +75,7 @@ class KernelCostModel:
         self.operations_: dict[LawKey, FittedLaw] = {}
         self.corrections_: dict[str, Correction] = {}
         self.fitted_on_ = ""
+        self.seen_: IntArray | None = np.zeros(0, dtype=np.int64)
         self.reference_temp_c_ = _DEFAULT_REFERENCE_TEMP_C
 
     @staticmethod
@@ -275,6 +278,7 @@ class KernelCostModel:
         temps_c = np.concatenate([g.temp_c[np.isfinite(g.temp_c)] for g in groups.values()])
         self.reference_temp_c_ = float(temps_c.mean()) if temps_c.size else _DEFAULT_REFERENCE_TEMP_C
         self.operations_, self.corrections_ = learn(groups, self.limits, self.seed)
+        self.seen_ = np.unique(np.concatenate([cases_and_shapes(g.cases).ravel() for g in groups.values()]))
 
     def _price(self, cases: Cases, key: LawKey, state: SysState | None, bits: float | None = None) -> Pricing:
         at = conditions(self.limits, self.reference_temp_c_, state)

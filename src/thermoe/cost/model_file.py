@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from thermoe.cost.cases import DTYPE_BITS
 from thermoe.cost.correction import Correction
+from thermoe.cost.fingerprints import as_text, from_text
 from thermoe.cost.fitted import FittedLaw
 from thermoe.cost.pricing import correction_sizes
 from thermoe.cost.roofline import MOST
@@ -28,6 +29,7 @@ def as_content(model: "KernelCostModel") -> dict[str, Any]:
         "schema": SCHEMA_VERSION,
         "limits": model.limits.as_dict(),
         "fitted_on": model.fitted_on_,
+        "seen": None if model.seen_ is None else as_text(model.seen_),
         "reference_temp_c": model.reference_temp_c_,
         "operations": operations,
         "corrections": {op: c.as_dict() for op, c in model.corrections_.items()},
@@ -42,6 +44,7 @@ def fill(model: "KernelCostModel", content: dict[str, Any], where: str) -> None:
     if not isinstance(corrections, dict) or not set(corrections) <= set(OPERATIONS):
         raise DataError(f"{where}: needs corrections by operation")
     model.fitted_on_, model.reference_temp_c_ = str(content.get("fitted_on", "")), float(temp_c)
+    model.seen_ = None if content.get("seen") is None else from_text(content["seen"], where)
     for values in operations:
         fitted = FittedLaw.from_dict(values, where)
         op, impl, dtype = values.get("op"), values.get("impl"), values.get("dtype")

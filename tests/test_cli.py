@@ -236,3 +236,18 @@ def test_monitor_refuses_bad_options_in_one_line(options, capsys):
     err = capsys.readouterr().err
     assert err.startswith("thermoe: error: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["fit", "costs merge", "costs plot", "costs report", "costs parts", "costs show", "costs predict", "report"],
+)
+def test_files_to_read_are_shown_without_brackets_in_brackets(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words.split(), "--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert "FILE" in told or "DIR" in told
+    assert "[[" not in told
+    assert "[{None}" not in told
+    assert "(default: )" not in told.split("options")[0]

@@ -65,7 +65,7 @@ def test_a_strategy_answers_for_the_limits_that_it_heeds():
 def test_what_is_unknown_is_neither_held_nor_missed():
     found = limits_of("kernel_aware_ttha", Budget(power_w=1.0, temp_c=1.0), {}, NOTHING_KNOWN, "replayed")
     assert [(entry["held"], entry["kind"]) for entry in found.values()] == [(None, None), (None, None)]
-    assert (all_held(found), told(found)) == (None, "unknown")
+    assert (all_held(found), told(found)) == (None, "no reading for 1 W, 1 °C")
     partly = limits_of(
         "kernel_aware_ttha", Budget(power_w=1.0, temp_c=1.0), {}, NOTHING_KNOWN | {"temp_c_peak": 9.0}, None
     )
@@ -73,7 +73,7 @@ def test_what_is_unknown_is_neither_held_nor_missed():
     one = limits_of(
         "kernel_aware_ttha", Budget(power_w=1.0, temp_c=9.0), {}, NOTHING_KNOWN | {"temp_c_peak": 9.0}, None
     )
-    assert (all_held(one), told(one)) == (None, "unknown")
+    assert (all_held(one), told(one)) == (None, "held: 9 of 9 °C; no reading for 1 W")
     assert (all_held({}), told({})) == (None, None)
 
 
@@ -83,3 +83,10 @@ def test_what_was_missed_is_told_with_both_numbers():
     assert told(found) == "missed: 450 > 400 W, 1000 < 2000 tokens/s, 0.8 > 0.5 % loss"
     assert all_held(found) is False
     assert found["quality_loss_pct"]["kind"] is None
+
+
+def test_what_was_held_is_told_with_both_numbers_also_where_it_uses_its_tolerance():
+    budget = Budget(power_w=446.0, latency_s=0.02, max_quality_loss_pct=1.0)
+    found = limits_of("kernel_aware_ttha", budget, {"target_tokens_per_s": 900.0}, FIGURES, "simulated")
+    assert told(found) == "held: 450 of 446 W, 12 of 20 ms, 1000 of 900 tokens/s, 0.8 of 1 % loss"
+    assert all_held(found) is True

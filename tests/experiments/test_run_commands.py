@@ -46,7 +46,7 @@ def test_run_prints_a_table_and_the_reports_path(tmp_path, tiny_model, tiny_text
 def test_the_table_says_whether_limits_were_held(tmp_path, tiny_model, tiny_text, capsys):
     options = [*text_options(tiny_model, tiny_text), "--strategies", "kernel_aware_ttha", "--calibration-tokens", "300"]
     options += ["--calibration-text", str(tiny_text), "--no-report"]
-    for watts, said, held in (("2000", "held", True), ("200", "> 200 W", False)):
+    for watts, said, held in (("2000", " of 2000 W", True), ("200", "> 200 W", False)):
         out = tmp_path / watts
         assert cli.main(["run", *options, "--power-budget-w", watts, "--out", str(out)]) == 0
         lines = capsys.readouterr().out.splitlines()

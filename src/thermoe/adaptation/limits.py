@@ -60,13 +60,15 @@ def all_held(limits: Mapping[str, Mapping[str, Any]]) -> bool | None:
 
 
 def told(limits: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The limits of one strategy in a few words; None where it has none."""
-    if not limits:
-        return None
-    missed = [_missed(name, limit) for name, limit in limits.items() if limit["held"] is False]
-    if missed:
-        return "missed: " + ", ".join(missed)
-    return "held" if all_held(limits) else "unknown"
+    """The limits of one strategy in a few words, those that were missed alone if any was; None where it has none."""
+    by_state: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for name, limit in limits.items():
+        by_state[limit["held"]].append(_figures(name, limit))
+    if by_state[False]:
+        return "missed: " + ", ".join(by_state[False])
+    known = [f"held: {', '.join(by_state[True])}"] if by_state[True] else []
+    silent = [f"no reading for {', '.join(by_state[None])}"] if by_state[None] else []
+    return "; ".join(known + silent) or None
 
 
 def _asked(strategy: str, budget: Budget, settings: Mapping[str, float | None]) -> dict[str, float]:
@@ -105,6 +107,10 @@ def _is_held(name: str, value: float, limit: float) -> bool:
     return value <= limit + slack
 
 
-def _missed(name: str, limit: Mapping[str, Any]) -> str:
-    sign = "<" if name == "tokens_per_s" else ">"
-    return f"{limit['value']:.4g} {sign} {limit['limit']:.4g} {_UNITS.get(name, '% loss')}"
+def _figures(name: str, limit: Mapping[str, Any]) -> str:
+    """Value and limit with their unit; a limit that is held may be passed by its tolerance, so no sign is between."""
+    unit = _UNITS.get(name, "% loss")
+    if limit["held"] is None:
+        return f"{limit['limit']:.4g} {unit}"
+    sign = "of" if limit["held"] else "<" if name == "tokens_per_s" else ">"
+    return f"{limit['value']:.4g} {sign} {limit['limit']:.4g} {unit}"

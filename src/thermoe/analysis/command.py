@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.box import SIMPLE_HEAD
@@ -26,7 +27,10 @@ class Report:
         out: The page to write, or a folder for it; by default in the run folder.
     """
 
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    run_dirs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="DIR [DIR ...]", help_behavior_hint="(one or more)"),
+    ]
     out: Path | None = None
 
     def execute(self) -> int:

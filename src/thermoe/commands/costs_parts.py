@@ -4,8 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from thermoe.cost.arguments import Files
 from thermoe.cost.database import CostDatabase, describe
 from thermoe.cost.fusing import Explanation, explain_calls, why_none
 from thermoe.cost.kernel_cost_model import KernelCostModel
@@ -24,7 +23,7 @@ class CostsParts:
         json: Print JSON, one object for each call.
     """
 
-    databases: tyro.conf.Positional[tuple[Path, ...]]
+    databases: Files
     model: Path | None = None
     json: bool = False
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
+from thermoe.cost.arguments import Files
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.database_command import listed
 from thermoe.cost.rows import CostRow, without_smoke
@@ -34,7 +33,7 @@ class CostsPlot:
         by: What colours tell apart: "dtype", "op", "impl", "shape" or "gpu".
     """
 
-    databases: tyro.conf.Positional[tuple[Path, ...]]
+    databases: Files
     out: Path
     ops: tuple[str, ...] = ()
     by: str = "dtype"

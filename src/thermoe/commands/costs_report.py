@@ -5,10 +5,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from thermoe.analysis.costs.page import write_page
 from thermoe.analysis.costs.view import make_view
+from thermoe.cost.arguments import Files
 from thermoe.cost.database_command import listed
 from thermoe.cost.safe_file import refuse_to_overwrite
 from thermoe.errors import ConfigError
@@ -28,7 +27,7 @@ class CostsReport:
         window_ms: Length of the windows over the kernels; chosen from the trace if not given [ms].
     """
 
-    databases: tyro.conf.Positional[tuple[Path, ...]]
+    databases: Files
     out: Path
     ops: tuple[str, ...] = ()
     model: Path | None = None

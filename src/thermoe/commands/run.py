@@ -72,7 +72,7 @@ class Run:
         no_report: Leave report.html to a later `thermoe report`.
     """
 
-    config: tyro.conf.Positional[Path | None] = None
+    config: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[CONFIG.toml]")] = None
     model: str | None = None
     text: tuple[str, ...] | None = None
     join_texts: Flag = False

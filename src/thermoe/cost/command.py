@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from thermoe.cost.arguments import Files
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.evaluate import evaluate, is_of_fit
 from thermoe.cost.kernel_cost_model import KernelCostModel
@@ -38,7 +39,7 @@ class Fit:
         predicted: Take rows that are predictions (`thermoe costs predict`) for measurements; the model says so.
     """
 
-    tables: tyro.conf.Positional[tuple[Path, ...]]
+    tables: Files
     out: Path
     predicted: bool = False
 

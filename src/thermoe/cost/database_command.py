@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from thermoe.cost.arguments import Files
 from thermoe.cost.database import CostDatabase, describe
 from thermoe.cost.published import carry_over
 from thermoe.cost.rows import CostRow
@@ -39,7 +40,7 @@ class CostsShow:
         json: Print JSON, one object per row.
     """
 
-    database: tyro.conf.Positional[Path | None] = None
+    database: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[FILE]")] = None
     ops: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     energy: bool = False
@@ -102,7 +103,7 @@ class CostsMerge:
         prefer: Whose figures stay where two disagree: "first", "last", or "neither" to refuse.
     """
 
-    databases: tyro.conf.Positional[tuple[Path, ...]]
+    databases: Files
     out: Path
     prefer: Literal["neither", "first", "last"] = "neither"
 
@@ -128,7 +129,7 @@ class CostsPredict:
 
     gpu: str
     out: Path
-    database: tyro.conf.Positional[Path | None] = None
+    database: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[FILE]")] = None
 
     def execute(self) -> int:
         """Predict and write."""

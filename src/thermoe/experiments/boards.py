@@ -44,8 +44,8 @@ class Boards:
         self._monitor: GpuSystemMonitor | None = None
         if config.telemetry.partition(":")[0] == "nvml" and config.device != "cuda":
             raise ConfigError(
-                f"no GPU does the work of --device cpu: --telemetry {config.telemetry} needs --device cuda; "
-                "use --telemetry simulated"
+                f"telemetry {config.telemetry} needs device cuda, got device {config.device}, on which no GPU does the "
+                "work: choose 'simulated' as telemetry"
             )
         source = open_source(config.telemetry, device="cuda" if config.device == "cuda" else "cpu")
         self.kind: Kind = source.kind

@@ -217,7 +217,7 @@ def _open_device(nvml: Any, index: int) -> Any:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
         raise TelemetryError(
-            f"NVML cannot be used here ({error}): install an NVIDIA driver, or choose --telemetry simulated"
+            f"NVML cannot be used here ({error}): install an NVIDIA driver, or choose 'simulated' as telemetry"
         ) from None
     try:
         count = nvml.nvmlDeviceGetCount()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from thermoe.cost.cases import DTYPE_BITS
 from thermoe.cost.correction import quantile
 from thermoe.cost.device_state import conditions, energy_at_full_clock_j
+from thermoe.cost.kernel_work import work_done
 from thermoe.cost.kernels import KERNELS, ONLY, kernels_of
 from thermoe.cost.law import Law, fit_law
 from thermoe.cost.observations import Observations
@@ -202,7 +203,7 @@ def _fit(
     if prior is not None and unknown.any():
         weight = np.where(unknown, _PRIOR_ROWS / unknown.sum(), 1.0)
         energy_j = np.where(unknown, prior.dynamic_energy_j(data), energy_j)
-    work = work_of_cases(data.cases)
+    work = work_from_table(work_done(data.cases, work_of_cases(data.cases).table()))
     return fit_law(work, data.latency_s, energy_j, limits, bits, energy_weight=weight, alike=alike, **choice)
 
 
@@ -232,7 +233,8 @@ def _errors_left_out(
         if not len(seen):
             return None, None
         law, laws = _fit_all(seen, limits, prior, alike, chosen)
-        latency_s, energy_j = _both(law, laws, kernels_of(unseen.cases), work_of_cases(unseen.cases).table())
+        done = work_done(unseen.cases, work_of_cases(unseen.cases).table())
+        latency_s, energy_j = _both(law, laws, kernels_of(unseen.cases), done)
         latency_errors.append(np.abs(np.log(latency_s / unseen.latency_s)))
         predicted = as_measured.apply(latency_s, energy_j)
         energy_errors.append(np.abs(np.log(predicted.energy_j / unseen.energy_j)))

@@ -13,7 +13,7 @@ from thermoe.errors import DataError
 from thermoe.types import BoolArray, FloatArray, IntArray
 
 # Reaches of a neighbour, over that of the most likely one, and noises as shares of the variance, to choose from.
-_REACHES = (0.7, 1.0, 1.5, 2.5)
+_REACHES = (0.7, 1.0, 1.5, 2.5, 4.0)
 _NOISES = (0.003, 0.03, 0.2)
 MOST_ROWS = 1500
 # Rows that tell how much each feature matters, and how far from equal that may go (a factor of e to this power).
@@ -167,7 +167,7 @@ def _relevance(scaled: FloatArray, target: FloatArray, rng: np.random.Generator)
 
     def unlikeliness(logs: FloatArray) -> tuple[float, FloatArray]:
         weights, noise = np.exp(logs[:-1]), float(np.exp(logs[-1]))
-        kernel = _kernel(x * np.sqrt(weights), x * np.sqrt(weights))
+        kernel, near = _kernel_and_slope(x * np.sqrt(weights), x * np.sqrt(weights))
         inverse = np.linalg.inv(kernel + noise * np.eye(len(y)))
         solved = inverse @ y
         fit = float(y @ solved) / len(y)  # variance of the process, at its most likely value
@@ -175,7 +175,7 @@ def _relevance(scaled: FloatArray, target: FloatArray, rng: np.random.Generator)
         away = (logs - start) / _RELEVANCE_SPREAD
         value = 0.5 * (len(y) * np.log(fit) + log_det + away @ away)
         pull = inverse - np.outer(solved, solved) / fit
-        mixed = pull * kernel
+        mixed = pull * near
         squares = 2.0 * ((x * x).T @ mixed.sum(axis=1) - np.einsum("if,ij,jf->f", x, mixed, x, optimize=True))
         slope = np.append(-0.25 * weights * squares, 0.5 * noise * np.trace(pull)) + away / _RELEVANCE_SPREAD
         return value, slope
@@ -198,5 +198,12 @@ def _left_out(count: int, parts: list[_Part], reach: float, noise: float) -> Lef
 
 
 def _kernel(a: FloatArray, b: FloatArray) -> FloatArray:
+    return _kernel_and_slope(a, b)[0]
+
+
+def _kernel_and_slope(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Matern covariance of smoothness 5/2, and -2 times its derivative by the squared distance."""
     squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * (a @ b.T)
-    return np.asarray(np.exp(-0.5 * np.maximum(squares, 0.0)), dtype=np.float64)
+    away = np.sqrt(5.0 * np.maximum(squares, 0.0))
+    fall = np.exp(-away)
+    return (1.0 + away + away * away / 3.0) * fall, (5.0 / 3.0) * (1.0 + away) * fall

@@ -12,7 +12,8 @@ from thermoe.cost.device_state import Conditions, conditions
 from thermoe.cost.encoding import Inputs
 from thermoe.cost.features import EXPERT_OPS, features_of
 from thermoe.cost.fitted import FittedLaw
-from thermoe.cost.kernels import figures_of, kernels_of
+from thermoe.cost.kernel_work import figures_of, work_done
+from thermoe.cost.kernels import kernels_of
 from thermoe.cost.law import physical_law
 from thermoe.cost.observations import LawKey, Observations
 from thermoe.cost.prediction import CostArrays
@@ -80,7 +81,7 @@ def price(
     if fitted is None:
         free_s, dynamic_j = physical_law(limits, float(counted[0])).both(work)
     else:
-        free_s, dynamic_j = fitted.both(kernels_of(cases), work)
+        free_s, dynamic_j = fitted.both(kernels_of(cases), work_done(cases, work))
     if fitted is None or correction is None:
         costs = at.apply(free_s, dynamic_j)
         errors = [np.nan if e is None else e for e in _errors(fitted)]
@@ -117,9 +118,9 @@ def rows_by_key(cases: Cases) -> dict[LawKey, IntArray]:
 def correction_inputs(cases: Cases, laws: Mapping[LawKey, FittedLaw], limits: DeviceLimits) -> Inputs:
     """What a correction sees of cases of one operation."""
     work, free_s, dynamic_j = work_of_cases(cases).table(), np.empty(len(cases)), np.empty(len(cases))
-    kernels = kernels_of(cases)
+    kernels, done = kernels_of(cases), work_done(cases, work)
     for key, rows in rows_by_key(cases).items():
-        free_s[rows], dynamic_j[rows] = laws[key].both(kernels[rows], work[rows])
+        free_s[rows], dynamic_j[rows] = laws[key].both(kernels[rows], done[rows])
     by_law = conditions(limits, 0.0, None).apply(free_s, dynamic_j)
     return _inputs(cases, work, free_s, by_law, limits)
 
@@ -134,7 +135,8 @@ def correction_targets(observed: Observations, laws: Mapping[LawKey, FittedLaw],
     measured, targets = conditions(limits, 0.0, None), np.empty((len(observed), 2))
     for key, rows in observed.by_key().items():
         part = observed.take(rows)
-        free_s, dynamic_j = laws[key].both(kernels_of(part.cases), work_of_cases(part.cases).table())
+        done = work_done(part.cases, work_of_cases(part.cases).table())
+        free_s, dynamic_j = laws[key].both(kernels_of(part.cases), done)
         costs = measured.apply(free_s, dynamic_j)
         has_energy = np.isfinite(part.energy_j)
         as_timed = has_energy | ~has_energy.any()

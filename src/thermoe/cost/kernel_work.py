@@ -1,0 +1,153 @@
+"""What kernels make of a call: readings of weights for rows that share one, tiles that are partly empty.
+
+The kernel for few tokens plans its work from the ids: an expert's rows are cut into segments that share one reading of
+its weights, a segment's rows into tiles, and blocks get equal shares of what the plan takes segments and tiles to cost
+(`thermoe/kernels/expert_mlp/cuda/plan.cuh`). torch's grouped product takes whole tiles of an expert's rows, two by two.
+Shapes: B cases, Q groups of experts of the same load.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoe.cost.cases import Cases
+from thermoe.cost.kernels import FEW, LARGE, SMALL, kernels_of
+from thermoe.cost.ragged import spread
+from thermoe.types import BoolArray, FloatArray
+
+NUM_FIGURES = 8
+
+_ROOM_BYTES, _ROW_BYTES = 143 * 1024, 1280  # of shared memory for activations, and beside them for a row's sums
+_WIDEST_SECOND = 2048  # columns of the second product held at a time
+_ROW_CAPS = (32, 24, 16, 8, 4, 2, 1)
+_ROW_CAP_OF_CODES = 16
+_CODES = ("int8", "int4", "int2", "bank8", "bank4", "bank2")
+_GROUPS = (128.0, 64.0, 32.0)
+# Of the plan: rows of a tile, cost of a further tile, bytes of weights that cost 1; for codes, and for others.
+TILE_ROWS, TILE_COST, BYTES_OF_COST = (4.0, 8.0), (24.0, 8.0), 64.0
+_JOB_ROWS, _JOB_COLUMNS, _JOB_COST = 32.0, (256.0, 128.0), 2.0  # fewer columns in 16 bit
+FEW_SEGMENTS = 132 // 8  # up to so many, every block keeps to one segment
+# Rows of two tiles of torch's grouped product, which are taken together.
+PAIR_ROWS = {SMALL: 2 * 64.0, LARGE: 2 * 128.0}
+_SCALE_BITS = 16.0
+_DISTINCT, _WEIGHT_BYTES, _FLOPS = 0, 1, 4  # columns of `Work.table`
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Segments or pairs of tiles, tiles of one, rows that these hold, tiles of the fullest, rows that may share one (B,)."""
+
+    segments: FloatArray
+    tiles: FloatArray
+    padded_rows: FloatArray
+    most_tiles: FloatArray
+    cap: FloatArray
+
+
+def work_done(cases: Cases, asked: FloatArray) -> FloatArray:
+    """`Work.table()` with what the kernel does in place of what was asked (B, 6): segments for experts, and operations
+    on all rows of its tiles."""
+    parts, known = _parts(cases)
+    done = asked.copy()
+    codes = _have_codes(cases)
+    done[codes, _WEIGHT_BYTES] *= 1.0 + _SCALE_BITS / (group_sizes(cases) * cases.bits)[codes]
+    scale = parts.padded_rows / np.maximum(cases.loads.rows, 1e-3)
+    done[known, _DISTINCT] = parts.segments[known]
+    done[known, _FLOPS] *= scale[known]
+    return done
+
+
+def figures_of(cases: Cases) -> FloatArray:
+    """What kernels make of a call (B, 8), logarithms; 0 where only one is known.
+
+    Segments over experts, rows in tiles over rows, tiles of a segment, tiles of the fullest, rows that share a reading, groups of scales, whether
+    blocks keep to a segment, parts of the second product.
+    """
+    figures = np.zeros((len(cases), NUM_FIGURES))
+    codes = _have_codes(cases)
+    figures[codes, 5] = np.log2(_GROUPS[0] / group_sizes(cases)[codes])
+    parts, known = _parts(cases)
+    if known.any():
+        touched = np.maximum(cases.loads.distinct, 1e-3)
+        columns = [
+            np.log(np.maximum(parts.segments, 1e-3) / touched),
+            np.log(parts.padded_rows / np.maximum(cases.loads.rows, 1e-3)),
+            np.log2(parts.tiles),
+            np.log2(parts.most_tiles),
+            np.log2(parts.cap),
+            figures[:, 5],
+            np.minimum(parts.segments / FEW_SEGMENTS, 1.0),
+            np.log2(np.ceil(cases.inter_size / _WIDEST_SECOND)),
+        ]
+        figures[known] = np.stack(columns, axis=1)[known]
+    return figures
+
+
+def rows_at_a_time(cases: Cases) -> FloatArray:
+    """About how many rows of an expert share one reading of its weights in the kernel for few tokens (B,)."""
+    width = np.maximum(cases.hidden_size, np.minimum(cases.inter_size, _WIDEST_SECOND))
+    fitting = _ROOM_BYTES / (2.0 * width + _ROW_BYTES)
+    fitting = np.where(_have_codes(cases), np.minimum(fitting, _ROW_CAP_OF_CODES), fitting)
+    caps = np.array(_ROW_CAPS[::-1], dtype=np.float64)
+    return caps[np.maximum(np.searchsorted(caps, fitting, side="right") - 1, 0)]
+
+
+def group_sizes(cases: Cases) -> FloatArray:
+    """Columns that share a scale in formats of codes (B,): the largest that both widths hold an even number of."""
+    sizes = np.full(len(cases), _GROUPS[0])
+    for size in _GROUPS[::-1]:
+        fits = [np.ceil(width / size) % 2 == 0 for width in (cases.hidden_size, cases.inter_size)]
+        sizes[fits[0] & fits[1]] = size
+    return sizes
+
+
+def _parts(cases: Cases) -> tuple[_Parts, BoolArray]:
+    """Of each case, and whether its kernel is one that is known here (B,)."""
+    kernels = kernels_of(cases)
+    few, one = kernels == FEW, np.ones(len(cases))
+    parts, known = _Parts(*(one.copy() for _ in _Parts.__slots__)), np.zeros(len(cases), dtype=np.bool_)
+    if few.any():
+        known |= few
+        _put(parts, few, _segments(cases.take(np.flatnonzero(few))))
+    for name, pair in PAIR_ROWS.items():
+        if (rows := kernels == name).any():
+            known |= rows
+            _put(parts, rows, _pairs(cases.take(np.flatnonzero(rows)), pair))
+    return parts, known
+
+
+def _put(parts: _Parts, rows: BoolArray, some: _Parts) -> None:
+    for name in _Parts.__slots__:
+        getattr(parts, name)[rows] = getattr(some, name)
+
+
+def _segments(cases: Cases) -> _Parts:
+    """Of the kernel for few tokens; rows as if each cost what the plan takes a row of a full tile to cost."""
+    loads, experts = spread(cases.loads)
+    codes = _have_codes(cases)
+    cap = rows_at_a_time(cases)
+    tile = np.where(codes, TILE_ROWS[0], TILE_ROWS[1])[:, None]
+    segments = np.ceil(loads / cap[:, None])
+    tiles = _power_of_two(np.ceil(np.minimum(loads, cap[:, None]) / tile))
+    columns = np.where(cases.bits == 16.0, _JOB_COLUMNS[1], _JOB_COLUMNS[0])
+    job = (_JOB_ROWS * columns * cases.bits / 8.0 / BYTES_OF_COST + _JOB_COST)[:, None]
+    further = np.where(codes, TILE_COST[0], TILE_COST[1])[:, None]
+    cost = (experts * segments * (job + further * (tiles - 1.0)) / job).sum(axis=1)
+    count = (experts * segments).sum(axis=1)
+    return _Parts(count, (experts * segments * tiles).sum(axis=1) / count, 4.0 * cost, tiles[:, -1], cap)
+
+
+def _pairs(cases: Cases, pair: float) -> _Parts:
+    loads, experts = spread(cases.loads)
+    pairs = np.ceil(loads / pair)
+    total = (experts * pairs).sum(axis=1)
+    return _Parts(total, np.ones(len(cases)), pair * total, pairs[:, -1], np.full(len(cases), pair))
+
+
+def _power_of_two(tiles: FloatArray) -> FloatArray:
+    return np.asarray(2.0 ** np.ceil(np.log2(np.maximum(tiles, 1.0))), dtype=np.float64)
+
+
+def _have_codes(cases: Cases) -> NDArray[np.bool_]:
+    return np.array([d in _CODES for d in cases.dtype], dtype=np.bool_)

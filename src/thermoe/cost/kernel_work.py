@@ -31,6 +31,7 @@ FEW_SEGMENTS = 132 // 8  # up to so many, every block keeps to one segment
 # Rows of two tiles of torch's grouped product, which are taken together.
 PAIR_ROWS = {SMALL: 2 * 64.0, LARGE: 2 * 128.0}
 _SCALE_BITS = 16.0
+_SUM_COST = 4.0
 _DISTINCT, _WEIGHT_BYTES, _FLOPS = 0, 1, 4  # columns of `Work.table`
 
 
@@ -133,7 +134,8 @@ def _segments(cases: Cases) -> _Parts:
     columns = np.where(cases.bits == 16.0, _JOB_COLUMNS[1], _JOB_COLUMNS[0])
     job = (_JOB_ROWS * columns * cases.bits / 8.0 / BYTES_OF_COST + _JOB_COST)[:, None]
     further = np.where(codes, TILE_COST[0], TILE_COST[1])[:, None]
-    cost = (experts * segments * (job + further * (tiles - 1.0)) / job).sum(axis=1)
+    sums = np.where(codes, _JOB_COLUMNS[0] / group_sizes(cases), 2.0)[:, None]
+    cost = (experts * segments * (job + further * (tiles - 1.0) + _SUM_COST * (sums - 2.0) * tiles) / job).sum(axis=1)
     count = (experts * segments).sum(axis=1)
     return _Parts(count, (experts * segments * tiles).sum(axis=1) / count, 4.0 * cost, tiles[:, -1], cap)
 

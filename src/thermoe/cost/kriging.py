@@ -13,7 +13,7 @@ from thermoe.errors import DataError
 from thermoe.types import BoolArray, FloatArray, IntArray
 
 # Reaches of a neighbour, over that of the most likely one, and noises as shares of the variance, to choose from.
-_REACHES = (0.7, 1.0, 1.5, 2.5, 4.0)
+_REACHES = (0.7, 1.0, 1.5, 2.5)
 _NOISES = (0.003, 0.03, 0.2)
 MOST_ROWS = 1500
 # Rows that tell how much each feature matters, and how far from equal that may go (a factor of e to this power).

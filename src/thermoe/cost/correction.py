@@ -61,6 +61,11 @@ class Correction:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_ensemble", Ensemble(self.networks) if self.networks else None)
 
+    @property
+    def knows_power(self) -> bool:
+        """Whether there was power enough to learn a factor on it."""
+        return bool(self.networks) or (any(self.neighbours[1:]) and bool(np.any(self.neighbours[1].weights)))
+
     def answer(self, inputs: Inputs) -> Answer:
         """Factors, intervals and coverage of each row."""
         excess, inputs = self.excess(inputs), self.kin.joined(inputs)

@@ -5,16 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from thermoe.cost.cases import DTYPE_BITS
+from thermoe.cost.cases import DTYPE_BITS, Cases
 from thermoe.cost.correction import quantile
 from thermoe.cost.device_state import conditions, energy_at_full_clock_j
-from thermoe.cost.kernel_work import work_done
+from thermoe.cost.kernel_work import work_done, work_moved
 from thermoe.cost.kernels import KERNELS, ONLY, kernels_of
 from thermoe.cost.law import Law, fit_law
 from thermoe.cost.observations import Observations
-from thermoe.cost.power_prior import PowerPrior
+from thermoe.cost.power_law import ENOUGH_ROWS, PowerLaw
 from thermoe.cost.roofline import DeviceLimits, is_positive
 from thermoe.cost.work import Work, work_of_cases
 from thermoe.errors import DataError
@@ -31,6 +30,7 @@ LEAST_ROWS = 4  # where other formats of the kernel are known
 _PRIOR_ROWS = 3.0
 _FOLDS = 5
 _MOST_FOLDS = 12
+_LEAST_ABOVE_IDLE = 0.02  # of all power
 NUM_WORK = len(Work.__slots__)
 
 
@@ -45,6 +45,7 @@ class FittedLaw:
             out of the fit, whole shapes at a time where there are several; None if there was nothing to tell.
         work_low, work_high: Range of the work that was measured, (6,).
         num_rows, num_energy_rows: Rows measured, and those of them with energy.
+        power: What energies come from where there are too few of them for a law of energy.
     """
 
     law: Law
@@ -55,14 +56,15 @@ class FittedLaw:
     num_rows: int
     num_energy_rows: int
     kernels: Mapping[str, Law] = field(default_factory=dict)
+    power: PowerLaw | None = None
 
     def law_of(self, kernel: str) -> Law:
         """The law of one of its kernels."""
         return self.kernels.get(kernel, self.law)
 
-    def both(self, kernels: NDArray[np.str_], table: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """`Law.both` of `Work.table()` (B, 6), each row by the law of its kernel (B,)."""
-        return _both(self.law, self.kernels, kernels, table)
+    def both(self, cases: Cases, table: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Latency and energy above idle of cases and their `Work.table()` (B, 6), each by the law of its kernel (B,)."""
+        return _both(self.law, self.kernels, self.power, cases, table)
 
     def covered(self, work: FloatArray) -> BoolArray:
         """Whether the work of each case (B, 6) lies within what was measured, (B,)."""
@@ -79,6 +81,7 @@ class FittedLaw:
             "num_rows": self.num_rows,
             "num_energy_rows": self.num_energy_rows,
             "kernels": {name: law.as_dict() for name, law in self.kernels.items()},
+            "power": None if self.power is None else self.power.as_dict(),
         }
 
     @classmethod
@@ -110,6 +113,7 @@ class FittedLaw:
             energy_log_error=values.get("energy_log_error"),
             work_low=np.array(values["work_low"], float),
             work_high=np.array(values["work_high"], float),
+            power=None if values.get("power") is None else PowerLaw.from_dict(values["power"], where),
             **counts,
         )
 
@@ -117,7 +121,7 @@ class FittedLaw:
 def fit_operation(
     data: Observations,
     limits: DeviceLimits,
-    prior: PowerPrior | None = None,
+    power: PowerLaw | None = None,
     alike: Mapping[str, Law] | None = None,
     *,
     judged: bool = True,
@@ -127,7 +131,8 @@ def fit_operation(
     Args:
         data: Its rows.
         limits: The device.
-        prior: What rows without energy are taken to have needed, all of them together as a few measured ones.
+        power: What rows without energy are taken to have needed, all of them together as a few measured ones; energies
+            come from it alone where fewer than `ENOUGH_ROWS` were measured.
         alike: Laws of its kernels over all formats, of `laws_of_kernels`.
         judged: Whether to learn how far the law misses.
     """
@@ -135,8 +140,12 @@ def fit_operation(
     chosen = np.random.default_rng(0).permutation(len(data))[:MOST_ROWS]
     few = data if len(data) <= MOST_ROWS else data.take(np.sort(chosen))
     alike = alike or {}
-    law, kernels = _fit_all(few, limits, prior, alike)
-    errors = _errors_left_out(few, limits, prior, alike, {ONLY: law} | kernels) if judged else (None, None)
+    law, kernels = _fit_all(few, limits, power, alike)
+    num_energy_rows = int(np.isfinite(data.energy_j).sum())
+    stands_in = power if num_energy_rows < ENOUGH_ROWS else None
+    errors: tuple[float | None, float | None] = (None, None)
+    if judged:
+        errors = _errors_left_out(few, limits, power, stands_in, alike, {ONLY: law} | kernels)
     return FittedLaw(
         law=law,
         kernels=kernels,
@@ -145,7 +154,8 @@ def fit_operation(
         work_low=table.min(axis=0),
         work_high=table.max(axis=0),
         num_rows=len(data),
-        num_energy_rows=int(np.isfinite(data.energy_j).sum()),
+        num_energy_rows=num_energy_rows,
+        power=stands_in,
     )
 
 
@@ -167,7 +177,7 @@ def work_from_table(table: FloatArray) -> Work:
 
 
 def dynamic_energy_j(data: Observations, limits: DeviceLimits) -> FloatArray:
-    """Measured energy above idle, at full clock [J], (B,); at least a tenth of the whole, should idle be misjudged."""
+    """Measured energy above idle, at full clock [J], (B,); never none, should idle be misjudged."""
     above_idle = np.maximum(data.energy_j - limits.idle_power_w * data.window_s, 0.1 * data.energy_j)
     return energy_at_full_clock_j(above_idle, np.where(data.throttled, data.window_s / data.latency_s, 1.0))
 
@@ -175,53 +185,56 @@ def dynamic_energy_j(data: Observations, limits: DeviceLimits) -> FloatArray:
 def _fit_all(
     data: Observations,
     limits: DeviceLimits,
-    prior: PowerPrior | None,
+    power: PowerLaw | None,
     alike: Mapping[str, Law],
     chosen: Mapping[str, Law] | None = None,
 ) -> tuple[Law, dict[str, Law]]:
     """The law of all rows, and of each kernel with rows enough, with the smoothness of those chosen before."""
     names, smoothness = kernels_of(data.cases), {k: law.smoothness for k, law in (chosen or {}).items()}
-    law = _fit(data, limits, prior, smoothness.get(ONLY))
+    law = _fit(data, limits, power, smoothness.get(ONLY))
     kernels: dict[str, Law] = {}
     for name in map(str, np.unique(names)):
         rows = names == name
         if name != ONLY and rows.sum() >= (LEAST_ROWS if name in alike else LEAST_ROWS_OF_KERNEL):
-            kernels[name] = _fit(data.take(rows), limits, prior, smoothness.get(name), alike.get(name))
+            kernels[name] = _fit(data.take(rows), limits, power, smoothness.get(name), alike.get(name))
     return law, kernels
 
 
 def _fit(
     data: Observations,
     limits: DeviceLimits,
-    prior: PowerPrior | None,
+    power: PowerLaw | None,
     smoothness: float | None,
     alike: Law | None = None,
 ) -> Law:
     choice = {} if smoothness is None else {"smoothness": (smoothness,)}
     bits, energy_j, weight = DTYPE_BITS[data.cases.dtype[0]], dynamic_energy_j(data, limits), None
     unknown = ~np.isfinite(energy_j)
-    if prior is not None and unknown.any():
+    if power is not None and unknown.any():
         weight = np.where(unknown, _PRIOR_ROWS / unknown.sum(), 1.0)
-        energy_j = np.where(unknown, prior.dynamic_energy_j(data), energy_j)
+        moved = work_moved(data.cases, work_of_cases(data.cases).table())
+        energy_j = np.where(unknown, power.dynamic_energy_j(moved, data.latency_s), energy_j)
     work = work_from_table(work_done(data.cases, work_of_cases(data.cases).table()))
     return fit_law(work, data.latency_s, energy_j, limits, bits, energy_weight=weight, alike=alike, **choice)
 
 
 def _both(
-    law: Law, laws: Mapping[str, Law], kernels: NDArray[np.str_], table: FloatArray
+    law: Law, laws: Mapping[str, Law], power: PowerLaw | None, cases: Cases, table: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    latency_s, energy_j = law.both(table)
+    kernels, done = kernels_of(cases), work_done(cases, table)
+    latency_s, energy_j = law.both(done)
     for name, own in laws.items():
         rows = kernels == name
         if rows.any():
-            latency_s[rows], energy_j[rows] = own.both(table[rows])
-    return latency_s, energy_j
+            latency_s[rows], energy_j[rows] = own.both(done[rows])
+    return latency_s, energy_j if power is None else power.dynamic_energy_j(work_moved(cases, table), latency_s)
 
 
 def _errors_left_out(
     data: Observations,
     limits: DeviceLimits,
-    prior: PowerPrior | None,
+    power: PowerLaw | None,
+    stands_in: PowerLaw | None,
     alike: Mapping[str, Law],
     chosen: Mapping[str, Law],
 ) -> tuple[float | None, float | None]:
@@ -232,13 +245,15 @@ def _errors_left_out(
         seen, unseen = data.take(folds != fold), data.take(folds == fold)
         if not len(seen):
             return None, None
-        law, laws = _fit_all(seen, limits, prior, alike, chosen)
-        done = work_done(unseen.cases, work_of_cases(unseen.cases).table())
-        latency_s, energy_j = _both(law, laws, kernels_of(unseen.cases), done)
+        law, laws = _fit_all(seen, limits, power, alike, chosen)
+        latency_s, energy_j = _both(law, laws, stands_in, unseen.cases, work_of_cases(unseen.cases).table())
         latency_errors.append(np.abs(np.log(latency_s / unseen.latency_s)))
         predicted = as_measured.apply(latency_s, energy_j)
         energy_errors.append(np.abs(np.log(predicted.energy_j / unseen.energy_j)))
-    return _known(np.concatenate(latency_errors)), _known(np.concatenate(energy_errors))
+    latency_error = _known(np.concatenate(latency_errors))
+    if stands_in is not None and latency_error is not None and not np.isnan(stands_in.log_error):
+        return latency_error, float(np.hypot(latency_error, stands_in.log_error))
+    return latency_error, _known(np.concatenate(energy_errors))
 
 
 def _folds(data: Observations) -> IntArray:

@@ -32,7 +32,15 @@ FEW_SEGMENTS = 132 // 8  # up to so many, every block keeps to one segment
 PAIR_ROWS = {SMALL: 2 * 64.0, LARGE: 2 * 128.0}
 _SCALE_BITS = 16.0
 _SUM_COST = 4.0
-_DISTINCT, _WEIGHT_BYTES, _FLOPS = 0, 1, 4  # columns of `Work.table`
+_DISTINCT, _WEIGHT_BYTES, _ROW_BYTES_AT, _FLOPS = 0, 1, 2, 4  # columns of `Work.table`
+# Bytes that torch's chains of operations move for each number of a routed row, and of a token, in 16 bit: dispatch gathers;
+# combine scatters, multiplies by gates in 32 bit and sums; an activation keeps its first half in between.
+_TORCH_BYTES = {
+    "dispatch": (2.0 + 2.0, 0.0),
+    "combine": (2.0 + 2.0 + 2.0 + 4.0 + 4.0, 4.0),
+    "dispatch_combine": (4.0 + 14.0, 4.0),
+    "activation": (2.0 + 2.0 + 2.0 + 2.0 + 2.0, 0.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +54,27 @@ class _Parts:
     cap: FloatArray
 
 
-def work_done(cases: Cases, asked: FloatArray) -> FloatArray:
-    """`Work.table()` with what the kernel does in place of what was asked (B, 6): segments for experts, and operations
-    on all rows of its tiles."""
-    parts, known = _parts(cases)
-    done = asked.copy()
+def work_moved(cases: Cases, asked: FloatArray) -> FloatArray:
+    """`Work.table()` with the bytes that implementations move in place of those that were asked for (B, 6).
+
+    Codes have scales. Torch's operations one after the other write and read what lies between them.
+    """
+    moved = asked.copy()
     codes = _have_codes(cases)
-    done[codes, _WEIGHT_BYTES] *= 1.0 + _SCALE_BITS / (group_sizes(cases) * cases.bits)[codes]
+    moved[codes, _WEIGHT_BYTES] *= 1.0 + _SCALE_BITS / (group_sizes(cases) * cases.bits)[codes]
+    if cases.op in _TORCH_BYTES:
+        in_torch = np.array([impl == "torch" for impl in cases.impl], dtype=np.bool_)
+        of_row, of_token = _TORCH_BYTES[cases.op]
+        width = cases.inter_size if cases.op == "activation" else cases.hidden_size
+        by_torch = cases.loads.rows * width * (of_row + of_token / cases.top_k)
+        moved[:, _ROW_BYTES_AT] = np.where(in_torch, by_torch, moved[:, _ROW_BYTES_AT])
+    return moved
+
+
+def work_done(cases: Cases, asked: FloatArray) -> FloatArray:
+    """As `work_moved`, and with what the kernel does: segments for experts, operations on all rows of its tiles (B, 6)."""
+    parts, known = _parts(cases)
+    done = work_moved(cases, asked)
     scale = parts.padded_rows / np.maximum(cases.loads.rows, 1e-3)
     done[known, _DISTINCT] = parts.segments[known]
     done[known, _FLOPS] *= scale[known]

@@ -9,7 +9,7 @@ from thermoe.cost.correction_fit import fit_correction
 from thermoe.cost.encoding import Inputs
 from thermoe.cost.fitted import FittedLaw, dynamic_energy_j, fit_operation, laws_of_kernels
 from thermoe.cost.observations import LawKey, Observations
-from thermoe.cost.power_prior import PowerPrior, fit_power_prior
+from thermoe.cost.power_law import PowerLaws, fit_power_laws
 from thermoe.cost.pricing import correction_inputs, correction_targets
 from thermoe.cost.roofline import DeviceLimits
 from thermoe.types import BoolArray, FloatArray
@@ -27,16 +27,16 @@ def learn(groups: Mapping[str, Observations], limits: DeviceLimits, seed: int) -
     """
     operations: dict[LawKey, FittedLaw] = {}
     corrections: dict[str, Correction] = {}
-    prior = _prior(groups, limits)
+    power = _power(groups, limits)
     for op, observed in groups.items():
-        laws = _fit_laws(observed, limits, prior, judged=True)
+        laws = _fit_laws(observed, limits, power, judged=True)
         operations |= laws
 
         def without(
             unseen: BoolArray, op: str = op, observed: Observations = observed, laws: dict[LawKey, FittedLaw] = laws
         ) -> tuple[Inputs, FloatArray]:
             seen = observed.take(~unseen)
-            part = _fit_laws(seen, limits, _prior({**groups, op: seen}, limits), judged=False)
+            part = _fit_laws(seen, limits, _power({**groups, op: seen}, limits), judged=False)
             return _described(observed, laws | part, limits, known=part)
 
         inputs, targets = _described(observed, laws, limits, known=laws)
@@ -46,17 +46,19 @@ def learn(groups: Mapping[str, Observations], limits: DeviceLimits, seed: int) -
     return operations, corrections
 
 
-def _prior(groups: Mapping[str, Observations], limits: DeviceLimits) -> PowerPrior | None:
-    return fit_power_prior(groups.values(), [dynamic_energy_j(data, limits) for data in groups.values()], limits)
+def _power(groups: Mapping[str, Observations], limits: DeviceLimits) -> PowerLaws | None:
+    return fit_power_laws(groups.values(), [dynamic_energy_j(data, limits) for data in groups.values()], limits)
 
 
 def _fit_laws(
-    observed: Observations, limits: DeviceLimits, prior: PowerPrior | None, *, judged: bool
+    observed: Observations, limits: DeviceLimits, power: PowerLaws | None, *, judged: bool
 ) -> dict[LawKey, FittedLaw]:
     alike, laws = laws_of_kernels(observed, limits), {}
+    energy_j = dynamic_energy_j(observed, limits)
     for key, rows in observed.by_key().items():
         theirs = {kernel: law for (impl, kernel), law in alike.items() if impl == key[1]}
-        laws[key] = fit_operation(observed.take(rows), limits, prior, theirs, judged=judged)
+        of_key = power.law(key, observed, energy_j) if power is not None else None
+        laws[key] = fit_operation(observed.take(rows), limits, of_key, theirs, judged=judged)
     return laws
 
 

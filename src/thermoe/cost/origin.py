@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from thermoe.cost.fitted import FittedLaw
 from thermoe.cost.observations import LawKey
-from thermoe.cost.power_prior import LEAST_ROWS, ON_HOST
+from thermoe.cost.power_law import LEAST_ROWS, ON_HOST
 
 
 class Origin(NamedTuple):

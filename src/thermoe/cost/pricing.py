@@ -12,7 +12,7 @@ from thermoe.cost.device_state import Conditions, conditions
 from thermoe.cost.encoding import Inputs
 from thermoe.cost.features import EXPERT_OPS, features_of
 from thermoe.cost.fitted import FittedLaw
-from thermoe.cost.kernel_work import figures_of, work_done
+from thermoe.cost.kernel_work import figures_of
 from thermoe.cost.kernels import kernels_of
 from thermoe.cost.law import physical_law
 from thermoe.cost.observations import LawKey, Observations
@@ -81,7 +81,7 @@ def price(
     if fitted is None:
         free_s, dynamic_j = physical_law(limits, float(counted[0])).both(work)
     else:
-        free_s, dynamic_j = fitted.both(kernels_of(cases), work_done(cases, work))
+        free_s, dynamic_j = fitted.both(cases, work)
     if fitted is None or correction is None:
         costs = at.apply(free_s, dynamic_j)
         errors = [np.nan if e is None else e for e in _errors(fitted)]
@@ -94,7 +94,10 @@ def price(
     above_idle_j = np.maximum(costs.energy_j - measured.static_power_w * costs.latency_s, 0.0)
     costs = at.apply(costs.latency_s, above_idle_j)
     full_clock_s = free_s * np.exp(answer.factors[:, 0])
-    return Pricing(costs.latency_s, costs.energy_j, full_clock_s, answer.log_error, answer.is_covered)
+    log_error = answer.log_error
+    if fitted.power is not None and not correction.knows_power:
+        log_error[:, 1] = np.hypot(log_error[:, 0], fitted.power.log_error)
+    return Pricing(costs.latency_s, costs.energy_j, full_clock_s, log_error, answer.is_covered)
 
 
 def corrected(costs: CostArrays, factors: FloatArray, measured: Conditions) -> CostArrays:
@@ -118,9 +121,8 @@ def rows_by_key(cases: Cases) -> dict[LawKey, IntArray]:
 def correction_inputs(cases: Cases, laws: Mapping[LawKey, FittedLaw], limits: DeviceLimits) -> Inputs:
     """What a correction sees of cases of one operation."""
     work, free_s, dynamic_j = work_of_cases(cases).table(), np.empty(len(cases)), np.empty(len(cases))
-    kernels, done = kernels_of(cases), work_done(cases, work)
     for key, rows in rows_by_key(cases).items():
-        free_s[rows], dynamic_j[rows] = laws[key].both(kernels[rows], done[rows])
+        free_s[rows], dynamic_j[rows] = laws[key].both(cases.take(rows), work[rows])
     by_law = conditions(limits, 0.0, None).apply(free_s, dynamic_j)
     return _inputs(cases, work, free_s, by_law, limits)
 
@@ -135,8 +137,7 @@ def correction_targets(observed: Observations, laws: Mapping[LawKey, FittedLaw],
     measured, targets = conditions(limits, 0.0, None), np.empty((len(observed), 2))
     for key, rows in observed.by_key().items():
         part = observed.take(rows)
-        done = work_done(part.cases, work_of_cases(part.cases).table())
-        free_s, dynamic_j = laws[key].both(kernels_of(part.cases), done)
+        free_s, dynamic_j = laws[key].both(part.cases, work_of_cases(part.cases).table())
         costs = measured.apply(free_s, dynamic_j)
         has_energy = np.isfinite(part.energy_j)
         as_timed = has_energy | ~has_energy.any()

@@ -35,7 +35,7 @@ from thermoe.cost.questions import (
 )
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.routing_view import routing_view
-from thermoe.cost.shipped import SHIPPED, shipped_databases
+from thermoe.cost.shipped import shipped_model
 from thermoe.cost.sources import A_TABLE, observations_of
 from thermoe.cost.steps import price_step
 from thermoe.cost.tables import group_arrays
@@ -80,7 +80,7 @@ class KernelCostModel:
 
     @staticmethod
     def shipped() -> "KernelCostModel":
-        """The model of the database that comes with the package, fitted on first use; roofline only if it has none."""
+        """The model that comes with the package, fitted to the database that does; read on first use."""
         return copy.copy(_shipped())
 
     def fit(
@@ -292,5 +292,4 @@ class KernelCostModel:
 
 @lru_cache(maxsize=1)
 def _shipped() -> KernelCostModel:
-    path = shipped_databases().get(SHIPPED)
-    return KernelCostModel() if path is None else KernelCostModel().fit(CostDatabase.load(path))
+    return KernelCostModel.load(shipped_model())

@@ -20,6 +20,7 @@ MOST_ROWS = 1500
 _ROWS_FOR_RELEVANCE = 400
 _RELEVANCE_SPREAD = 2.0
 _START_NOISE = 0.05
+_DIGITS = 4  # of a kept row, whose reach is about 1: what a file holds
 _MOST_NUMBER = 1e9  # larger ones are no fit, and would overflow
 _MOST_LOG_CHANGE = 7.0
 
@@ -131,7 +132,7 @@ def krige(features: FloatArray, target: FloatArray, folds: Sequence[Fold], seed:
     mean, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     scaled = (features - mean) / spread
     width = reach / _relevance(scaled, target, rng)
-    points = scaled / width
+    points = np.round(scaled / width, _DIGITS)
     weights = np.linalg.solve(_kernel(points, points) + noise * np.eye(len(target)), target)
     return Kriging(mean, spread * width, points, weights.astype(np.float64)), guesses[reach, noise]
 

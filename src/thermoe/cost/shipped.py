@@ -1,15 +1,21 @@
-"""The cost databases that come with the package, and finding one by its bare name."""
+"""The cost databases and the model that come with the package, and finding a database by its bare name."""
 
 from pathlib import Path
 
+_DATA = Path(__file__).parent / "data"
 SUFFIX = ".costs.json"
 SHIPPED = f"h200{SUFFIX}"
 """The one that `KernelCostModel.shipped` is fitted to."""
 
 
+def shipped_model() -> Path:
+    """The model that was fitted to the shipped database by `thermoe fit`."""
+    return _DATA / "h200.model.json"
+
+
 def shipped_databases() -> dict[str, Path]:
     """Path of each by its file name."""
-    return {path.name: path for path in sorted((Path(__file__).parent / "data").glob(f"*{SUFFIX}"))}
+    return {path.name: path for path in sorted(_DATA.glob(f"*{SUFFIX}"))}
 
 
 def located(path: Path) -> Path:

@@ -10,9 +10,12 @@ from thermoe.cost.database import CostDatabase
 from thermoe.cost.fitted import dynamic_energy_j, fit_operation
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.observations import group_database
-from thermoe.cost.power_prior import LEAST_ROWS, fit_power_prior
+from thermoe.cost.power_law import ENOUGH_ROWS, LEAST_ROWS, PowerLaw, fit_power_laws
 from thermoe.cost.roofline import H200
 from thermoe.cost.work import work_of_cases
+from thermoe.errors import DataError
+
+KEY = ("expert_mlp", "grouped_mm", "bfloat16")
 
 
 def without_energy(row):
@@ -28,34 +31,83 @@ def without_energy(row):
     )
 
 
-def test_a_format_without_energies_is_told_by_the_others():
+@pytest.fixture
+def observed():
+    (found,) = group_database(CostDatabase(synthetic_rows())).values()
+    return found
+
+
+def test_an_implementation_without_energies_is_told_by_the_others():
     rows = synthetic_rows()
     truth = {row.case_key[2:]: row.energy_mj * 1e-3 for row in rows if row.power_w < 690}
     model = KernelCostModel().fit(CostDatabase([*rows, *map(without_energy, rows)]))
-    (observed,) = group_database(CostDatabase([without_energy(r) for r in rows])).values()
-    said = model.predict_cases(observed.cases).energy_j
+    (asked,) = group_database(CostDatabase([without_energy(r) for r in rows])).values()
+    said = model.predict_cases(asked.cases).energy_j
     errors = [abs(e / truth[r.case_key[2:]] - 1) for r, e in zip(rows, said, strict=True) if r.case_key[2:] in truth]
     assert len(errors) > 20
     assert np.mean(errors) < 0.1
 
 
-def test_measured_energies_outweigh_the_prior():
-    (observed,) = group_database(CostDatabase(synthetic_rows())).values()
+def test_few_energies_come_from_the_law_of_power_and_many_from_a_law_of_their_own(observed):
     energies = dynamic_energy_j(observed, H200)
-    prior = fit_power_prior([observed], [3.0 * energies], H200)  # three times too much
-    few = replace(observed, energy_j=np.where(np.arange(len(observed)) % 2, np.nan, observed.energy_j))
-    alone, told = (fit_operation(few, H200, p).law for p in (None, prior))
+    law = fit_power_laws([observed], [energies], H200).law(KEY, observed, energies)
+    few = np.arange(len(observed)) < ENOUGH_ROWS - 1
+    sparse = replace(observed, energy_j=np.where(few, observed.energy_j, np.nan))
     table = work_of_cases(observed.cases).table()
-    ratio = told.both(table)[1] / alone.both(table)[1]
-    assert 1.0 < np.median(ratio) < 1.3
+    told, own = (fit_operation(data, H200, law) for data in (sparse, observed))
+    assert told.power is law
+    latency_s, energy_j = told.both(observed.cases, table)
+    assert energy_j == pytest.approx(law.dynamic_energy_j(table, latency_s))
+    assert own.power is None
+    assert own.both(observed.cases, table)[1] == pytest.approx(energies, rel=0.2)
 
 
-def test_too_few_rows_and_hosts_tell_nothing():
-    (observed,) = group_database(CostDatabase(synthetic_rows())).values()
+def test_an_implementation_that_needs_more_for_the_same_work_is_scaled_to_what_was_measured(observed):
+    energies = dynamic_energy_j(observed, H200)
+    laws = fit_power_laws([observed], [energies], H200)
+    usual = laws.law(KEY, observed, energies)
+    greedy = usual.scaled(2.5)
+    table = work_of_cases(observed.cases).table()
+    other = replace(observed, cases=replace(observed.cases, impl=["other"] * len(observed)))
+    truth = greedy.dynamic_energy_j(table, other.latency_s)
+    found = laws.law(("expert_mlp", "other", "bfloat16"), other, np.where(np.arange(len(other)) % 3, np.nan, truth))
+    assert found.dynamic_energy_j(table, other.latency_s) == pytest.approx(truth, rel=0.1)
+    unknown = laws.law(("expert_mlp", "third", "bfloat16"), other, np.full(len(other), np.nan))
+    assert unknown.watts == pytest.approx(laws.watts[[0, 1, 2, 3, 4, 6]])
+
+
+def test_the_law_returns_the_watts_that_made_the_rows(observed):
+    made = PowerLaw(np.array([9.0, 40.0, 500.0, 450.0, 600.0, 0.0]), np.array([2.3e-13, 1.5e-15, 0.0]), np.nan)
+    limits = replace(H200, bandwidth_bytes_per_s=1 / 2.3e-13, flops_per_s_16bit=1 / 1.5e-15)
+    table = work_of_cases(observed.cases).table()
+    truth = made.dynamic_energy_j(table, observed.latency_s)
+    laws = fit_power_laws([observed], [truth], limits)
+    assert laws.law(KEY, observed, truth).dynamic_energy_j(table, observed.latency_s) == pytest.approx(truth, rel=0.02)
+    assert laws.log_error < 0.02
+
+
+def test_too_few_rows_tell_nothing_and_a_host_lets_the_device_wait(observed):
     energies = dynamic_energy_j(observed, H200)
     few = np.where(np.arange(len(observed)) < LEAST_ROWS - 1, energies, np.nan)
-    assert fit_power_prior([observed], [few], H200) is None
-    prior = fit_power_prior([observed], [energies], H200)
-    assert prior.dynamic_energy_j(observed) == pytest.approx(energies, rel=0.5)
+    assert fit_power_laws([observed], [few], H200) is None
+    assert fit_power_laws([], [], H200) is None
     host = replace(observed, cases=replace(observed.cases, impl=["host"] * len(observed)))
-    assert np.isnan(prior.dynamic_energy_j(host)).all()
+    laws = fit_power_laws([observed], [energies], H200)
+    law = laws.law(("ttha_update", "host", "float32"), host, energies)
+    table = work_of_cases(host.cases).table()
+    assert law.dynamic_energy_j(table, host.latency_s) == pytest.approx(laws.watts[0] * host.latency_s)
+    assert fit_power_laws([host], [energies], H200) is None
+
+
+def test_a_law_survives_a_file_and_refuses_what_is_none():
+    law = PowerLaw(np.arange(6.0), np.array([1e-13, 1e-15, 0.0]), 0.2)
+    again = PowerLaw.from_dict(law.as_dict(), "model.json")
+    assert again.watts == pytest.approx(law.watts)
+    assert again.seconds == pytest.approx(law.seconds)
+    assert again.log_error == law.log_error
+    assert np.isnan(PowerLaw.from_dict(law.as_dict() | {"log_error": None}, "f").log_error)
+    for wrong in ({"watts": [1.0]}, {"watts": [-1.0] * 6}, {"seconds": None}, {"log_error": "x"}, {"watts": ["a"] * 6}):
+        with pytest.raises(DataError, match=r"model\.json"):
+            PowerLaw.from_dict(law.as_dict() | wrong, "model.json")
+    with pytest.raises(DataError, match=r"model\.json"):
+        PowerLaw.from_dict([], "model.json")

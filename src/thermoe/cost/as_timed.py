@@ -1,4 +1,4 @@
-"""The latency that a prediction has to be compared with, row by row."""
+"""The latency and the energy that a prediction has to be compared with, row by row."""
 
 import numpy as np
 
@@ -21,3 +21,8 @@ def latency_as_timed(model: KernelCostModel, observed: Observations, priced: Pri
             alone = rows[~np.isfinite(observed.energy_j[rows])]
             latency_s[alone] = priced.full_clock_s[alone]
     return latency_s
+
+
+def energy_on_board_j(model: KernelCostModel, observed: Observations, priced: Pricing) -> FloatArray:
+    """Predicted energy of each row on the board that it ran on [J], (B,)."""
+    return observed.boards.from_reference_j(priced.energy_j, priced.latency_s, model.limits.power_limit_w)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thermoe.cost.as_timed import latency_as_timed
+from thermoe.cost.as_timed import energy_on_board_j, latency_as_timed
 from thermoe.cost.fingerprints import cases_and_shapes
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.observations import Observations
@@ -65,7 +65,10 @@ def errors_of(model: KernelCostModel, observed: Observations) -> FloatArray:
     Latency is that of energy windows where there are some: see `latency_as_timed`.
     """
     priced = model.predict_cases(observed.cases)
-    pairs = ((latency_as_timed(model, observed, priced), observed.window_s), (priced.energy_j, observed.energy_j))
+    pairs = (
+        (latency_as_timed(model, observed, priced), observed.window_s),
+        (energy_on_board_j(model, observed, priced), observed.energy_j),
+    )
     columns = [_error(p, m, priced.log_error[:, i]) for i, (p, m) in enumerate(pairs)]
     return np.concatenate(columns, axis=1)
 

@@ -63,7 +63,7 @@ class FittedLaw:
         return self.kernels.get(kernel, self.law)
 
     def both(self, cases: Cases, table: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Latency and energy above idle of cases and their `Work.table()` (B, 6), each by the law of its kernel (B,)."""
+        """Latency [s] and energy above idle [J] of cases with their `Work.table()` (B, 6), each by its own law (B,)."""
         return _both(self.law, self.kernels, self.power, cases, table)
 
     def covered(self, work: FloatArray) -> BoolArray:
@@ -249,7 +249,7 @@ def _errors_left_out(
         latency_s, energy_j = _both(law, laws, stands_in, unseen.cases, work_of_cases(unseen.cases).table())
         latency_errors.append(np.abs(np.log(latency_s / unseen.latency_s)))
         predicted = as_measured.apply(latency_s, energy_j)
-        energy_errors.append(np.abs(np.log(predicted.energy_j / unseen.energy_j)))
+        energy_errors.append(np.abs(np.log(predicted.energy_j / unseen.reference_energy_j)))
     latency_error = _known(np.concatenate(latency_errors))
     if stands_in is not None and latency_error is not None and not np.isnan(stands_in.log_error):
         return latency_error, float(np.hypot(latency_error, stands_in.log_error))

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from thermoe.cost.as_timed import latency_as_timed
+from thermoe.cost.as_timed import energy_on_board_j, latency_as_timed
 from thermoe.cost.calibrated_roofline import calibrated_roofline_s
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.kernel_cost_model import KernelCostModel
@@ -114,7 +114,7 @@ def predictions(model: KernelCostModel, observed: Observations, known: Observati
         measured_s=observed.window_s,
         measured_j=observed.energy_j,
         latency_s=latency_as_timed(model, observed, priced),
-        energy_j=priced.energy_j,
+        energy_j=energy_on_board_j(model, observed, priced),
         latency_half=priced.log_error[:, 0],
         energy_half=priced.log_error[:, 1],
         temp_c=observed.temp_c,

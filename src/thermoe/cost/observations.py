@@ -1,10 +1,12 @@
 """What a model is fitted on: cases and what they cost, from a database or a plain table. B rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from thermoe.cost.boards import Board, Boards, boards_by_occasion, boards_of
 from thermoe.cost.cases import DTYPE_BITS, Cases
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.loads import even_loads
@@ -27,6 +29,7 @@ class Observations:
         energy_j: Energy with idle power in it [J], (B,); NaN where not measured.
         temp_c: Core temperature of the window [deg C], (B,); NaN where not measured.
         throttled: Whether clocks were held back in the window (B,).
+        boards: Which board each ran on.
     """
 
     cases: Cases
@@ -35,6 +38,7 @@ class Observations:
     energy_j: FloatArray
     temp_c: FloatArray
     throttled: BoolArray
+    boards: Boards
 
     def __len__(self) -> int:
         return len(self.latency_s)
@@ -44,10 +48,16 @@ class Observations:
         """Mean board power [W], (B,); NaN where not measured."""
         return self.energy_j / self.window_s
 
+    @property
+    def reference_energy_j(self) -> FloatArray:
+        """`energy_j` as the board that others are compared with would have taken it (B,) [J]."""
+        return self.boards.to_reference_j(self.energy_j, self.window_s, self.throttled)
+
     def take(self, chosen: Any) -> "Observations":
         """The rows of an index or a mask."""
-        cases = self.cases.take(chosen)
-        return Observations(cases, *(getattr(self, f.name)[chosen] for f in fields(self) if f.name != "cases"))
+        names = (f.name for f in fields(self) if f.name not in ("cases", "boards"))
+        columns = {name: getattr(self, name)[chosen] for name in names}
+        return Observations(cases=self.cases.take(chosen), boards=self.boards.take(chosen), **columns)
 
     def groups(self) -> IntArray:
         """Number of the shape of each row (B,)."""
@@ -67,7 +77,8 @@ def group_database(database: CostDatabase) -> dict[str, Observations]:
     for row in database.rows:
         if row.op in OPERATIONS and row.dtype in DTYPE_BITS and row.kind is Kind.MEASURED:
             by_op.setdefault(row.op, []).append(row)
-    return {op: _of_rows(op, rows) for op, rows in by_op.items()}
+    known, reference = boards_by_occasion(database.rows)
+    return {op: _of_rows(op, rows, known, reference) for op, rows in by_op.items()}
 
 
 def cases_of_rows(op: str, rows: list[CostRow]) -> Cases:
@@ -94,7 +105,7 @@ def cases_of_rows(op: str, rows: list[CostRow]) -> Cases:
     )
 
 
-def _of_rows(op: str, rows: list[CostRow]) -> Observations:
+def _of_rows(op: str, rows: list[CostRow], known: Mapping[str, Board], reference: Board | None) -> Observations:
     window_us = [r.latency_us if r.latency_sustained_us is None else r.latency_sustained_us for r in rows]
     return Observations(
         cases_of_rows(op, rows),
@@ -103,4 +114,5 @@ def _of_rows(op: str, rows: list[CostRow]) -> Observations:
         np.array([np.nan if r.energy_mj is None else r.energy_mj * 1e-3 for r in rows]),
         np.array([np.nan if r.temp_c is None else r.temp_c for r in rows]),
         np.array([bool(r.throttled) for r in rows]),
+        boards_of(rows, known, reference),
     )

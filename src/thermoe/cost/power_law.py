@@ -32,8 +32,8 @@ NUM_WATTS = 6
 _START_S = 3e-6  # of a call, in which most of the device waits
 _HALF_BUSY = 0.3  # of what the device can do: from about there it is busy
 _CODES = ("expert_mlp", "dequant_unpack_op")
-# How far implementations spread about the law and formats about an implementation (powers of e), what is missed once they are
-# scaled to it (share of all power), and the scales to choose from.
+# How far implementations spread about the law and formats about an implementation (powers of e), what is missed once
+# they are scaled to it (share of all power), and the scales to choose from.
 _SPREAD, _SPREAD_OF_FORMATS, _MISS = 0.7, 0.15, 0.08
 _LOG_SCALES = np.linspace(-3.0, 4.0, 141)
 _FOLDS = 8
@@ -44,8 +44,8 @@ class PowerLaw:
     """Coefficients for one implementation and format.
 
     Attributes:
-        watts: Above idle [W]: of any load; of a device that is busy; and of each thing done at the rate of the device's limits:
-            bytes of weights, bytes of activations, operations, weights unpacked (6,).
+        watts: Above idle [W]: of any load; of a device that is busy; and of each thing done at the rate of the device's
+            limits: bytes of weights, bytes of activations, operations, weights unpacked (6,).
         seconds: Of a byte, of an operation and of a weight's byte to unpack, at these limits (3,).
         log_error: 90 % quantile of |log(predicted / measured)| of power on shapes left out; NaN where not known.
     """
@@ -90,7 +90,7 @@ class PowerLaws:
     """The law of a whole database; `law` for one implementation and format.
 
     Attributes:
-        watts: As those of `PowerLaw`, in units of which all of them are scaled; operations in 16 and in 8 bit apart (7,).
+        watts: As those of `PowerLaw`, before they are scaled; operations in 16 and in 8 bit apart (7,).
         limits: The device.
         log_error: As that of `PowerLaw`.
     """
@@ -164,6 +164,8 @@ def _left_out(rows: list[_Measured], limits: DeviceLimits) -> float:
     missed = []
     for fold in np.unique(shapes):
         seen = [(data.take(at != fold), energy_j[at != fold]) for (data, energy_j), at in zip(rows, folds, strict=True)]
+        if not any(len(data) for data, _ in seen):
+            return np.nan
         laws = _fitted(seen, limits)
         for (data, energy_j), (known, known_j), at in zip(rows, seen, folds, strict=True):
             for key, places in data.take(at == fold).by_key().items():

@@ -142,7 +142,8 @@ def correction_targets(observed: Observations, laws: Mapping[LawKey, FittedLaw],
         has_energy = np.isfinite(part.energy_j)
         as_timed = has_energy | ~has_energy.any()
         targets[rows, 0] = np.log(np.where(as_timed, part.window_s / costs.latency_s, part.latency_s / free_s))
-        targets[rows, 1] = np.log(part.power_w / (costs.energy_j / costs.latency_s))
+        power_w = part.reference_energy_j / part.window_s
+        targets[rows, 1] = np.log(power_w / (costs.energy_j / costs.latency_s))
     return targets
 
 

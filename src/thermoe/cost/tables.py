@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thermoe.cost.boards import same_board
 from thermoe.cost.cases import DTYPE_BITS, Cases
 from thermoe.cost.loads import Loads, even_loads, many_named_loads, power_law_exponent
 from thermoe.cost.observations import Observations
@@ -62,7 +63,9 @@ def group_table(table: "pd.DataFrame") -> dict[str, Observations]:
         temp_c = _column(part, "temp_c", may_be_missing=True) if "temp_c" in part else np.full(len(rows), np.nan)
         # One latency alone: whatever throttling there was is in it already.
         throttled = np.zeros(len(rows), dtype=np.bool_)
-        found[op] = Observations(cases, latency_s[rows], latency_s[rows], energy_j[rows], temp_c, throttled)
+        found[op] = Observations(
+            cases, latency_s[rows], latency_s[rows], energy_j[rows], temp_c, throttled, same_board(len(rows))
+        )
     return found
 
 

@@ -15,7 +15,7 @@ from thermoe.cost.law import Law, fit_law
 from thermoe.cost.observations import Observations
 from thermoe.cost.power_law import ENOUGH_ROWS, PowerLaw
 from thermoe.cost.roofline import DeviceLimits, is_positive
-from thermoe.cost.work import Work, work_of_cases
+from thermoe.cost.work import Work, work_from_table, work_of_cases
 from thermoe.errors import DataError
 from thermoe.types import BoolArray, FloatArray, IntArray
 
@@ -169,11 +169,6 @@ def laws_of_kernels(data: Observations, limits: DeviceLimits) -> dict[tuple[str,
         if len(formats) > 1 and rows.sum() >= LEAST_ROWS_OF_KERNEL:
             laws[impl, name] = _fit(data.take(rows), limits, None, None)
     return laws
-
-
-def work_from_table(table: FloatArray) -> Work:
-    """Inverse of `Work.table`."""
-    return Work(**dict(zip(Work.__slots__, table.T, strict=True)))
 
 
 def dynamic_energy_j(data: Observations, limits: DeviceLimits) -> FloatArray:

@@ -107,8 +107,8 @@ class PowerLaws:
             operation: Rows of the operation (B,).
             energy_j: Their energies above idle, at full clock (B,) [J]; NaN where not measured.
         """
-        if key[1] == ON_HOST:  # the device waits
-            return self._of(key).scaled(0.0)
+        if key[1] == ON_HOST:  # the device waits; how much that takes, no other operation tells
+            return replace(self._of(key).scaled(0.0), log_error=np.nan)
         same = np.array([impl == key[1] for impl in operation.cases.impl], dtype=np.bool_) & np.isfinite(energy_j)
         data = operation.take(same)
         misses, of_format = self._misses(data, energy_j[same]), np.array([d == key[2] for d in data.cases.dtype], bool)

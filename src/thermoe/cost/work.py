@@ -57,6 +57,11 @@ class Work:
         return np.atleast_2d(np.array(columns).T)
 
 
+def work_from_table(table: FloatArray) -> Work:
+    """Inverse of `Work.table`."""
+    return Work(**dict(zip(Work.__slots__, table.T, strict=True)))
+
+
 def expected_distinct_experts(num_experts: int, top_k: int, num_tokens: "ArrayLike") -> FloatArray:
     """Experts that tokens touch when each picks `top_k` at random: E (1 - (1 - k/E)^T)."""
     missed = (1.0 - top_k / num_experts) ** np.asarray(num_tokens, dtype=np.float64)

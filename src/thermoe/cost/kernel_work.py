@@ -9,7 +9,6 @@ Shapes: B cases, Q groups of experts of the same load.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from thermoe.cost.cases import Cases
 from thermoe.cost.kernels import FEW, LARGE, SMALL, kernels_of
@@ -23,21 +22,26 @@ _WIDEST_SECOND = 2048  # columns of the second product held at a time
 _ROW_CAPS = (32, 24, 16, 8, 4, 2, 1)
 _ROW_CAP_OF_CODES = 16
 _CODES = ("int8", "int4", "int2", "bank8", "bank4", "bank2")
+_UNPACKING = "dequant_unpack_op"  # of this project's codes, whatever runs it
 _GROUPS = (128.0, 64.0, 32.0)
-# Of the plan: rows of a tile, cost of a further tile, bytes of weights that cost 1; for codes, and for others.
+# Of the kernel's plan (`TILE_TOKENS`, `TILE_COST` and `JOB_COLUMNS` of planes.cuh and bytes.cuh, `ExpertPlan::of` of
+# plan.cuh): rows of a tile, cost of a further tile, bytes of weights that cost 1; for codes, and for others.
 TILE_ROWS, TILE_COST, BYTES_OF_COST = (4.0, 8.0), (24.0, 8.0), 64.0
-_JOB_ROWS, _JOB_COLUMNS, _JOB_COST = 32.0, (256.0, 128.0), 2.0  # fewer columns in 16 bit
-FEW_SEGMENTS = 132 // 8  # up to so many, every block keeps to one segment
-# Rows of two tiles of torch's grouped product, which are taken together.
+JOB_ROWS, JOB_COLUMNS, JOB_COST = 32.0, (256.0, 128.0), 2.0  # fewer columns in 16 bit
+FEW_SEGMENTS = 132 // 8  # up to so many, every block of an H200 keeps to one segment (`few_segments` of plan.cuh)
+# Rows of two tiles of torch's grouped product, which are taken together (aten/src/ATen/native/cuda/GroupMM.cu).
 PAIR_ROWS = {SMALL: 2 * 64.0, LARGE: 2 * 128.0}
 _SCALE_BITS = 16.0
+# Cost of a further scale group's sum in units of the plan, which does not count it: chosen on measured int4 layers with
+# groups of 32.
 _SUM_COST = 4.0
 _DISTINCT, _WEIGHT_BYTES, _FLOPS = 0, 1, 4  # columns of `Work.table`
 
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Segments or pairs of tiles, tiles of one, rows that these hold, tiles of the fullest, rows that may share one (B,)."""
+    """Segments or pairs of tiles, tiles of one, rows that these hold, tiles of the fullest, rows that one may hold, all
+    (B,)."""
 
     segments: FloatArray
     tiles: FloatArray
@@ -47,11 +51,11 @@ class _Parts:
 
 
 def work_done(cases: Cases, asked: FloatArray) -> FloatArray:
-    """`Work.table()` with what the kernel does in place of what was asked (B, 6): segments for experts, and operations
-    on all rows of its tiles."""
+    """`Work.table()` with what the kernel does in place of what was asked (B, 6): segments for experts, bytes of scales
+    with those of codes, and operations on all rows of its tiles."""
     parts, known = _parts(cases)
     done = asked.copy()
-    codes = _have_codes(cases)
+    codes = _are_scaled(cases)
     done[codes, _WEIGHT_BYTES] *= 1.0 + _SCALE_BITS / (group_sizes(cases) * cases.bits)[codes]
     scale = parts.padded_rows / np.maximum(cases.loads.rows, 1e-3)
     done[known, _DISTINCT] = parts.segments[known]
@@ -62,11 +66,11 @@ def work_done(cases: Cases, asked: FloatArray) -> FloatArray:
 def figures_of(cases: Cases) -> FloatArray:
     """What kernels make of a call (B, 8), logarithms; 0 where only one is known.
 
-    Segments over experts, rows in tiles over rows, tiles of a segment, tiles of the fullest, rows that share a reading, groups of scales, whether
-    blocks keep to a segment, parts of the second product.
+    Segments over experts, rows in tiles over rows, tiles of a segment, tiles of the fullest, rows that share a reading,
+    groups of scales, whether blocks keep to a segment, parts of the second product.
     """
     figures = np.zeros((len(cases), NUM_FIGURES))
-    codes = _have_codes(cases)
+    codes = _are_scaled(cases)
     figures[codes, 5] = np.log2(_GROUPS[0] / group_sizes(cases)[codes])
     parts, known = _parts(cases)
     if known.any():
@@ -131,10 +135,10 @@ def _segments(cases: Cases) -> _Parts:
     tile = np.where(codes, TILE_ROWS[0], TILE_ROWS[1])[:, None]
     segments = np.ceil(loads / cap[:, None])
     tiles = _power_of_two(np.ceil(np.minimum(loads, cap[:, None]) / tile))
-    columns = np.where(cases.bits == 16.0, _JOB_COLUMNS[1], _JOB_COLUMNS[0])
-    job = (_JOB_ROWS * columns * cases.bits / 8.0 / BYTES_OF_COST + _JOB_COST)[:, None]
+    columns = np.where(cases.bits == 16.0, JOB_COLUMNS[1], JOB_COLUMNS[0])
+    job = (JOB_ROWS * columns * cases.bits / 8.0 / BYTES_OF_COST + JOB_COST)[:, None]
     further = np.where(codes, TILE_COST[0], TILE_COST[1])[:, None]
-    sums = np.where(codes, _JOB_COLUMNS[0] / group_sizes(cases), 2.0)[:, None]
+    sums = np.where(codes, JOB_COLUMNS[0] / group_sizes(cases), 2.0)[:, None]
     cost = (experts * segments * (job + further * (tiles - 1.0) + _SUM_COST * (sums - 2.0) * tiles) / job).sum(axis=1)
     count = (experts * segments).sum(axis=1)
     return _Parts(count, (experts * segments * tiles).sum(axis=1) / count, 4.0 * cost, tiles[:, -1], cap)
@@ -151,5 +155,11 @@ def _power_of_two(tiles: FloatArray) -> FloatArray:
     return np.asarray(2.0 ** np.ceil(np.log2(np.maximum(tiles, 1.0))), dtype=np.float64)
 
 
-def _have_codes(cases: Cases) -> NDArray[np.bool_]:
+def _are_scaled(cases: Cases) -> BoolArray:
+    """Whether weights are this project's codes with their scales (B,): what others call int8 may have a scale a row."""
+    ours = np.array([impl == "thermoe" for impl in cases.impl], dtype=np.bool_)
+    return _have_codes(cases) & (ours | (cases.op == _UNPACKING))
+
+
+def _have_codes(cases: Cases) -> BoolArray:
     return np.array([d in _CODES for d in cases.dtype], dtype=np.bool_)

@@ -16,6 +16,7 @@ _MIDDLES = (np.arange(_PARTS) + 0.5) / _PARTS
 # A fullest expert so far from what chance makes it to what Zipf's law does, in logarithms, counts as Zipf's: drawn
 # loads scatter around it.
 _ENOUGH_FOR_ZIPF = 2.0 / 3.0
+_ROUNDED = 1e-5  # a database keeps six digits of a load's skew: 4.00001 rows are 4, and not a tile more
 _EULER = 0.5772  # the sum of 1, 1/2, ... 1/n is about the logarithm of n + 1/2 and this
 
 
@@ -28,7 +29,7 @@ def spread(loads: Loads) -> tuple[FloatArray, FloatArray]:
     """
     touched = np.maximum(loads.distinct, _LEAST)
     mean = loads.rows / touched
-    fullest = np.maximum(np.minimum(np.maximum(loads.fullest, mean), loads.rows), _LEAST)
+    fullest = np.maximum(np.minimum(np.maximum(_whole(loads.fullest), mean), loads.rows), _LEAST)
     others = np.maximum(touched - 1.0, 0.0)
     left = np.maximum(loads.rows - fullest, 0.0) / np.maximum(others, _LEAST)
     more = np.maximum(left - 1.0, 0.0)
@@ -42,6 +43,11 @@ def spread(loads: Loads) -> tuple[FloatArray, FloatArray]:
     counts = np.repeat((others / _PARTS)[:, None], _PARTS, axis=1)
     last = np.minimum(touched, 1.0)
     return np.concatenate([rows, fullest[:, None]], axis=1), np.concatenate([counts, last[:, None]], axis=1)
+
+
+def _whole(rows: FloatArray) -> FloatArray:
+    """Rows that miss a whole number by what a skew is rounded by, as that number (B,)."""
+    return np.where(np.abs(rows - np.round(rows)) <= _ROUNDED * rows, np.round(rows), rows)
 
 
 def _exponent(touched: FloatArray, mean: FloatArray, fullest: FloatArray) -> FloatArray:

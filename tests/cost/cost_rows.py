@@ -1,5 +1,6 @@
 """Rows made up for tests; no figure here is a measurement of the project's own."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,10 @@ def make_row(latency_us: float = 50.0, **changes: Any) -> CostRow:
 
 
 def row_of(shape: MoEShape, rows: int, distinct: int, latency_s: float, energy_j: float | None) -> CostRow:
-    """A row of a given cost."""
+    """A row of a given cost, its load even."""
     return make_row(
         latency_s * 1e6,
+        skew=1.0,
         hidden_size=shape.hidden_size,
         inter_size=shape.inter_size,
         num_experts=shape.num_experts,
@@ -93,12 +95,13 @@ def true_cost(shape: MoEShape, rows: float, distinct: float) -> tuple[float, flo
 
 
 def synthetic_rows(noise: float = 0.0, seed: int = 0) -> list[CostRow]:
-    """Rows of the made-up device, with log-normal noise."""
+    """Rows of the made-up device, with log-normal noise; its kernel has no tiles, as torch's grouped product does."""
     rng = np.random.default_rng(seed)
     rows = []
     for shape in SHAPES:
         for routed_rows, distinct in loads(shape):
             latency_s, energy_j = true_cost(shape, routed_rows, distinct)
             scale = np.exp(noise * rng.standard_normal(2))
-            rows.append(row_of(shape, routed_rows, distinct, latency_s * scale[0], energy_j * scale[1]))
+            row = row_of(shape, routed_rows, distinct, latency_s * scale[0], energy_j * scale[1])
+            rows.append(replace(row, impl="made_up"))
     return rows

@@ -30,7 +30,7 @@ def products(widths_n, widths_k, seed=0, noise=0.01) -> pd.DataFrame:
             for m in (1, 16, 48, 128, 384, 1000, 2048, 4096):
                 waves = np.ceil(np.ceil(m / 128) * np.ceil(n / 128) / 100)
                 latency_s = 4e-6 + max((m * k + n * k + m * n) * 2 / 3e12, waves * k * 2.2e-9)
-                power_w = 130 + 500 * (m * n * k * 2 / 500e12 / latency_s) ** 0.5
+                power_w = 130 + 300 * (m * n * k * 2 / 500e12 / latency_s) ** 0.5  # below the limit of 700 W
                 scale = np.exp(noise * rng.standard_normal(2))
                 rows.append({"m": m, "n": n, "k": k, "latency_s": latency_s * scale[0], "power_w": power_w * scale[1]})
     return pd.DataFrame(rows)
@@ -53,11 +53,11 @@ def test_neighbours_beat_the_law_on_shapes_left_out_and_their_intervals_hold(tab
     law = KernelCostModel().fit(tables[0])
     law.corrections_.clear()
     with_law, with_all = (evaluate(m, tables[1])["all"] for m in (law, fitted))
-    for target in ("latency", "energy"):
-        assert with_all[target]["mape_pct"] < 0.6 * with_law[target]["mape_pct"], target
+    for target, share in (("latency", 0.8), ("energy", 0.4)):
+        assert with_all[target]["mape_pct"] < share * with_law[target]["mape_pct"], target
         assert 78 <= with_all[target]["coverage_pct"] <= 99  # 104 rows of 13 shapes
-        assert with_all[target]["width_pct"] < 35.0
-    assert with_all["latency"]["mape_pct"] < 8.0
+        assert with_all[target]["width_pct"] < 15.0
+    assert with_all["latency"]["mape_pct"] < 3.0
 
 
 def test_a_saved_model_answers_the_same(tables, fitted, tmp_path):

@@ -12,24 +12,15 @@ from thermoe.cost.command import CostsEval, Fit
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.evaluate import evaluate
 from thermoe.cost.kernel_cost_model import KernelCostModel
+from thermoe.cost.observations import cases_of_rows
 from thermoe.cost.rows import CostRow
 from thermoe.errors import CostError, DataError
-from thermoe.types import Kind, MoEShape, StepWork, SysState
+from thermoe.types import Kind, StepWork, SysState
 
 
 @pytest.fixture(scope="module")
 def fitted() -> KernelCostModel:
     return KernelCostModel().fit(CostDatabase(synthetic_rows(noise=0.02)))
-
-
-def shape_of(row: CostRow) -> MoEShape:
-    return MoEShape(
-        num_layers=1,
-        hidden_size=row.hidden_size,
-        inter_size=row.inter_size,
-        num_experts=row.num_experts,
-        top_k=row.top_k,
-    )
 
 
 def state(**values) -> SysState:
@@ -82,14 +73,10 @@ def test_table_measured_by_others_is_fitted_within_a_tenth_in_latency_and_a_fift
         assert got.energy_j.value == pytest.approx(e * 1e-3, rel=0.20)
 
 
-# The two sets of measurements of the same cases differ themselves. Ours follow a skewed draw of experts, the table's
-# loads are even: where an even load fills whole tiles of 128 rows and a skewed one does not, the same rows take up to
-# half a tile more on every expert. That is 21 % at 1024 rows on 8 experts, and 12 % and 25 % (both at the power limit)
-# at 32768 rows on 64 and 128. A model of one set cannot be nearer to the other than that; what it may add is:
-OWN_ERROR = 0.09
-# Largest disagreement (21 %, and 25 % in latency and 24 % in energy at the power limit), and a margin: 5 % in decode;
-# 8 % in prefill, where the model of the power limit is in it too.
-BOUNDS = {"decode": (0.26, 0.26), "prefill": (0.33, 0.32)}
+# Largest errors in latency and energy against a table of even loads that others measured. Ours follow a skewed draw of
+# experts, and the law knows what that changes: the same rows fill up to half a pair of tiles more on every expert, and
+# measured rows differ from the table by up to 25 %.
+BOUNDS = {"decode": (0.16, 0.13), "prefill": (0.05, 0.06)}
 
 
 @pytest.fixture(scope="module")
@@ -106,28 +93,28 @@ def shipped_rows() -> list[CostRow]:
         return [row for row in CostDatabase.load(path).rows if row.op == "expert_mlp"]
 
 
-def test_shipped_model_predicts_the_table_measured_by_others(shipped, shipped_rows):
+def test_shipped_model_predicts_the_table_of_even_loads_nearer_than_its_own_rows_do(shipped, shipped_rows):
     measured = {(r.routed_rows, r.active_experts): r for r in shipped_rows if r.inter_size == QWEN3.inter_size}
-    errors, excess = {"decode": [], "prefill": []}, []
+    errors, disagreement = {"decode": [], "prefill": []}, []
     for n, d, t, e in INDEPENDENT_TABLE:
         got, ours = shipped.predict("expert_mlp", QWEN3, n, d), measured[n, d]
         error = np.abs([got.latency_s.value / (t * 1e-6) - 1, got.energy_j.value / (e * 1e-3) - 1])
-        disagreement = np.abs([ours.latency_sustained_us / t - 1, ours.energy_mj / e - 1])
         errors["decode" if n <= 1024 else "prefill"].append(error)
-        excess.append(error - disagreement)
-    assert (np.mean([*errors["decode"], *errors["prefill"]], axis=0) < (0.10, 0.12)).all()
+        disagreement.append(np.abs([ours.latency_sustained_us / t - 1, ours.energy_mj / e - 1]))
+    both = [*errors["decode"], *errors["prefill"]]
+    assert (np.mean(both, axis=0) < (0.06, 0.045)).all()
+    assert (np.mean(both, axis=0) < 0.8 * np.mean(disagreement, axis=0)).all()
     for kind, bounds in BOUNDS.items():
         assert (np.max(errors[kind], axis=0) < bounds).all(), kind
-    assert np.max(excess) < OWN_ERROR
 
 
 def test_shipped_model_is_near_its_own_measurements_of_decode_down_to_one_expert(shipped, shipped_rows):
+    rows = [row for row in shipped_rows if row.routed_rows <= 1024]
+    got = shipped.predict_cases(cases_of_rows("expert_mlp", rows))  # with the fullest expert that was measured
     errors = {}
-    for row in shipped_rows:
-        if row.routed_rows <= 1024:
-            got = shipped.predict("expert_mlp", shape_of(row), row.routed_rows, row.active_experts)
-            error = got.latency_s.value / (row.latency_us * 1e-6) - 1
-            errors[row.hidden_size, row.routed_rows, row.active_experts] = abs(error)
+    for row, latency_s in zip(rows, got.latency_s, strict=True):
+        error = latency_s / (row.latency_us * 1e-6) - 1
+        errors[row.hidden_size, row.routed_rows, row.active_experts] = abs(error)
     assert np.mean(list(errors.values())) < 0.032
     assert max(errors.values()) < 0.09
     few = [errors[2048, 8, d] for d in (1, 2, 4, 8)] + [errors[384, 8, 8]]
@@ -218,7 +205,7 @@ def test_get_cost_takes_the_experts_of_random_routing(fitted):
 def test_unknown_operation_and_implementation_are_refused(fitted):
     with pytest.raises(CostError, match="choose from"):
         fitted.predict("sing", QWEN3, 1, 1)
-    with pytest.raises(CostError, match="known are grouped_mm"):
+    with pytest.raises(CostError, match="known are made_up"):
         fitted.predict("expert_mlp", QWEN3, 8, 8, impl="magic")
 
 

@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
+from thermoe.cost.kernel_work import figures_of, group_sizes, rows_at_a_time
 from thermoe.cost.kernels import (
     FEW,
     GROUPED,
+    LARGE,
     LEAST_PLACES,
     MOST_SLOTS,
     MOST_TOKENS,
     ONLY,
+    SMALL,
     TILES,
-    figures_of,
-    group_sizes,
     kernels_of,
-    rows_at_a_time,
 )
 from thermoe.cost.work import cases_of
 from thermoe.profiling.case import Case
@@ -41,10 +41,24 @@ def test_the_rule_is_that_of_the_kernels():
 
 def test_other_implementations_and_operations_have_one_kernel():
     rows = np.array([8.0, 640.0, 65536.0])
-    assert set(kernels_of(cases(rows, impl="grouped_mm"))) == {ONLY}
+    assert set(kernels_of(cases(rows, impl="loop"))) == {ONLY}
     assert set(kernels_of(cases(rows, op="linear_fc1"))) == {ONLY}
+    assert set(kernels_of(cases(rows, op="activation", impl="grouped_mm"))) == {ONLY}
     assert kernels_of(cases(rows)).tolist() == [FEW, TILES, GROUPED]
-    assert not figures_of(cases(rows, impl="grouped_mm")).any()
+    assert not figures_of(cases(rows, impl="loop")).any()
+
+
+@pytest.mark.parametrize("op", ["expert_mlp", "linear_fc1", "linear_fc2"])
+def test_tiles_of_the_grouped_product_go_by_rows_over_all_experts_rounded_down(op):
+    """PyTorch divides rows by groups as whole numbers, and takes large tiles above 128."""
+    rows = np.array([1, 127, 128, 129, 4000, *(128 * 128 + np.array([0, 8, 120, 127, 128, 136]))])
+    expected = [SMALL if n // 128 <= 128 else LARGE for n in rows.tolist()]
+    assert expected[-3:] == [SMALL, LARGE, LARGE]
+    for distinct in (1.0, 128.0):
+        assert kernels_of(cases(rows, distinct, op=op, impl="grouped_mm")).tolist() == expected
+    one = MoEShape(num_layers=1, hidden_size=64, inter_size=64, num_experts=1, top_k=1)
+    few = cases(np.array([128.0, 129.0]), 1.0, shape=one, op=op, impl="grouped_mm")
+    assert kernels_of(few).tolist() == [SMALL, LARGE]
 
 
 def test_groups_are_those_that_the_profiler_measures():

@@ -243,11 +243,10 @@ class KernelCostModel:
         def accurate(rows: "ArrayLike", distinct: "ArrayLike") -> CostArrays:
             return self.predict_many("expert_mlp", shape, rows, distinct, bits=bits, state=state, any_counts=True)
 
-        fitted = self.operations_.get(key)
-        asked = cases_of("expert_mlp", shape, num_tokens * shape.top_k, shape.top_k, impl=key[1], dtype=key[2])
-        kernel = str(kernels_of(asked)[0])
-        law = fitted.law_of(kernel) if fitted else physical_law(self.limits, bits)
-        return routing_view(law, at, shape, num_tokens, bits, self._origin(key).source, accurate)
+        fitted, rows = self.operations_.get(key), num_tokens * shape.top_k
+        asked = partial(cases_of, "expert_mlp", shape, rows, impl=key[1] if fitted else "", dtype=key[2])
+        law = fitted.law_of(str(kernels_of(asked(shape.top_k))[0])) if fitted else physical_law(self.limits, bits)
+        return routing_view(law, at, shape, num_tokens, bits, self._origin(key).source, accurate, asked)
 
     def cost_per_expert(
         self, shape: MoEShape, loads: "ArrayLike", state: SysState | None = None, bits: float | None = None

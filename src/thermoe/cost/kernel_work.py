@@ -9,7 +9,6 @@ Shapes: B cases, Q groups of experts of the same load.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from thermoe.cost.cases import Cases
 from thermoe.cost.kernels import FEW, LARGE, SMALL, kernels_of
@@ -23,18 +22,22 @@ _WIDEST_SECOND = 2048  # columns of the second product held at a time
 _ROW_CAPS = (32, 24, 16, 8, 4, 2, 1)
 _ROW_CAP_OF_CODES = 16
 _CODES = ("int8", "int4", "int2", "bank8", "bank4", "bank2")
+_UNPACKING = "dequant_unpack_op"  # of this project's codes, whatever runs it
 _GROUPS = (128.0, 64.0, 32.0)
-# Of the plan: rows of a tile, cost of a further tile, bytes of weights that cost 1; for codes, and for others.
+# Of the kernel's plan (`TILE_TOKENS`, `TILE_COST` and `JOB_COLUMNS` of planes.cuh and bytes.cuh, `ExpertPlan::of` of
+# plan.cuh): rows of a tile, cost of a further tile, bytes of weights that cost 1; for codes, and for others.
 TILE_ROWS, TILE_COST, BYTES_OF_COST = (4.0, 8.0), (24.0, 8.0), 64.0
-_JOB_ROWS, _JOB_COLUMNS, _JOB_COST = 32.0, (256.0, 128.0), 2.0  # fewer columns in 16 bit
-FEW_SEGMENTS = 132 // 8  # up to so many, every block keeps to one segment
-# Rows of two tiles of torch's grouped product, which are taken together.
+JOB_ROWS, JOB_COLUMNS, JOB_COST = 32.0, (256.0, 128.0), 2.0  # fewer columns in 16 bit
+FEW_SEGMENTS = 132 // 8  # up to so many, every block of an H200 keeps to one segment (`few_segments` of plan.cuh)
+# Rows of two tiles of torch's grouped product, which are taken together (aten/src/ATen/native/cuda/GroupMM.cu).
 PAIR_ROWS = {SMALL: 2 * 64.0, LARGE: 2 * 128.0}
 _SCALE_BITS = 16.0
+# Cost of a further scale group's sum in units of the plan, which does not count it: chosen on measured int4 layers with
+# groups of 32.
 _SUM_COST = 4.0
 _DISTINCT, _WEIGHT_BYTES, _ROW_BYTES_AT, _FLOPS = 0, 1, 2, 4  # columns of `Work.table`
-# Bytes that torch's chains of operations move for each number of a routed row, and of a token, in 16 bit: dispatch gathers;
-# combine scatters, multiplies by gates in 32 bit and sums; an activation keeps its first half in between.
+# Bytes that torch's chains of operations move for each number of a routed row, and of a token, in 16 bit: dispatch
+# gathers; combine scatters, multiplies by gates in 32 bit and sums; an activation keeps its first half in between.
 _TORCH_BYTES = {
     "dispatch": (2.0 + 2.0, 0.0),
     "combine": (2.0 + 2.0 + 2.0 + 4.0 + 4.0, 4.0),
@@ -45,7 +48,8 @@ _TORCH_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """Segments or pairs of tiles, tiles of one, rows that these hold, tiles of the fullest, rows that may share one (B,)."""
+    """Segments or pairs of tiles, tiles of one, rows that these hold, tiles of the fullest, rows that one may hold, all
+    (B,)."""
 
     segments: FloatArray
     tiles: FloatArray
@@ -60,7 +64,7 @@ def work_moved(cases: Cases, asked: FloatArray) -> FloatArray:
     Codes have scales. Torch's operations one after the other write and read what lies between them.
     """
     moved = asked.copy()
-    codes = _have_codes(cases)
+    codes = _are_scaled(cases)
     moved[codes, _WEIGHT_BYTES] *= 1.0 + _SCALE_BITS / (group_sizes(cases) * cases.bits)[codes]
     if cases.op in _TORCH_BYTES:
         in_torch = np.array([impl == "torch" for impl in cases.impl], dtype=np.bool_)
@@ -72,7 +76,7 @@ def work_moved(cases: Cases, asked: FloatArray) -> FloatArray:
 
 
 def work_done(cases: Cases, asked: FloatArray) -> FloatArray:
-    """As `work_moved`, and with what the kernel does: segments for experts, operations on all rows of its tiles (B, 6)."""
+    """As `work_moved`, with what the kernel does: segments for experts, operations on all rows of its tiles (B, 6)."""
     parts, known = _parts(cases)
     done = work_moved(cases, asked)
     scale = parts.padded_rows / np.maximum(cases.loads.rows, 1e-3)
@@ -84,11 +88,11 @@ def work_done(cases: Cases, asked: FloatArray) -> FloatArray:
 def figures_of(cases: Cases) -> FloatArray:
     """What kernels make of a call (B, 8), logarithms; 0 where only one is known.
 
-    Segments over experts, rows in tiles over rows, tiles of a segment, tiles of the fullest, rows that share a reading, groups of scales, whether
-    blocks keep to a segment, parts of the second product.
+    Segments over experts, rows in tiles over rows, tiles of a segment, tiles of the fullest, rows that share a reading,
+    groups of scales, whether blocks keep to a segment, parts of the second product.
     """
     figures = np.zeros((len(cases), NUM_FIGURES))
-    codes = _have_codes(cases)
+    codes = _are_scaled(cases)
     figures[codes, 5] = np.log2(_GROUPS[0] / group_sizes(cases)[codes])
     parts, known = _parts(cases)
     if known.any():
@@ -153,10 +157,10 @@ def _segments(cases: Cases) -> _Parts:
     tile = np.where(codes, TILE_ROWS[0], TILE_ROWS[1])[:, None]
     segments = np.ceil(loads / cap[:, None])
     tiles = _power_of_two(np.ceil(np.minimum(loads, cap[:, None]) / tile))
-    columns = np.where(cases.bits == 16.0, _JOB_COLUMNS[1], _JOB_COLUMNS[0])
-    job = (_JOB_ROWS * columns * cases.bits / 8.0 / BYTES_OF_COST + _JOB_COST)[:, None]
+    columns = np.where(cases.bits == 16.0, JOB_COLUMNS[1], JOB_COLUMNS[0])
+    job = (JOB_ROWS * columns * cases.bits / 8.0 / BYTES_OF_COST + JOB_COST)[:, None]
     further = np.where(codes, TILE_COST[0], TILE_COST[1])[:, None]
-    sums = np.where(codes, _JOB_COLUMNS[0] / group_sizes(cases), 2.0)[:, None]
+    sums = np.where(codes, JOB_COLUMNS[0] / group_sizes(cases), 2.0)[:, None]
     cost = (experts * segments * (job + further * (tiles - 1.0) + _SUM_COST * (sums - 2.0) * tiles) / job).sum(axis=1)
     count = (experts * segments).sum(axis=1)
     return _Parts(count, (experts * segments * tiles).sum(axis=1) / count, 4.0 * cost, tiles[:, -1], cap)
@@ -173,5 +177,11 @@ def _power_of_two(tiles: FloatArray) -> FloatArray:
     return np.asarray(2.0 ** np.ceil(np.log2(np.maximum(tiles, 1.0))), dtype=np.float64)
 
 
-def _have_codes(cases: Cases) -> NDArray[np.bool_]:
+def _are_scaled(cases: Cases) -> BoolArray:
+    """Whether weights are this project's codes with their scales (B,): what others call int8 may have a scale a row."""
+    ours = np.array([impl == "thermoe" for impl in cases.impl], dtype=np.bool_)
+    return _have_codes(cases) & (ours | (cases.op == _UNPACKING))
+
+
+def _have_codes(cases: Cases) -> BoolArray:
     return np.array([d in _CODES for d in cases.dtype], dtype=np.bool_)

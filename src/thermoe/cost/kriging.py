@@ -27,7 +27,7 @@ _MOST_LOG_CHANGE = 7.0
 
 @dataclass(frozen=True, slots=True)
 class Kriging:
-    """Sum over kept rows of weight x exp(-distance^2 / 2), around zero.
+    """Sum over kept rows of weight x Matern covariance (smoothness 5/2) of the distance, around zero.
 
     Attributes:
         mean, spread: Of each feature; a spread holds the reach already (F,).
@@ -166,24 +166,34 @@ def _relevance(scaled: FloatArray, target: FloatArray, rng: np.random.Generator)
     count = scaled.shape[1]
     start = np.log(np.append(np.full(count, 1.0 / count), _START_NOISE))
 
-    def unlikeliness(logs: FloatArray) -> tuple[float, FloatArray]:
-        weights, noise = np.exp(logs[:-1]), float(np.exp(logs[-1]))
-        kernel, near = _kernel_and_slope(x * np.sqrt(weights), x * np.sqrt(weights))
-        inverse = np.linalg.inv(kernel + noise * np.eye(len(y)))
-        solved = inverse @ y
-        fit = float(y @ solved) / len(y)  # variance of the process, at its most likely value
-        _, log_det = np.linalg.slogdet(kernel + noise * np.eye(len(y)))
-        away = (logs - start) / _RELEVANCE_SPREAD
-        value = 0.5 * (len(y) * np.log(fit) + log_det + away @ away)
-        pull = inverse - np.outer(solved, solved) / fit
-        mixed = pull * near
-        squares = 2.0 * ((x * x).T @ mixed.sum(axis=1) - np.einsum("if,ij,jf->f", x, mixed, x, optimize=True))
-        slope = np.append(-0.25 * weights * squares, 0.5 * noise * np.trace(pull)) + away / _RELEVANCE_SPREAD
-        return value, slope
-
     bounds = [(s - _MOST_LOG_CHANGE, s + _MOST_LOG_CHANGE) for s in start]
-    found = minimize(unlikeliness, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+    found = minimize(
+        unlikeliness, start, (x, y, start), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60}
+    )
     return np.asarray(np.exp(0.5 * found.x[:-1]), dtype=np.float64)
+
+
+def unlikeliness(logs: FloatArray, x: FloatArray, y: FloatArray, start: FloatArray) -> tuple[float, FloatArray]:
+    """Negative logarithm of how likely targets are, but for a constant, and its slope.
+
+    Args:
+        logs: Logarithms of what each feature's squared distance counts, and of the noise (F + 1,).
+        x, y: Features and targets of the rows (N, F), (N,).
+        start: Where logarithms are pulled to (F + 1,).
+    """
+    weights, noise = np.exp(logs[:-1]), float(np.exp(logs[-1]))
+    kernel, near = _kernel_and_slope(x * np.sqrt(weights), x * np.sqrt(weights))
+    inverse = np.linalg.inv(kernel + noise * np.eye(len(y)))
+    solved = inverse @ y
+    fit = float(y @ solved) / len(y)  # variance of the process, at its most likely value
+    _, log_det = np.linalg.slogdet(kernel + noise * np.eye(len(y)))
+    away = (logs - start) / _RELEVANCE_SPREAD
+    value = 0.5 * (len(y) * np.log(fit) + log_det + away @ away)
+    pull = inverse - np.outer(solved, solved) / fit
+    mixed = pull * near
+    squares = 2.0 * ((x * x).T @ mixed.sum(axis=1) - np.einsum("if,ij,jf->f", x, mixed, x, optimize=True))
+    slope = np.append(-0.25 * weights * squares, 0.5 * noise * np.trace(pull)) + away / _RELEVANCE_SPREAD
+    return value, slope
 
 
 def _left_out(count: int, parts: list[_Part], reach: float, noise: float) -> LeftOut:

@@ -5,27 +5,39 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thermoe.cost.cases import Cases
 from thermoe.cost.device_state import Conditions
+from thermoe.cost.kernel_work import work_done
 from thermoe.cost.law import Law
 from thermoe.cost.prediction import CostArrays, Hinges, RoutingCost
-from thermoe.cost.work import expected_distinct_experts, work_of
+from thermoe.cost.work import Work, expected_distinct_experts, work_of
 from thermoe.types import FloatArray, MoEShape
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 Predict = Callable[["ArrayLike", "ArrayLike"], CostArrays]
+Asked = Callable[[FloatArray], Cases]
+_FLOPS = Work.__slots__.index("flops")
 
 
 def routing_view(
-    law: Law, at: Conditions, shape: MoEShape, num_tokens: int, bits: float, source: str, accurate: Predict
+    law: Law,
+    at: Conditions,
+    shape: MoEShape,
+    num_tokens: int,
+    bits: float,
+    source: str,
+    accurate: Predict,
+    asked: Asked,
 ) -> RoutingCost:
     """The convex view of an expert MLP around `num_tokens`.
 
-    c is the secant of the prediction between the fewest and the most experts that the tokens can touch. phi is
-    the larger of two lines: activations read and written beside the weights, and arithmetic once it takes longer
-    than touching the expert; both come from the law, times what the prediction says beyond it for a
-    typical load. The fixed part makes the view agree with the prediction in the middle of the range.
+    c is the secant of the prediction between the fewest and the most experts that the tokens can touch, rows that a
+    kernel adds to fill its tiles among it. phi is the larger of two lines: activations read and written beside the
+    weights, and arithmetic of further rows once it takes longer than touching the expert; both come from the law, times
+    what the prediction says beyond it for a typical load. The fixed part makes the view agree with the prediction in
+    the middle of the range.
 
     Args:
         law: Physics of the experts.
@@ -35,6 +47,7 @@ def routing_view(
         bits: Precision of the weights [bit].
         source: What answers.
         accurate: Predicts a layer from rows and distinct experts; need not be convex.
+        asked: Cases of all rows on distinct experts (B,), by the implementation that the law is of.
     """
     rows = float(num_tokens * shape.top_k)
     fewest, most = float(shape.top_k), float(min(shape.num_experts, rows))
@@ -42,8 +55,11 @@ def routing_view(
     typical = float(np.clip(expected_distinct_experts(shape.num_experts, shape.top_k, num_tokens), fewest, most))
     ends = accurate(np.full(2, rows), np.array([fewest, most]))
     touch_s, touch_j = (float(max(0.0, e[1] - e[0]) / (most - fewest)) for e in (ends.latency_s, ends.energy_j))
-    phi_s, phi_j = _load_parts(law, at, shape, bits, touch_s, touch_j)
-    by_law, by_all = _by_law(law, at, shape, rows, typical, bits), accurate(rows, typical)
+    touched = np.array([fewest, typical, most])
+    table = work_done(asked(touched), work_of("expert_mlp", shape, rows, touched, bits).table())
+    flops_a_row = _further_flops(table[:, _FLOPS], fewest, typical, most) / rows
+    phi_s, phi_j = _load_parts(law, at, shape, bits, flops_a_row, touch_s, touch_j)
+    by_law, by_all = at.apply(*law.both(table[1:2])), accurate(rows, typical)
     phi_s = phi_s.scaled(float(by_all.latency_s[0] / by_law.latency_s[0]))
     phi_j = phi_j.scaled(float(by_all.energy_j[0] / by_law.energy_j[0]))
     grid = np.unique(np.round(np.linspace(fewest, most, 9)))
@@ -66,17 +82,18 @@ def routing_view(
     )
 
 
-def _by_law(law: Law, at: Conditions, shape: MoEShape, rows: float, distinct: float, bits: float) -> CostArrays:
-    work = work_of("expert_mlp", shape, rows, distinct, bits)
-    return at.apply(law.latency_s(work), law.dynamic_energy_j(work))
+def _further_flops(flops: FloatArray, fewest: float, typical: float, most: float) -> float:
+    """Operations of a typical load that do not come with experts, from those at three numbers of experts (3,)."""
+    per_expert = max(0.0, float(flops[2] - flops[0]) / (most - fewest))
+    return max(0.0, float(flops[1]) - typical * per_expert)
 
 
 def _load_parts(
-    law: Law, at: Conditions, shape: MoEShape, bits: float, touch_s: float, touch_j: float
+    law: Law, at: Conditions, shape: MoEShape, bits: float, flops: float, touch_s: float, touch_j: float
 ) -> tuple[Hinges, Hinges]:
-    """phi for latency and energy: slopes of one row beside the weights, and of one row of arithmetic."""
+    """phi for latency and energy: slopes of one row beside the weights, and of the arithmetic of one further row."""
     row = work_of("expert_mlp", shape, 1.0, 0.0, bits)
-    _, _, row_bytes, rows, flops, _ = (float(v) for v in row.table()[0])
+    _, _, row_bytes, rows, _, _ = (float(v) for v in row.table()[0])
     beside_s = law.latency_coef[3] * row_bytes + law.latency_coef[4] * rows
     arithmetic_s = law.latency_coef[5] * flops
     row_j = law.energy_coef[3] * row_bytes + law.energy_coef[4] * flops

@@ -166,7 +166,7 @@ def test_guesses_of_left_out_rows_are_worse_than_the_fit_and_far_away_it_says_no
     assert np.abs(left_out.missed).mean() > np.abs(whole(x) - y).mean()
     assert np.abs(left_out.missed).mean() < 0.3 * np.abs(y).mean()
     assert left_out.without == pytest.approx(y)
-    assert whole.distance(x).max() < 1e-9 < left_out.distance.min()
+    assert whole.distance(x).max() < 1e-7 < left_out.distance.min()  # rows are kept with four digits
     assert np.abs(whole(100 + x)).max() < 1e-12
 
 

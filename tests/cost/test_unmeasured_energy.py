@@ -59,7 +59,7 @@ def test_energy_by_the_power_of_other_operations_is_told_from_a_measured_one(imp
     told = "energy guessed, none was measured" if guessed else "energy from the power of other operations"
     assert said.source == f"fitted: Test GPU; {told}"
     assert said.energy_is_guess is guessed
-    assert without_interval(said.energy_j)
+    assert without_interval(said.energy_j) is guessed
 
 
 def test_few_measured_energies_elsewhere_leave_a_guess():

@@ -296,7 +296,7 @@ def test_the_most_uncertain_cases_of_a_model_come_first(tmp_path):
     width = interval_widths(tmp_path / "model.json")
     known = expert_case("expert_mlp", "grouped_mm", (2048, 768, 128, 8), 128, 32)
     assert 0.0 < width(known) < UNKNOWN
-    assert width(expert_case("copy", "torch", (2048, 1, 1, 1), 128, 1)) == UNKNOWN
+    assert width(expert_case("copy", "torch", (2048, 1, 1, 1), 128, 1, dtype="float32")) == UNKNOWN
 
 
 @pytest.mark.gpu

@@ -84,8 +84,8 @@ def test_rows_that_fit_into_an_experts_tiles_anyway_add_no_arithmetic(num_tokens
     """The measured product takes 128 rows of an expert at least, far more than these tokens bring."""
     view = MODELS["table"].routing_cost(QWEN3, num_tokens)
     assert view.distance < 0.02
-    assert view.load_latency_s(float(num_tokens)) < 0.05 * view.latency_s
-    assert view.load_energy_j(float(num_tokens)) < 0.05 * view.energy_j
+    beside_s, arithmetic_s = view.load_latency_s.slopes
+    assert 0.0 <= arithmetic_s < 1e-3 * beside_s
 
 
 def test_compute_bound_layer_costs_by_rows_and_hardly_by_experts():

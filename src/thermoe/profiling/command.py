@@ -155,15 +155,14 @@ class Profile:
 
     def _plan(self, device_type: str) -> list[Case]:
         if device_type == "cuda" and not self.smoke:
-            plan = self._gpu_plan()
-        else:
-            plan = smoke_plan(device_type) if self.smoke else cpu_plan()
+            return self._gpu_plan()
+        plan = smoke_plan(device_type) if self.smoke else cpu_plan()
         known = sorted({c.op for c in plan})
         unknown = sorted(set(self._ops) - set(known))
         if unknown:
             raise ConfigError(f"the plan has no operation {', '.join(unknown)}: choose from {', '.join(known)}")
         plan = [c for c in plan if not self._ops or c.op in self._ops]
-        if device_type != "cuda" and not self.smoke:
+        if not self.smoke:
             plan = self._less_known(plan)
         if self.latency_only or device_type == "cpu":
             return [replace(c, energy=False) for c in plan]

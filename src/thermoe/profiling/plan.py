@@ -36,7 +36,7 @@ _ENERGY_SHARES = {
 }
 _SMALL_ENERGY_SHARE = 0.4
 _PAIRED_SHARE = 0.15  # of energies and of latencies, for calls beside their parts
-_CALIBRATION = ((1 << 19, 2048), (8192, 8192))
+_COPIES, _PRODUCT = ((1 << 19, 2048), (1, 1024)), (8192, 8192)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,12 +64,12 @@ def gpu_plan(
         energy_share: Share of it that goes into energy windows; 0 for none, 1 for nothing else.
         known: Rows that need not be measured again.
         uncertainty: See `thermoe.profiling.design`.
-        ops: Only these operations; all if empty.
+        ops: Only these operations beside the calibration, which tells how the board stands to others; all if empty.
         compiled: See `thermoe.profiling.candidates`.
         pace: What cases take.
     """
     pace = pace or Pace()
-    calibration = _calibration() if not ops and energy_share > 0 else []
+    calibration = _calibration() if energy_share > 0 else []
     num_energy = int(60.0 * minutes * energy_share / pace.energy_s)
     num_latency = int(_SPARE * 60.0 * minutes * (1.0 - energy_share) / pace.latency_s)
     measured = [row for row in known if row.energy_mj is not None]
@@ -156,9 +156,9 @@ def _small_cases(dtype: str, sizes: Sizes = SMALL, tokens: int = 16) -> Iterator
 
 
 def _calibration() -> list[Case]:
-    """What the card gives today, beside every result: a copy and a matrix product."""
-    (rows, columns), (m, k) = _CALIBRATION
-    return [row_case("copy", "torch", rows, columns, energy=True), row_case("gemm", "torch", m, k, k, energy=True)]
+    """What the board gives and takes today, beside every result: a long and a short copy, and a matrix product."""
+    long, short = (row_case("copy", "torch", rows, columns, energy=True) for rows, columns in _COPIES)
+    return [long, row_case("gemm", "torch", _PRODUCT[0], _PRODUCT[1], _PRODUCT[1], energy=True), short]
 
 
 def _paired(num_energy: int, num_latency: int, known: Sequence[CostRow], ops: Sequence[str]) -> list[Case]:

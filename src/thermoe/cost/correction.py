@@ -69,23 +69,29 @@ class Correction:
     def answer(self, inputs: Inputs) -> Answer:
         """Factors, intervals and coverage of each row."""
         excess, inputs = self.excess(inputs), self.kin.joined(inputs)
-        factors = self.inside(inputs) * np.exp(-0.5 * (excess / _FADE) ** 2)[:, None]
-        return Answer(factors, self.miss(inputs) * (1.0 + excess)[:, None], excess < np.log(1.05))
+        said, far = (self.inside(inputs), None) if self._ensemble is not None else self._near(inputs)
+        factors = said * np.exp(-0.5 * (excess / _FADE) ** 2)[:, None]
+        return Answer(factors, self.miss(inputs, far) * (1.0 + excess)[:, None], excess < np.log(1.05))
 
-    def miss(self, inputs: Inputs) -> FloatArray:
-        """Half width of the intervals there (B, 2); features as after `Kin.joined`."""
+    def miss(self, inputs: Inputs, far: FloatArray | None = None) -> FloatArray:
+        """Half width of the intervals there (B, 2); features as after `Kin.joined`.
+
+        `far` are the distances to the nearest rows (B, 2), where they are at hand.
+        """
         if self.spreads:
             expected = np.exp(np.array([s(inputs.features) for s in self.spreads]).T)
         else:
-            expected = np.exp(np.array(self.growth) * self._distance(inputs))
+            expected = np.exp(np.array(self.growth) * (self._near(inputs)[1] if far is None else far))
         if len(self.models):
             is_known = (inputs.models[:, None] == self.models[None]).all(axis=2).any(axis=1)
             expected = expected * np.where(is_known[:, None], 1.0, np.array(self.strangeness))
         return np.asarray(expected * np.array(self.quantiles), dtype=np.float64)
 
-    def _distance(self, inputs: Inputs) -> FloatArray:
+    def _near(self, inputs: Inputs) -> tuple[FloatArray, FloatArray]:
+        """What neighbours say, and how far they are, both (B, 2)."""
         named = for_neighbours(inputs, self.names)
-        return distances(*(n.distance(named) for n in self.neighbours))
+        both = [n.value_and_distance(named) for n in self.neighbours]
+        return np.stack([value for value, _ in both], axis=1), distances(*(far for _, far in both))
 
     def excess(self, inputs: Inputs) -> FloatArray:
         """How far each row lies outside the measured range, in powers of e (B,)."""
@@ -95,8 +101,7 @@ class Correction:
     def inside(self, inputs: Inputs) -> FloatArray:
         """Factors where nothing lies outside the measured range (B, 2); features as after `Kin.joined`."""
         if self._ensemble is None:
-            near = for_neighbours(inputs, self.names)
-            return np.stack([n(near) for n in self.neighbours], axis=1)
+            return self._near(inputs)[0]
         named = with_names(inputs, self.names) if any(self.tree_shares) else inputs.features
         said = self._ensemble(inputs.features, codes_of(inputs, self.names, self.grid))
         for target, share in enumerate(self.tree_shares):

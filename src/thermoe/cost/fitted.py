@@ -9,7 +9,7 @@ import numpy as np
 from thermoe.cost.cases import DTYPE_BITS, Cases
 from thermoe.cost.correction import quantile
 from thermoe.cost.device_state import conditions, energy_at_full_clock_j
-from thermoe.cost.kernel_work import work_done, work_moved
+from thermoe.cost.kernel_work import KnownParts, work_done, work_moved
 from thermoe.cost.kernels import KERNELS, ONLY, kernels_of
 from thermoe.cost.law import Law, fit_law
 from thermoe.cost.observations import Observations
@@ -62,9 +62,11 @@ class FittedLaw:
         """The law of one of its kernels."""
         return self.kernels.get(kernel, self.law)
 
-    def both(self, cases: Cases, table: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def both(
+        self, cases: Cases, table: FloatArray, known_parts: KnownParts | None = None
+    ) -> tuple[FloatArray, FloatArray]:
         """Latency [s] and energy above idle [J] of cases with their `Work.table()` (B, 6), each by its own law (B,)."""
-        return _both(self.law, self.kernels, self.power, cases, table)
+        return _both(self.law, self.kernels, self.power, cases, table, known_parts)
 
     def covered(self, work: FloatArray) -> BoolArray:
         """Whether the work of each case (B, 6) lies within what was measured, (B,)."""
@@ -214,9 +216,14 @@ def _fit(
 
 
 def _both(
-    law: Law, laws: Mapping[str, Law], power: PowerLaw | None, cases: Cases, table: FloatArray
+    law: Law,
+    laws: Mapping[str, Law],
+    power: PowerLaw | None,
+    cases: Cases,
+    table: FloatArray,
+    known_parts: KnownParts | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    kernels, done = kernels_of(cases), work_done(cases, table)
+    kernels, done = kernels_of(cases), work_done(cases, table, known_parts)
     latency_s, energy_j = law.both(done)
     for name, own in laws.items():
         rows = kernels == name

@@ -58,6 +58,9 @@ class _Parts:
     cap: FloatArray
 
 
+KnownParts = tuple[_Parts, BoolArray]
+
+
 def work_moved(cases: Cases, asked: FloatArray) -> FloatArray:
     """`Work.table()` with the bytes that implementations move in place of those that were asked for (B, 6).
 
@@ -65,7 +68,8 @@ def work_moved(cases: Cases, asked: FloatArray) -> FloatArray:
     """
     moved = asked.copy()
     codes = _are_scaled(cases)
-    moved[codes, _WEIGHT_BYTES] *= 1.0 + _SCALE_BITS / (group_sizes(cases) * cases.bits)[codes]
+    if codes.any():
+        moved[codes, _WEIGHT_BYTES] *= 1.0 + _SCALE_BITS / (group_sizes(cases) * cases.bits)[codes]
     if cases.op in _TORCH_BYTES:
         in_torch = np.array([impl == "torch" for impl in cases.impl], dtype=np.bool_)
         of_row, of_token = _TORCH_BYTES[cases.op]
@@ -75,26 +79,32 @@ def work_moved(cases: Cases, asked: FloatArray) -> FloatArray:
     return moved
 
 
-def work_done(cases: Cases, asked: FloatArray) -> FloatArray:
-    """As `work_moved`, with what the kernel does: segments for experts, operations on all rows of its tiles (B, 6)."""
-    parts, known = _parts(cases)
+def work_done(cases: Cases, asked: FloatArray, known_parts: KnownParts | None = None) -> FloatArray:
+    """As `work_moved`, with what the kernel does: segments for experts, operations on all rows of its tiles (B, 6).
+
+    `known_parts` are those of `parts_of`, where they are at hand.
+    """
+    parts, known = known_parts or parts_of(cases)
     done = work_moved(cases, asked)
+    if not known.any():
+        return done
     scale = parts.padded_rows / np.maximum(cases.loads.rows, 1e-3)
     done[known, _DISTINCT] = parts.segments[known]
     done[known, _FLOPS] *= scale[known]
     return done
 
 
-def figures_of(cases: Cases) -> FloatArray:
+def figures_of(cases: Cases, known_parts: KnownParts | None = None) -> FloatArray:
     """What kernels make of a call (B, 8), logarithms; 0 where only one is known.
 
     Segments over experts, rows in tiles over rows, tiles of a segment, tiles of the fullest, rows that share a reading,
-    groups of scales, whether blocks keep to a segment, parts of the second product.
+    groups of scales, whether blocks keep to a segment, parts of the second product. `known_parts` as in `work_done`.
     """
     figures = np.zeros((len(cases), NUM_FIGURES))
     codes = _are_scaled(cases)
-    figures[codes, 5] = np.log2(_GROUPS[0] / group_sizes(cases)[codes])
-    parts, known = _parts(cases)
+    if codes.any():
+        figures[codes, 5] = np.log2(_GROUPS[0] / group_sizes(cases)[codes])
+    parts, known = known_parts or parts_of(cases)
     if known.any():
         touched = np.maximum(cases.loads.distinct, 1e-3)
         columns = [
@@ -129,10 +139,12 @@ def group_sizes(cases: Cases) -> FloatArray:
     return sizes
 
 
-def _parts(cases: Cases) -> tuple[_Parts, BoolArray]:
+def parts_of(cases: Cases) -> KnownParts:
     """Of each case, and whether its kernel is one that is known here (B,)."""
     kernels = kernels_of(cases)
     few, one = kernels == FEW, np.ones(len(cases))
+    if few.all():
+        return _segments(cases), few
     parts, known = _Parts(*(one.copy() for _ in _Parts.__slots__)), np.zeros(len(cases), dtype=np.bool_)
     if few.any():
         known |= few
@@ -160,7 +172,7 @@ def _segments(cases: Cases) -> _Parts:
     columns = np.where(cases.bits == 16.0, JOB_COLUMNS[1], JOB_COLUMNS[0])
     job = (JOB_ROWS * columns * cases.bits / 8.0 / BYTES_OF_COST + JOB_COST)[:, None]
     further = np.where(codes, TILE_COST[0], TILE_COST[1])[:, None]
-    sums = np.where(codes, JOB_COLUMNS[0] / group_sizes(cases), 2.0)[:, None]
+    sums = np.where(codes, JOB_COLUMNS[0] / group_sizes(cases), 2.0)[:, None] if codes.any() else 2.0
     cost = (experts * segments * (job + further * (tiles - 1.0) + _SUM_COST * (sums - 2.0) * tiles) / job).sum(axis=1)
     count = (experts * segments).sum(axis=1)
     return _Parts(count, (experts * segments * tiles).sum(axis=1) / count, 4.0 * cost, tiles[:, -1], cap)

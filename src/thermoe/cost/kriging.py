@@ -4,7 +4,7 @@ Shapes: B rows, N rows kept, F features.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -20,9 +20,23 @@ MOST_ROWS = 1500
 _ROWS_FOR_RELEVANCE = 400
 _RELEVANCE_SPREAD = 2.0
 _START_NOISE = 0.05
+_IN_FILES = ("mean", "spread", "points", "weights")
+_ROWS_AT_A_TIME = 128
 _DIGITS = 4  # of a kept row, whose reach is about 1: what a file holds
 _MOST_NUMBER = 1e9  # larger ones are no fit, and would overflow
 _MOST_LOG_CHANGE = 7.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Rows that others are compared with, as a product takes them: -2 of each, columns first (F, B), squares (B,)."""
+
+    twice: FloatArray
+    squares: FloatArray
+
+    @classmethod
+    def of(cls, rows: FloatArray) -> Self:
+        return cls(np.ascontiguousarray(-2.0 * rows.T), (rows * rows).sum(axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +53,36 @@ class Kriging:
     spread: FloatArray
     points: FloatArray
     weights: FloatArray
+    _kept: _Kept = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_kept", _Kept.of(self.points))
 
     def __call__(self, features: FloatArray) -> FloatArray:
         """Value of each row (B,); far from all kept rows it is zero."""
-        x = (features - self.mean) / self.spread
-        return np.asarray(_kernel(x, self.points) @ self.weights, dtype=np.float64)
+        return self.value_and_distance(features)[0]
 
     def distance(self, features: FloatArray) -> FloatArray:
         """How far each row is from its nearest kept row (B,): 0 on it, 1 beyond all reach."""
+        return self.value_and_distance(features)[1]
+
+    def value_and_distance(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Both of each row (B,), so many rows at a time that what lies in between stays in the cache."""
         x = (features - self.mean) / self.spread
-        return np.asarray(1.0 - _kernel(x, self.points).max(axis=1), dtype=np.float64)
+        parts = (_kernel_to(x[i : i + _ROWS_AT_A_TIME], self._kept) for i in range(0, len(x), _ROWS_AT_A_TIME))
+        said = [(near @ self.weights, 1.0 - near.max(axis=1)) for near in parts]
+        value, distance = (np.concatenate(column) for column in zip(*said, strict=True)) if said else (x[:, 0], x[:, 0])
+        return value, distance
 
     def as_dict(self) -> dict[str, Any]:
         """Plain lists."""
-        return {name: getattr(self, name).tolist() for name in self.__slots__}
+        return {name: getattr(self, name).tolist() for name in _IN_FILES}
 
     @classmethod
     def from_dict(cls, values: Any, num_features: int, where: str) -> Self:
         """Inverse of `as_dict`; sizes that do not fit and numbers that are not finite are a `DataError`."""
         try:
-            arrays = [np.array(values[name], np.float64) for name in ("mean", "spread", "points", "weights")]
+            arrays = [np.array(values[name], np.float64) for name in _IN_FILES]
         except (KeyError, TypeError, ValueError, OverflowError) as err:
             raise DataError(f"{where}: neighbours lack {' '.join(str(err).split())[:100]}") from err
         mean, spread, points, weights = arrays
@@ -209,12 +233,33 @@ def _left_out(count: int, parts: list[_Part], reach: float, noise: float) -> Lef
 
 
 def _kernel(a: FloatArray, b: FloatArray) -> FloatArray:
-    return _kernel_and_slope(a, b)[0]
+    """Matern covariance of smoothness 5/2 of rows (A, F) and (B, F)."""
+    return _kernel_to(a, _Kept.of(b))
+
+
+def _kernel_to(a: FloatArray, kept: _Kept) -> FloatArray:
+    away = _away(a, kept)
+    fall = np.exp(-away)
+    covariance = away / 3.0
+    covariance += 1.0
+    covariance *= away
+    covariance += 1.0
+    covariance *= fall
+    return covariance
+
+
+def _away(a: FloatArray, kept: _Kept) -> FloatArray:
+    """Distances times the root of 5."""
+    squares = a @ kept.twice
+    squares += (a * a).sum(axis=1)[:, None]
+    squares += kept.squares
+    np.maximum(squares, 0.0, out=squares)
+    squares *= 5.0
+    return np.sqrt(squares, out=squares)
 
 
 def _kernel_and_slope(a: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Matern covariance of smoothness 5/2, and -2 times its derivative by the squared distance."""
-    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * (a @ b.T)
-    away = np.sqrt(5.0 * np.maximum(squares, 0.0))
+    away = _away(a, _Kept.of(b))
     fall = np.exp(-away)
     return (1.0 + away + away * away / 3.0) * fall, (5.0 / 3.0) * (1.0 + away) * fall

@@ -12,7 +12,7 @@ from thermoe.cost.device_state import Conditions, conditions
 from thermoe.cost.encoding import Inputs
 from thermoe.cost.features import EXPERT_OPS, features_of
 from thermoe.cost.fitted import FittedLaw
-from thermoe.cost.kernel_work import figures_of
+from thermoe.cost.kernel_work import KnownParts, figures_of, parts_of
 from thermoe.cost.kernels import kernels_of
 from thermoe.cost.law import physical_law
 from thermoe.cost.observations import LawKey, Observations
@@ -81,7 +81,8 @@ def price(
     if fitted is None:
         free_s, dynamic_j = physical_law(limits, float(counted[0])).both(work)
     else:
-        free_s, dynamic_j = fitted.both(cases, work)
+        known_parts = parts_of(cases)
+        free_s, dynamic_j = fitted.both(cases, work, known_parts)
     if fitted is None or correction is None:
         costs = at.apply(free_s, dynamic_j)
         errors = [np.nan if e is None else e for e in _errors(fitted)]
@@ -89,7 +90,7 @@ def price(
         return Pricing(costs.latency_s, costs.energy_j, free_s, np.tile(errors, (len(cases), 1)), covered)
     measured = conditions(limits, 0.0, None)
     by_law = measured.apply(free_s, dynamic_j)
-    answer = correction.answer(_inputs(cases, work, free_s, by_law, limits))
+    answer = correction.answer(_inputs(cases, work, free_s, by_law, limits, known_parts))
     costs = corrected(by_law, answer.factors, measured)
     above_idle_j = np.maximum(costs.energy_j - measured.static_power_w * costs.latency_s, 0.0)
     costs = at.apply(costs.latency_s, above_idle_j)
@@ -154,7 +155,14 @@ def correction_sizes(op: str) -> tuple[int, int, int]:
     return inputs.features.shape[1], inputs.extent.shape[1], inputs.own.shape[1]
 
 
-def _inputs(cases: Cases, work: FloatArray, free_s: FloatArray, by_law: CostArrays, limits: DeviceLimits) -> Inputs:
+def _inputs(
+    cases: Cases,
+    work: FloatArray,
+    free_s: FloatArray,
+    by_law: CostArrays,
+    limits: DeviceLimits,
+    known_parts: KnownParts | None = None,
+) -> Inputs:
     extent = np.concatenate([work[:, 1:5], cases.hidden_size[:, None], cases.inter_size[:, None]], axis=1)
     parts = zip(cases.impl, cases.dtype, kernels_of(cases).tolist(), strict=True)
     names = [" ".join((f"{impl}/{dtype}", kernel)).strip() for impl, dtype, kernel in parts]
@@ -170,7 +178,7 @@ def _inputs(cases: Cases, work: FloatArray, free_s: FloatArray, by_law: CostArra
         models=cases.models(),
         law=np.log(np.stack([by_law.latency_s, by_law.energy_j / by_law.latency_s], axis=1)),
         kin=np.array(kin),
-        own=figures_of(cases),
+        own=figures_of(cases, known_parts),
     )
 
 

@@ -18,6 +18,8 @@ THERMAL_RESISTANCE_C_PER_W = 0.038
 CLOCK_SAVING = 1.0
 # A limit close to idle power would stop the clock in the model; boards keep a lowest clock instead.
 LEAST_DYNAMIC_POWER_W = 20.0
+# Power above idle of any work, as a share of all power: what a misjudged idle power and a correction leave.
+LEAST_ABOVE_IDLE = 0.02
 _PLAUSIBLE_C, _PLAUSIBLE_W = (-60.0, 200.0), (1.0, 1e5)  # a reading beyond says nothing
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from thermoe.cost.cases import DTYPE_BITS, Cases
 from thermoe.cost.correction import quantile
-from thermoe.cost.device_state import conditions, energy_at_full_clock_j
+from thermoe.cost.device_state import LEAST_ABOVE_IDLE, conditions, energy_at_full_clock_j
 from thermoe.cost.kernel_work import KnownParts, work_done, work_moved
 from thermoe.cost.kernels import KERNELS, ONLY, kernels_of
 from thermoe.cost.law import Law, fit_law
@@ -30,7 +30,6 @@ LEAST_ROWS = 4  # where other formats of the kernel are known
 _PRIOR_ROWS = 3.0
 _FOLDS = 5
 _MOST_FOLDS = 12
-_LEAST_ABOVE_IDLE = 0.02  # of all power
 NUM_WORK = len(Work.__slots__)
 
 
@@ -175,7 +174,8 @@ def laws_of_kernels(data: Observations, limits: DeviceLimits) -> dict[tuple[str,
 
 def dynamic_energy_j(data: Observations, limits: DeviceLimits) -> FloatArray:
     """Measured energy above idle, at full clock [J], (B,); never none, should idle be misjudged."""
-    above_idle = np.maximum(data.energy_j - limits.idle_power_w * data.window_s, 0.1 * data.energy_j)
+    energy_j = data.reference_energy_j
+    above_idle = np.maximum(energy_j - limits.idle_power_w * data.window_s, LEAST_ABOVE_IDLE * energy_j)
     return energy_at_full_clock_j(above_idle, np.where(data.throttled, data.window_s / data.latency_s, 1.0))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from thermoe.cost.cases import Cases
 from thermoe.cost.correction import Correction
-from thermoe.cost.device_state import Conditions, conditions
+from thermoe.cost.device_state import LEAST_ABOVE_IDLE, Conditions, conditions
 from thermoe.cost.encoding import Inputs
 from thermoe.cost.features import EXPERT_OPS, features_of
 from thermoe.cost.fitted import FittedLaw
@@ -20,9 +20,6 @@ from thermoe.cost.prediction import CostArrays
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.work import OPERATIONS, cases_of, work_of_cases
 from thermoe.types import BoolArray, FloatArray, IntArray, MoEShape
-
-# Power above idle that a correction leaves, as a share of all power.
-_LEAST_ABOVE_IDLE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +102,7 @@ def corrected(costs: CostArrays, factors: FloatArray, measured: Conditions) -> C
     """Costs times learned factors (B, 2); power stays between idle and the limit."""
     latency_s = costs.latency_s * np.exp(factors[:, 0])
     power_w = costs.energy_j / costs.latency_s * np.exp(factors[:, 1])
-    power_w = np.clip(power_w, measured.static_power_w / (1.0 - _LEAST_ABOVE_IDLE), measured.power_limit_w)
+    power_w = np.clip(power_w, measured.static_power_w / (1.0 - LEAST_ABOVE_IDLE), measured.power_limit_w)
     return CostArrays(latency_s, power_w * latency_s)
 
 

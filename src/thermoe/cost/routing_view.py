@@ -1,6 +1,7 @@
 """Makes the convex view that routing uses out of the accurate prediction, and reports how far apart the two are."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,8 +37,10 @@ def routing_view(
     c is the secant of the prediction between the fewest and the most experts that the tokens can touch, rows that a
     kernel adds to fill its tiles among it. phi is the larger of two lines: activations read and written beside the
     weights, and arithmetic of further rows once it takes longer than touching the expert; both come from the law, times
-    what the prediction says beyond it for a typical load. The fixed part makes the view agree with the prediction in
-    the middle of the range.
+    what the prediction says beyond it for a typical load. Where few experts with many rows each cost as much as more of
+    them, as in a kernel that reads an expert once for so many rows, the prediction bends: c is then the secant beyond
+    the bend, and a third line of phi takes what lies before it, if that is nearer to the prediction. The fixed part
+    makes the view agree with the prediction in the middle of the range.
 
     Args:
         law: Physics of the experts.
@@ -64,20 +67,19 @@ def routing_view(
     phi_j = phi_j.scaled(float(by_all.energy_j[0] / by_law.energy_j[0]))
     grid = np.unique(np.round(np.linspace(fewest, most, 9)))
     exact = accurate(np.full_like(grid, rows), grid)
-    additive = CostArrays(grid * (touch_s + phi_s(rows / grid)), grid * (touch_j + phi_j(rows / grid)))
-    fixed_s = max(0.0, float(np.interp(typical, grid, exact.latency_s - additive.latency_s)))
-    fixed_j = max(0.0, float(np.interp(typical, grid, exact.energy_j - additive.energy_j)))
+    latency = _closest(_Part(touch_s, phi_s), grid, exact.latency_s, rows, typical)
+    energy = _closest(_Part(touch_j, phi_j), grid, exact.energy_j, rows, typical)
     return RoutingCost(
         shape=shape,
         num_tokens=num_tokens,
-        fixed_latency_s=fixed_s,
-        fixed_energy_j=fixed_j,
-        latency_s=touch_s,
-        energy_j=touch_j,
-        load_latency_s=phi_s,
-        load_energy_j=phi_j,
-        latency_distance=_distance(fixed_s + additive.latency_s, exact.latency_s),
-        energy_distance=_distance(fixed_j + additive.energy_j, exact.energy_j),
+        fixed_latency_s=latency.fixed(grid, exact.latency_s, rows, typical),
+        fixed_energy_j=energy.fixed(grid, exact.energy_j, rows, typical),
+        latency_s=latency.touch,
+        energy_j=energy.touch,
+        load_latency_s=latency.phi,
+        load_energy_j=energy.phi,
+        latency_distance=latency.distance(grid, exact.latency_s, rows, typical),
+        energy_distance=energy.distance(grid, exact.energy_j, rows, typical),
         source=source,
     )
 
@@ -104,5 +106,35 @@ def _load_parts(
     return latency, energy
 
 
-def _distance(view: FloatArray, accurate: FloatArray) -> float:
-    return float(np.mean(np.abs(view / accurate - 1.0)))
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Latency or energy of the view: c and phi."""
+
+    touch: float
+    phi: Hinges
+
+    def additive(self, grid: FloatArray, rows: float) -> FloatArray:
+        """Of all rows spread evenly over so many experts (G,)."""
+        return grid * (self.touch + self.phi(rows / grid))
+
+    def fixed(self, grid: FloatArray, exact: FloatArray, rows: float, typical: float) -> float:
+        """What is left of the prediction (G,) at a typical number of experts."""
+        return max(0.0, float(np.interp(typical, grid, exact - self.additive(grid, rows))))
+
+    def distance(self, grid: FloatArray, exact: FloatArray, rows: float, typical: float) -> float:
+        """Mean relative distance to the prediction (G,)."""
+        view = self.fixed(grid, exact, rows, typical) + self.additive(grid, rows)
+        return float(np.mean(np.abs(view / exact - 1.0)))
+
+    def bent(self, grid: FloatArray, exact: FloatArray, rows: float, at: int) -> "_Part":
+        """With the secants of the prediction before and beyond a number of experts of the grid."""
+        beyond = max(0.0, float((exact[-1] - exact[at]) / (grid[-1] - grid[at])))
+        before = float(np.clip((exact[at] - exact[0]) / (grid[at] - grid[0]), 0.0, beyond))
+        slope = float(self.phi.slopes[0]) + (beyond - before) * float(grid[at]) / rows
+        return _Part(beyond, Hinges(np.append(self.phi.slopes, slope), np.append(self.phi.offsets, beyond - before)))
+
+
+def _closest(straight: _Part, grid: FloatArray, exact: FloatArray, rows: float, typical: float) -> _Part:
+    """The part without a bend, or with the one that is nearest to the prediction."""
+    bends = [straight.bent(grid, exact, rows, at) for at in range(1, len(grid) - 1)]
+    return min([straight, *bends], key=lambda part: part.distance(grid, exact, rows, typical))

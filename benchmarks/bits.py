@@ -37,6 +37,7 @@ from benchmarks.bits_weights import (
 )
 from benchmarks.quality import environment
 from thermoe.experts import Moments
+from thermoe.experts.tuning import RATE
 from thermoe.workloads import TextBlocks
 
 TOKENS, RESAMPLES = 57_344, 2_000
@@ -188,6 +189,8 @@ def _described(options: argparse.Namespace, moments: dict[str, Moments]) -> dict
         "tokens_per_text": options.calibration_tokens,
         "tokens_sampled_from_the_model": options.own_tokens // OWN_LENGTH * OWN_LENGTH,
         "tuning_steps": options.tuning_steps,
+        "rows_of_a_batch": options.calibration_rows,
+        "tuning_rate": options.tuning_rate,
         "rows_per_expert": {
             "least": float(rows_E.min()),
             "median": float(rows_E.median()),
@@ -216,7 +219,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calibration-text", type=Path, nargs="*", default=[])
     parser.add_argument("--calibration-tokens", type=int, default=24_576, help="of each calibration text")
     parser.add_argument("--own-tokens", type=int, default=32_768, help="to sample from the model for calibration")
+    parser.add_argument("--calibration-rows", type=int, default=BATCH, help="of a batch of it; a GPU has room for more")
     parser.add_argument("--tuning-steps", type=int, default=100, help="of the scales of the bank's int2; 0 for none")
+    parser.add_argument("--tuning-rate", type=float, default=RATE, help="of change of the logarithm of a scale")
     parser.add_argument("--group", type=int, default=128, help="columns that share a scale")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of each text")
     parser.add_argument("--device", default="cpu")

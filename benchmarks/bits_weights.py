@@ -16,6 +16,7 @@ from thermoe.workloads import TextBlocks
 
 BATCH, BLOCK, SEED = 16, 512, 0
 OWN_LENGTH = 256  # tokens of a sampled row
+OWN_ROWS = 4096  # sampled at once
 TRUNCATED = "int2 truncated from int4"
 
 Weights = dict[tuple[str, str], Tensor]
@@ -67,9 +68,16 @@ def tuned_bank(
     }
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(SEED)).tolist()
     shuffled = [batches[i] for i in order]
-    tuned = iter(tune_scales(model, matrices, shuffled, bits=2, steps=options.tuning_steps).values())
+    steps, rate = options.tuning_steps, options.tuning_rate
+    tuned = iter(tune_scales(model, matrices, shuffled, bits=2, steps=steps, rate=rate).values())
     print(f"tuning {time.perf_counter() - began_s:.1f} s", flush=True)
     return lambda _weight, _moment: {"int2": next(tuned).weights(2)}
+
+
+def _joined(batches: list[Tensor], rows: int) -> list[Tensor]:
+    """Batches of so many rows, those of one length together."""
+    lengths = sorted({ids.shape[1] for ids in batches})
+    return [some for n in lengths for some in torch.cat([i for i in batches if i.shape[1] == n]).split(rows)]
 
 
 def _truncated(matrix: QuantizedMatrix) -> Tensor:
@@ -121,16 +129,16 @@ def _moment(moments: dict[str, Moments], key: tuple[str, str]) -> Tensor:
 
 
 def calibration_batches(model: Any, tokenizer: Any, options: argparse.Namespace) -> list[Tensor]:
-    """(16, S) token ids each."""
+    """(R, S) token ids each, of R rows or what is left."""
     batches = []
     for path in options.calibration_text:
         blocks = text_blocks([path], tokenizer, options.calibration_tokens + BATCH)
         batches += [blocks.batch(i).input_ids.to(options.device) for i in range(len(blocks))]
     if options.own_tokens >= OWN_LENGTH:
-        batches += list(_own_text(model, options.own_tokens // OWN_LENGTH).split(BATCH))
+        batches += _own_text(model, options.own_tokens // OWN_LENGTH)
     if not batches:
         raise SystemExit("nothing to calibrate on: give --calibration-text or --own-tokens")
-    return batches
+    return _joined(batches, options.calibration_rows)
 
 
 @torch.no_grad()
@@ -142,21 +150,22 @@ def moments_of(model: Any, batches: list[Tensor]) -> dict[str, Moments]:
     return watch.moments
 
 
-def _own_text(model: Any, rows: int) -> Tensor:
-    """(rows, 256) tokens sampled from the model, each row from a random first token."""
-    first = torch.randint(model.config.vocab_size, (rows, 1), generator=torch.Generator().manual_seed(SEED))
-    first = first.to(model.device)
-    sampled: Tensor = model.generate(
-        first,
-        attention_mask=torch.ones_like(first),
-        min_new_tokens=OWN_LENGTH - 1,
-        max_new_tokens=OWN_LENGTH - 1,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        pad_token_id=0,
-    )
-    return sampled
+def _own_text(model: Any, rows: int) -> list[Tensor]:
+    """`rows` rows of 256 tokens sampled from the model, each from a random first token."""
+    first_R1 = torch.randint(model.config.vocab_size, (rows, 1), generator=torch.Generator().manual_seed(SEED))
+    return [
+        model.generate(
+            first,
+            attention_mask=torch.ones_like(first),
+            min_new_tokens=OWN_LENGTH - 1,
+            max_new_tokens=OWN_LENGTH - 1,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            pad_token_id=0,
+        )
+        for first in first_R1.to(model.device).split(OWN_ROWS)
+    ]
 
 
 def text_blocks(paths: list[Path], tokenizer: Any, tokens: int) -> TextBlocks:

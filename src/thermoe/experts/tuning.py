@@ -15,7 +15,7 @@ from thermoe.errors import ConfigError
 from thermoe.experts.codes import QuantizedMatrix, middle, truncated
 from thermoe.kernels.expert_mlp.planes import per_column
 
-STEPS, RATE = 100, 3e-3
+STEPS, RATE = 100, 1e-2
 
 
 def tune_scales(

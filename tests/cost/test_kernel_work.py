@@ -1,10 +1,14 @@
 """What kernels make of a call: against the kernel's own source, its geometry, and plans made in plain Python."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from drawn_loads import SIZES, drawn, number, planned, told
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from thermoe.cost.cases import Cases
 from thermoe.cost.kernel_work import (
@@ -17,19 +21,24 @@ from thermoe.cost.kernel_work import (
     PAIR_ROWS,
     TILE_COST,
     TILE_ROWS,
+    UNPACKING_BYTES,
     figures_of,
     group_sizes,
     rows_at_a_time,
     work_done,
+    work_moved,
 )
 from thermoe.cost.kernels import LARGE, SMALL
 from thermoe.cost.loads import Loads
 from thermoe.cost.work import cases_of, work_of_cases
+from thermoe.experts import quantize, quantize_fp8
+from thermoe.kernels.expert_mlp import dequantize
 from thermoe.profiling.case import Case
 from thermoe.profiling.models import MODELS
+from thermoe.profiling.operations import OPERATIONS
 from thermoe.types import MoEShape
 
-DISTINCT, WEIGHT_BYTES, FLOPS = 0, 1, 4
+DISTINCT, WEIGHT_BYTES, ROW_BYTES, FLOPS = 0, 1, 2, 4
 BITS = {"bfloat16": 16, "fp8": 8, "int8": 8, "int4": 4, "int2": 2, "bank8": 8, "bank4": 4, "bank2": 2}
 CODES = [dtype for dtype in BITS if dtype.startswith(("int", "bank"))]
 
@@ -214,3 +223,48 @@ def test_bytes_of_scales_are_those_that_the_profiler_counts(dtype, sizes, group)
 def test_unpacking_reads_scales_whatever_runs_it():
     cases = asked((2048, 768, 128, 8), 8.0, 1.0, op="dequant_unpack_op", impl="torch", dtype="int4")
     assert work_done(cases, table(cases))[0, WEIGHT_BYTES] == pytest.approx(table(cases)[0, WEIGHT_BYTES] * 1.03125)
+
+
+class BytesMoved(TorchDispatchMode):
+    """Counts what operations read and write, views left aside; what is read again for a broadcast counts once."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:
+            read = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, torch.Tensor)]
+            self.count += sum(min(a.numel() * a.element_size(), a.untyped_storage().nbytes()) for a in read)
+            self.count += sum(
+                m.numel() * m.element_size() for m in tree_flatten(made)[0] if isinstance(m, torch.Tensor)
+            )
+        return made
+
+
+@pytest.mark.parametrize("dtype", list(UNPACKING_BYTES))
+def test_unpacking_moves_what_its_operations_read_and_write(dtype):
+    weight = torch.randn(2, 256, 2048)
+    if dtype == "fp8":
+        matrices, bits_E = quantize_fp8(weight), None
+    else:
+        held = (2, 4, 8) if dtype.startswith("bank") else BITS[dtype]
+        matrices = quantize(weight, held, group_size=128).matrices()
+        bits_E = torch.full((2,), BITS[dtype]) if dtype.startswith("bank") else None
+    with BytesMoved() as moved:
+        dequantize(matrices, bits_E, dtype=torch.bfloat16)
+    assert moved.count / weight.numel() == pytest.approx(UNPACKING_BYTES[dtype], rel=0.02)
+    cases = asked((2048, 768, 64, 6), 48.0, 8.0, op="dequant_unpack_op", impl="torch", dtype=dtype)
+    numbers = 8 * 3 * 2048 * 768
+    further = work_moved(cases, table(cases))[0, ROW_BYTES] - table(cases)[0, ROW_BYTES]
+    assert further == pytest.approx(numbers * UNPACKING_BYTES[dtype])
+
+
+def test_a_plan_moves_no_activations():
+    cases = asked((4096, 14336, 8, 2), np.array([2.0, 2048.0]), 2.0, op="dispatch")
+    of_profiler = profiled((4096, 14336, 8, 2), "bfloat16", "dispatch")
+    counted = [OPERATIONS["dispatch"].bytes_moved(replace(of_profiler, routed_rows=rows)) for rows in (2, 2048)]
+    assert work_moved(cases, table(cases))[:, ROW_BYTES] == pytest.approx(counted)
+    in_torch = asked((4096, 14336, 8, 2), 2048.0, 8.0, op="dispatch", impl="torch")
+    assert work_moved(in_torch, table(in_torch))[0, ROW_BYTES] == 2048 * 4096 * 4

@@ -5,8 +5,12 @@ import pytest
 
 from thermoe.cost.kernel_work import figures_of, group_sizes, rows_at_a_time
 from thermoe.cost.kernels import (
+    BLOCK_NUMBERS,
+    CUT,
     FEW,
     GROUPED,
+    HUGE,
+    HUGE_BYTES,
     LARGE,
     LEAST_PLACES,
     MOST_SLOTS,
@@ -46,6 +50,22 @@ def test_other_implementations_and_operations_have_one_kernel():
     assert set(kernels_of(cases(rows, op="activation", impl="grouped_mm"))) == {ONLY}
     assert kernels_of(cases(rows)).tolist() == [FEW, TILES, GROUPED]
     assert not figures_of(cases(rows, impl="loop")).any()
+
+
+def test_torch_copies_half_a_gibibyte_another_way():
+    wide = MoEShape(num_layers=1, hidden_size=4096, inter_size=1, num_experts=1, top_k=1)
+    rows = np.array([32768.0, HUGE_BYTES / 2 / 4096 - 1, HUGE_BYTES / 2 / 4096, 524288.0])
+    assert kernels_of(cases(rows, 1.0, shape=wide, op="copy", impl="torch")).tolist() == [ONLY, ONLY, HUGE, HUGE]
+    in_32_bit = cases(rows[:2], 1.0, shape=wide, op="copy", impl="torch", dtype="float32")
+    assert kernels_of(in_32_bit).tolist() == [HUGE, HUGE]
+    assert set(kernels_of(cases(rows, 1.0, shape=wide, op="elementwise", impl="torch"))) == {ONLY}
+
+
+def test_elementwise_operations_whose_last_block_is_cut():
+    for width, rows, name in [(2880, 1, CUT), (2880, 4, CUT), (2880, 16, ONLY), (1536, 1, CUT), (1536, 2, ONLY)]:
+        shape = MoEShape(num_layers=1, hidden_size=width, inter_size=1, num_experts=1, top_k=1)
+        assert (width * rows % BLOCK_NUMBERS > 0) == (name == CUT)
+        assert kernels_of(cases(float(rows), 1.0, shape=shape, op="elementwise", impl="torch")).tolist() == [name]
 
 
 @pytest.mark.parametrize("op", ["expert_mlp", "linear_fc1", "linear_fc2"])

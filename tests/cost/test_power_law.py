@@ -49,6 +49,7 @@ def test_an_implementation_without_energies_is_told_by_the_others():
 
 
 def test_few_energies_come_from_the_law_of_power_and_many_from_a_law_of_their_own(observed):
+    observed = observed.take(np.arange(2 * ENOUGH_ROWS) % len(observed))
     energies = dynamic_energy_j(observed, H200)
     law = fit_power_laws([observed], [energies], H200).law(KEY, observed, energies)
     few = np.arange(len(observed)) < ENOUGH_ROWS - 1
@@ -74,6 +75,37 @@ def test_an_implementation_that_needs_more_for_the_same_work_is_scaled_to_what_w
     assert found.dynamic_energy_j(table, other.latency_s) == pytest.approx(truth, rel=0.1)
     unknown = laws.law(("expert_mlp", "third", "bfloat16"), other, np.full(len(other), np.nan))
     assert unknown.watts == pytest.approx(laws.watts[[0, 1, 2, 3, 4, 6]])
+
+
+def test_with_more_rows_the_coefficients_of_an_implementation_are_its_own(observed):
+    """Its bytes are dear and its operations cheap: no scale says both."""
+    energies = dynamic_energy_j(observed, H200)
+    table, count = work_of_cases(observed.cases).table(), len(observed)
+    other = replace(observed, cases=replace(observed.cases, impl=["other"] * count))
+    laws = fit_power_laws([observed], [energies], H200)
+    usual = laws.law(KEY, observed, energies)
+    truth = replace(usual, watts=usual.watts * (1, 1, 2.5, 1, 0.4, 1)).dynamic_energy_j(table, other.latency_s)
+    errors = []
+    for known in (2, 6, 24):
+        seen = np.isin(np.arange(count), np.random.default_rng(0).permutation(count)[:known])
+        law = laws.law(("expert_mlp", "other", "bfloat16"), other, np.where(seen, truth, np.nan))
+        said = law.dynamic_energy_j(table, other.latency_s)
+        errors.append(float(np.mean(np.abs(said / truth - 1)[~seen])))
+    assert errors[2] < 0.003 < 0.015 < errors[0]
+    assert errors[2] < errors[1] < errors[0]
+
+
+def test_what_is_missed_is_known_of_each_implementation_with_rows_enough(observed):
+    """One follows a law, the other is noise: the first one's interval is not as wide as the other's."""
+    energies = dynamic_energy_j(observed, H200)
+    noise = np.exp(0.4 * np.random.default_rng(0).standard_normal(len(observed)))
+    noisy = replace(observed, cases=replace(observed.cases, op="linear_fc1", impl=["noisy"] * len(observed)))
+    laws = fit_power_laws([observed, noisy], [energies, energies * noise], H200)
+    wild = ("linear_fc1", "noisy", "bfloat16")
+    calm, loud = laws.law(KEY, observed, energies), laws.law(wild, noisy, energies * noise)
+    assert 1.5 * calm.log_error < laws.log_error < loud.log_error
+    few = laws.law(("expert_mlp", "other", "bfloat16"), observed, np.full(len(observed), np.nan))
+    assert few.log_error == laws.log_error
 
 
 def test_the_law_returns_the_watts_that_made_the_rows(observed):

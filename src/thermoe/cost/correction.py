@@ -66,12 +66,19 @@ class Correction:
         """Whether there was power enough to learn a factor on it."""
         return bool(self.networks) or (any(self.neighbours[1:]) and bool(np.any(self.neighbours[1].weights)))
 
-    def answer(self, inputs: Inputs) -> Answer:
-        """Factors, intervals and coverage of each row."""
+    def answer(self, inputs: Inputs, law_error: tuple[float, float] = (np.nan, np.nan)) -> Answer:
+        """Factors, intervals and coverage of each row.
+
+        `law_error` are half widths of the intervals of latency and of energy by the law alone, NaN if unknown: beside
+        neighbours the wider ones mean nothing.
+        """
         excess, inputs = self.excess(inputs), self.kin.joined(inputs)
         said, far = (self.inside(inputs), None) if self._ensemble is not None else self._near(inputs)
         factors = said * np.exp(-0.5 * (excess / _FADE) ** 2)[:, None]
-        return Answer(factors, self.miss(inputs, far) * (1.0 + excess)[:, None], excess < np.log(1.05))
+        miss = self.miss(inputs, far)
+        if far is not None:  # where no neighbour is near the law alone speaks
+            miss = np.fmin(miss, np.array(law_error))
+        return Answer(factors, miss * (1.0 + excess)[:, None], excess < np.log(1.05))
 
     def miss(self, inputs: Inputs, far: FloatArray | None = None) -> FloatArray:
         """Half width of the intervals there (B, 2); features as after `Kin.joined`.

@@ -37,7 +37,12 @@ Without = Callable[[BoolArray], tuple[Inputs, FloatArray]]
 
 
 def fit_correction(
-    inputs: Inputs, targets: FloatArray, groups: IntArray, seed: int = 0, without: Without | None = None
+    inputs: Inputs,
+    targets: FloatArray,
+    groups: IntArray,
+    seed: int = 0,
+    without: Without | None = None,
+    energy_shares: FloatArray | None = None,
 ) -> Correction | None:
     """Learn the factors, or None where there is too little to learn from or nothing to gain.
 
@@ -48,6 +53,8 @@ def fit_correction(
         seed: Of weights, orders and folds.
         without: Refits the laws without some rows, so that what is missed on them is what a new shape meets; where
             None, and for networks, which have so many rows that no law clings to one of them, the laws stay.
+        energy_shares: How much of misses of latency and of power is one of energy, where neighbours answer (B, 2); all
+            if None.
     """
     num_shapes = len(np.unique(groups))
     if num_shapes < LEAST_SHAPES or len(groups) < LEAST_ROWS:
@@ -63,11 +70,16 @@ def fit_correction(
         return _fit_networks(blank, inputs, targets, groups, seed)
     folds = _folds(groups, seed, _FOLDS_OF_FEW)
     told = [(folds == fold, *(without(folds == fold) if without else (inputs, targets))) for fold in np.unique(folds)]
-    return _fit_neighbours(blank, inputs, targets, told)
+    shares = np.ones_like(targets) if energy_shares is None else energy_shares
+    return _fit_neighbours(blank, inputs, targets, told, shares)
 
 
 def _fit_neighbours(
-    blank: Correction, inputs: Inputs, targets: FloatArray, told: list[tuple[BoolArray, Inputs, FloatArray]]
+    blank: Correction,
+    inputs: Inputs,
+    targets: FloatArray,
+    told: list[tuple[BoolArray, Inputs, FloatArray]],
+    energy_shares: FloatArray,
 ) -> Correction | None:
     """`told` are the rows of each fold, and inputs and targets of all rows without it."""
     named = for_neighbours(inputs, blank.names)
@@ -86,7 +98,7 @@ def _fit_neighbours(
     if not any(np.any(fit.weights) for fit in fits):
         return None
     far = distances(*(np.where(np.isfinite(d), d, 1.0) for d in distance.T))
-    return _with_growth(replace(blank, neighbours=fits), far, _missed(missed))
+    return _with_growth(replace(blank, neighbours=fits), far, _missed(missed, energy_shares))
 
 
 def _is_enough(fold: Fold) -> bool:
@@ -159,9 +171,9 @@ def _train(
     return replace(blank, kin=kin, networks=networks, trees=trees)
 
 
-def _missed(residual: FloatArray) -> FloatArray:
+def _missed(residual: FloatArray, energy_shares: FloatArray | float = 1.0) -> FloatArray:
     """Of latency and of energy, from those of latency and of power (B, 2)."""
-    return np.stack([residual[:, 0], residual.sum(axis=1)], axis=1)
+    return np.stack([residual[:, 0], (energy_shares * residual).sum(axis=1)], axis=1)
 
 
 def _with_growth(fit: Correction, distance: FloatArray, missed: FloatArray) -> Correction:

@@ -28,6 +28,8 @@ LEAST_ROWS_OF_KERNEL = 12
 LEAST_ROWS = 4  # where other formats of the kernel are known
 # What energies that were not measured count together, in measured rows.
 _PRIOR_ROWS = 3.0
+# How far kernels of too few rows for a law spread about that of all rows, and what is missed then (powers of e).
+_SPREAD_OF_KERNELS, _MISS = 0.5, 0.1
 _FOLDS = 5
 _MOST_FOLDS = 12
 NUM_WORK = len(Work.__slots__)
@@ -39,7 +41,8 @@ class FittedLaw:
 
     Attributes:
         law: Fitted coefficients, for all rows.
-        kernels: Laws of its kernels (`thermoe.cost.kernels`), where there are several and each has rows enough.
+        kernels: Laws of its kernels (`thermoe.cost.kernels`), where there are several: fitted to the rows of each if
+            these are enough, else that of all rows as fast as these few.
         latency_log_error, energy_log_error: 90 % quantile of |log(predicted / measured)| on rows left
             out of the fit, whole shapes at a time where there are several; None if there was nothing to tell.
         work_low, work_high: Range of the work that was measured, (6,).
@@ -192,9 +195,20 @@ def _fit_all(
     kernels: dict[str, Law] = {}
     for name in map(str, np.unique(names)):
         rows = names == name
-        if name != ONLY and rows.sum() >= (LEAST_ROWS if name in alike else LEAST_ROWS_OF_KERNEL):
+        if name == ONLY:
+            continue
+        if rows.sum() >= (LEAST_ROWS if name in alike else LEAST_ROWS_OF_KERNEL):
             kernels[name] = _fit(data.take(rows), limits, power, smoothness.get(name), alike.get(name))
+        elif not rows.all():
+            kernels[name] = _slowed(law, data.take(rows))
     return law, kernels
+
+
+def _slowed(law: Law, data: Observations) -> Law:
+    """The law as fast as the few rows of a kernel are: the most likely factor, 1 without any row."""
+    table = work_done(data.cases, work_of_cases(data.cases).table())
+    missed = np.log(data.latency_s / law.both(table)[0])
+    return law.slowed(float(np.exp(missed.sum() / (len(data) + (_MISS / _SPREAD_OF_KERNELS) ** 2))))
 
 
 def _fit(

@@ -44,6 +44,9 @@ _TORCH_BYTES = {
     "dispatch_combine": (4.0 + 14.0, 4.0),
     "activation": (2.0 + 2.0 + 2.0 + 2.0 + 2.0, 0.0),
 }
+_PLAN_BYTES = 4.0 + 4.0 + 4.0  # of a slot: its expert, its weight, its place
+# Bytes that torch's chain of operations from codes to 16 bit moves for each weight, counted operation by operation.
+UNPACKING_BYTES = {"fp8": 7.0, "int8": 45.0, "int4": 34.5, "int2": 26.25, "bank8": 99.0, "bank4": 99.0, "bank2": 99.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ KnownParts = tuple[_Parts, BoolArray]
 def work_moved(cases: Cases, asked: FloatArray) -> FloatArray:
     """`Work.table()` with the bytes that implementations move in place of those that were asked for (B, 6).
 
-    Codes have scales. Torch's operations one after the other write and read what lies between them.
+    Codes have scales. Torch's operations one after the other write and read what lies between them. This project's
+    dispatch is a plan, which moves no activations.
     """
     moved = asked.copy()
     codes = _are_scaled(cases)
@@ -76,6 +80,12 @@ def work_moved(cases: Cases, asked: FloatArray) -> FloatArray:
         width = cases.inter_size if cases.op == "activation" else cases.hidden_size
         by_torch = cases.loads.rows * width * (of_row + of_token / cases.top_k)
         moved[:, _ROW_BYTES_AT] = np.where(in_torch, by_torch, moved[:, _ROW_BYTES_AT])
+    if cases.op == _UNPACKING:
+        of_weight = np.array([UNPACKING_BYTES.get(dtype, 0.0) for dtype in cases.dtype])
+        moved[:, _ROW_BYTES_AT] += asked[:, _DISTINCT] * 3.0 * cases.hidden_size * cases.inter_size * of_weight
+    if cases.op == "dispatch":
+        planned = np.array([impl == "thermoe" for impl in cases.impl], dtype=np.bool_)
+        moved[planned, _ROW_BYTES_AT] = _PLAN_BYTES * cases.loads.rows[planned]
     return moved
 
 

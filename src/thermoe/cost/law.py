@@ -62,6 +62,10 @@ class Law:
         latency_s = _latency(self.latency_coef, self.smoothness, table)
         return latency_s, _energy_terms(table, latency_s) @ self.energy_coef
 
+    def slowed(self, factor: float) -> "Law":
+        """The same where everything takes so much longer, at the same energy for what is done."""
+        return Law(self.latency_coef * factor, self.energy_coef, self.smoothness)
+
     def as_dict(self) -> dict[str, Any]:
         """The coefficients as JSON has them."""
         return {

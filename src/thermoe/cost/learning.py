@@ -10,7 +10,7 @@ from thermoe.cost.encoding import Inputs
 from thermoe.cost.fitted import FittedLaw, dynamic_energy_j, fit_operation, laws_of_kernels
 from thermoe.cost.observations import LawKey, Observations
 from thermoe.cost.power_law import PowerLaws, fit_power_laws
-from thermoe.cost.pricing import correction_inputs, correction_targets
+from thermoe.cost.pricing import correction_inputs, correction_targets, energy_shares
 from thermoe.cost.roofline import DeviceLimits
 from thermoe.types import BoolArray, FloatArray
 
@@ -40,7 +40,8 @@ def learn(groups: Mapping[str, Observations], limits: DeviceLimits, seed: int) -
             return _described(observed, laws | part, limits, known=part)
 
         inputs, targets = _described(observed, laws, limits, known=laws)
-        correction = fit_correction(inputs, targets, observed.groups(), seed, without)
+        shares = energy_shares(observed, laws, limits)
+        correction = fit_correction(inputs, targets, observed.groups(), seed, without, shares)
         if correction is not None:
             corrections[op] = correction
     return operations, corrections

@@ -4,11 +4,12 @@ Energy takes seconds to measure and latency milliseconds, so most implementation
 energy, or none. What a byte and an operation cost is much the same for all of them: those who were measured tell about
 those who were not. But work is counted from sizes, and one implementation needs more for it than another, as when it
 moves its activations several times: so the law is scaled to what was measured of an implementation, and
-more cautiously to a format. Shapes: B rows.
+more cautiously to a format. With some more rows its coefficients leave that one by one, each as far as the rows tell.
+Shapes: B rows.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -24,8 +25,8 @@ from thermoe.types import FloatArray
 
 _Measured = tuple[Observations, FloatArray]
 
-LEAST_ROWS = 12  # with energy, of all operations together
-ENOUGH_ROWS = 24  # of one implementation and format: its own law of energy is better then
+LEAST_ROWS = 12  # with energy, of all operations together for a law; of one for what the law misses of it
+ENOUGH_ROWS = 32  # of one implementation and format: a law of energy of its own is as good then
 ON_HOST = "host"
 NUM_WATTS = 6
 
@@ -35,6 +36,9 @@ _CODES = ("expert_mlp", "dequant_unpack_op")
 # How far implementations spread about the law and formats about an implementation (powers of e), what is missed once
 # they are scaled to it (share of all power), and the scales to choose from.
 _SPREAD, _SPREAD_OF_FORMATS, _MISS = 0.7, 0.15, 0.08
+# How far the coefficients of an implementation spread about those of the scaled law: as far as these are large, or so
+# many watts where they are nearly none.
+_SPREAD_OF_COEFFICIENTS, _LEAST_W = 1.0, 20.0
 _LOG_SCALES = np.linspace(-3.0, 4.0, 141)
 _FOLDS = 8
 
@@ -92,15 +96,17 @@ class PowerLaws:
     Attributes:
         watts: As those of `PowerLaw`, before they are scaled; operations in 16 and in 8 bit apart (7,).
         limits: The device.
-        log_error: As that of `PowerLaw`.
+        log_error: As that of `PowerLaw`, over all operations.
+        log_errors: The same of an operation and implementation with rows enough to tell.
     """
 
     watts: FloatArray
     limits: DeviceLimits
     log_error: float = np.nan
+    log_errors: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     def law(self, key: LawKey, operation: Observations, energy_j: FloatArray) -> PowerLaw:
-        """Scaled to what was measured; the least there is for what runs on the host.
+        """Scaled to what was measured, then fitted to it; the least there is for what runs on the host.
 
         Args:
             key: Operation, implementation, format.
@@ -114,10 +120,26 @@ class PowerLaws:
         misses, of_format = self._misses(data, energy_j[same]), np.array([d == key[2] for d in data.cases.dtype], bool)
         scale = _best(misses.sum(axis=1), 0.0, _SPREAD)
         scale = _best(misses[:, of_format].sum(axis=1), scale, _SPREAD_OF_FORMATS)
-        return self._of(key).scaled(float(np.exp(scale)))
+        return self._fitted(self._of(key).scaled(float(np.exp(scale))), data, energy_j[same], key[2])
 
     def _of(self, key: LawKey) -> PowerLaw:
-        return PowerLaw(self.watts[_columns(key)], seconds_of(key, self.limits), self.log_error)
+        log_error = self.log_errors.get(key[:2], self.log_error)
+        return PowerLaw(self.watts[_columns(key)], seconds_of(key, self.limits), log_error)
+
+    def _fitted(self, scaled: PowerLaw, data: Observations, energy_j: FloatArray, dtype: str) -> PowerLaw:
+        """The most likely coefficients, those of the scaled law being the most likely without any row."""
+        from scipy.optimize import nnls  # only here: predicting needs no scipy
+
+        spread = _SPREAD_OF_COEFFICIENTS * np.maximum(scaled.watts, _LEAST_W)
+        terms, power_w = [np.diag(1.0 / spread)], [scaled.watts / spread]
+        for key, rows in data.by_key().items():
+            part, part_w = data.take(rows), energy_j[rows] / data.latency_s[rows]
+            miss = _MISS if key[2] == dtype else np.hypot(_MISS, _SPREAD_OF_FORMATS)
+            weight = 1.0 / (miss * (part_w + self.limits.idle_power_w))
+            terms.append(_terms(_table(part.cases), part.latency_s, seconds_of(key, self.limits)) * weight[:, None])
+            power_w.append(part_w * weight)
+        watts, _ = nnls(np.concatenate(terms), np.concatenate(power_w))
+        return replace(scaled, watts=np.asarray(watts, dtype=np.float64))
 
     def _misses(self, data: Observations, energy_j: FloatArray) -> FloatArray:
         """Squares of what each scale misses of each row, in units of what is usual (S, B)."""
@@ -153,19 +175,29 @@ def fit_power_laws(
     rows = [(data, energy_j) for data, energy_j in rows if len(data)]
     if sum(len(data) for data, _ in rows) < LEAST_ROWS:
         return None
-    return replace(_fitted(rows, limits), log_error=_left_out(rows, limits))
+    missed = _left_out(rows, limits)
+    if not missed:
+        return _fitted(rows, limits)
+    return replace(
+        _fitted(rows, limits),
+        log_error=quantile(np.concatenate(list(missed.values()))),
+        log_errors={name: quantile(m) for name, m in missed.items() if len(m) >= LEAST_ROWS},
+    )
 
 
-def _left_out(rows: list[_Measured], limits: DeviceLimits) -> float:
-    """90 % quantile of what is missed of the power of rows (logarithm) when the rows of their shape are left out."""
+def _left_out(rows: list[_Measured], limits: DeviceLimits) -> dict[tuple[str, str], FloatArray]:
+    """What is missed of the power of rows (logarithm) when the rows of their shape are left out.
+
+    By operation and implementation; none where all rows have one shape.
+    """
     sizes = [data.cases.sizes() for data, _ in rows]
     shapes = np.unique(np.concatenate(sizes), axis=0, return_inverse=True)[1].ravel() % _FOLDS
     folds = np.split(shapes, np.cumsum([len(s) for s in sizes])[:-1])
-    missed = []
+    missed: dict[tuple[str, str], list[FloatArray]] = {}
     for fold in np.unique(shapes):
         seen = [(data.take(at != fold), energy_j[at != fold]) for (data, energy_j), at in zip(rows, folds, strict=True)]
         if not any(len(data) for data, _ in seen):
-            return np.nan
+            return {}
         laws = _fitted(seen, limits)
         for (data, energy_j), (known, known_j), at in zip(rows, seen, folds, strict=True):
             for key, places in data.take(at == fold).by_key().items():
@@ -173,8 +205,8 @@ def _left_out(rows: list[_Measured], limits: DeviceLimits) -> float:
                 law = laws.law(key, known, known_j)
                 said_j = law.dynamic_energy_j(_table(part.cases), part.latency_s)
                 idle_j = limits.idle_power_w * part.latency_s
-                missed.append(np.abs(np.log((said_j + idle_j) / (part_j + idle_j))))
-    return quantile(np.concatenate(missed))
+                missed.setdefault(key[:2], []).append(np.abs(np.log((said_j + idle_j) / (part_j + idle_j))))
+    return {name: np.concatenate(parts) for name, parts in missed.items()}
 
 
 def _measured(data: Observations, energy_j: FloatArray) -> _Measured:

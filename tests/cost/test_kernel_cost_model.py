@@ -17,7 +17,7 @@ from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.observations import group_database
 from thermoe.cost.work import OPERATIONS
 from thermoe.errors import CostError, DataError
-from thermoe.types import Kind, StepWork, SysState
+from thermoe.types import Kind, MoEShape, StepWork, SysState
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,14 @@ def test_shipped_model_is_near_the_measurements_that_are_shipped(shipped, op):
     assert latency.mean() < 0.01
     assert latency.max() < 0.05
     assert np.nanmean(energy) < 0.06
+
+
+def test_a_cut_block_costs_a_long_call_no_more_than_a_short_one(shipped):
+    wide = MoEShape(num_layers=1, hidden_size=2880, inter_size=1, num_experts=1, top_k=1)
+    whole, cut = shipped.predict_many("elementwise", wide, [16, 65536], 1).latency_s
+    one_less = shipped.predict_many("elementwise", wide, [15, 65535], 1).latency_s
+    assert one_less[0] > 1.05 * whole  # measured: 0.2 us more at so few rows
+    assert abs(one_less[1] - cut) < 1e-6
 
 
 def test_shipped_model_is_fitted_to_the_shipped_database(shipped):

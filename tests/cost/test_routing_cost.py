@@ -11,7 +11,7 @@ from thermoe.cost.prediction import Hinges
 from thermoe.cost.roofline import H200
 from thermoe.cost.work import work_of
 from thermoe.errors import CostError
-from thermoe.types import Kind, SysState
+from thermoe.types import Kind, MoEShape, SysState
 
 MODELS = {
     "roofline": KernelCostModel(),
@@ -94,6 +94,33 @@ def test_a_prediction_that_bends_is_followed_by_a_third_line():
     ends = MODELS["shipped"].predict_many("expert_mlp", QWEN3, 512, np.array([8, 38, 128])).latency_s
     assert ends[1] < 1.2 * ends[0] < 0.5 * ends[2]
     assert view.latency_s == pytest.approx((ends[2] - ends[1]) / 90, rel=0.15)
+
+
+@pytest.mark.parametrize("bits", [16.0, 4.0, 2.0])
+@pytest.mark.parametrize("sizes", [(7168, 2048, 256, 8), (2880, 2880, 32, 4), (2048, 1024, 64, 8), (2048, 768, 128, 8)])
+def test_a_bend_takes_neither_an_experts_cost_away_nor_the_power_limit(sizes, bits, monkeypatch):
+    names = ("hidden_size", "inter_size", "num_experts", "top_k")
+    shape = MoEShape(num_layers=1, **dict(zip(names, sizes, strict=True)))
+
+    def highest_w(view, rows):
+        powers = []
+        for distinct in np.unique(np.round(np.linspace(shape.top_k, min(shape.num_experts, rows), 9))):
+            load_E = np.zeros(shape.num_experts)
+            load_E[: int(distinct)] = rows / distinct
+            cost = view.layer(load_E)
+            powers.append(cost.energy_j / cost.latency_s)
+        return max(powers)
+
+    for num_tokens in (64, 128, 512, 4096):
+        rows = num_tokens * shape.top_k
+        bent = MODELS["shipped"].routing_cost(shape, num_tokens, bits=bits)
+        with monkeypatch.context() as without:
+            without.setattr("thermoe.cost.routing_view._closest", lambda parts, *_: parts)
+            straight = MODELS["shipped"].routing_cost(shape, num_tokens, bits=bits)
+        assert highest_w(bent, rows) <= 1.01 * max(700.0, highest_w(straight, rows))
+        assert bent.latency_distance + bent.energy_distance <= straight.latency_distance + straight.energy_distance
+        assert (bent.latency_s > 0) >= (straight.latency_s > 0)
+        assert (bent.energy_j > 0) >= (straight.energy_j > 0)
 
 
 def test_compute_bound_layer_costs_by_rows_and_hardly_by_experts():

@@ -1,5 +1,6 @@
 """Questions that have no answer end in one line, and readings that cannot be are taken for silence."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from cost_rows import QWEN3, synthetic_rows
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.kernel_cost_model import KernelCostModel
 from thermoe.cost.prediction import Hinges
+from thermoe.cost.work import cases_of
 from thermoe.errors import CostError, DataError
 from thermoe.types import Kind, MoEShape, StepWork, SysState
 
@@ -240,3 +242,36 @@ def test_an_implementation_that_was_not_measured_is_told_which_were():
         CostError, match=r"gemm at 16 bit was not measured by any.* nor by torch: leave impl out for what"
     ):
         model.predict("gemm", QWEN3, 128, 1, impl="torch")
+
+
+def test_cases_of_no_measured_implementation_get_the_answer_of_predict():
+    """Without a name the most measured implementation answers, with its own kernels, as in `predict`."""
+    model = KernelCostModel.shipped()
+    for dtype in ("bfloat16", "int4"):
+        asked = cases_of("expert_mlp", QWEN3, 128.0, 82.0, dtype=dtype)
+        told = model.predict("expert_mlp", QWEN3, 128, 82, dtype=dtype)
+        priced = model.predict_cases(asked)
+        assert priced.latency_s[0] == pytest.approx(told.latency_s.value)
+        assert priced.energy_j[0] == pytest.approx(told.energy_j.value)
+        assert priced.is_covered[0]
+        other = model.predict_cases(cases_of("expert_mlp", QWEN3, 128.0, 82.0, impl="nobody", dtype=dtype))
+        assert not other.is_covered[0]
+    with pytest.raises(CostError, match="format bank is not known"):
+        model.predict_cases(cases_of("expert_mlp", QWEN3, 128.0, 82.0, dtype="bank"))
+
+
+def test_tokens_as_text_and_counts_that_do_not_pair_are_refused():
+    model = KernelCostModel.shipped()
+    with pytest.raises(CostError, match="needs one number of tokens"):
+        model.get_cost("expert_mlp", "16", shape=QWEN3)
+    with pytest.raises(CostError, match="needs as many of each"):
+        model.predict_many("expert_mlp", QWEN3, [8, 64], [8, 40, 82])
+
+
+def test_a_model_of_an_older_kind_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "old.model.json"
+    KernelCostModel().save(path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"schema": content["schema"] - 1}))
+    with pytest.raises(DataError, match="schema"):
+        KernelCostModel.load(path)

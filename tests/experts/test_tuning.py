@@ -81,6 +81,9 @@ def test_what_cannot_be_tuned_is_refused(model):
         tune_scales(model, {"elsewhere": matrix}, [ids], bits=4)
     with pytest.raises(ConfigError, match="no parameter"):
         tune_scales(model, {NAMES[1]: matrix}, [ids], bits=4)
+    for wrong in ({"steps": 0}, {"steps": 1.5}, {"rate": 100.0}, {"rate": float("nan")}, {"rate": 0.0}):
+        with pytest.raises(ConfigError, match="needs a step or more"):
+            tune_scales(model, {NAMES[0]: matrix}, [ids], bits=4, **wrong)
 
 
 def test_the_benchmark_judges_every_variant(model, tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from thermoe.cost.cases import DTYPE_BITS, Cases
 from thermoe.cost.correction import quantile
 from thermoe.cost.device_state import LEAST_ABOVE_IDLE, conditions, energy_at_full_clock_j
 from thermoe.cost.kernel_work import KnownParts, work_done, work_moved
-from thermoe.cost.kernels import KERNELS, ONLY, kernels_of
+from thermoe.cost.kernels import KERNELS, LATER, ONLY, kernels_of
 from thermoe.cost.law import Law, fit_law
 from thermoe.cost.observations import Observations
 from thermoe.cost.power_law import ENOUGH_ROWS, PowerLaw
@@ -200,15 +200,17 @@ def _fit_all(
         if rows.sum() >= (LEAST_ROWS if name in alike else LEAST_ROWS_OF_KERNEL):
             kernels[name] = _fit(data.take(rows), limits, power, smoothness.get(name), alike.get(name))
         elif not rows.all():
-            kernels[name] = _slowed(law, data.take(rows))
+            kernels[name] = _of_few(name, law, data.take(rows))
     return law, kernels
 
 
-def _slowed(law: Law, data: Observations) -> Law:
-    """The law as fast as the few rows of a kernel are: the most likely factor, 1 without any row."""
-    table = work_done(data.cases, work_of_cases(data.cases).table())
-    missed = np.log(data.latency_s / law.both(table)[0])
-    return law.slowed(float(np.exp(missed.sum() / (len(data) + (_MISS / _SPREAD_OF_KERNELS) ** 2))))
+def _of_few(name: str, law: Law, data: Observations) -> Law:
+    """The law as fast as the few rows of a kernel are: the most likely factor on it, or time beside it."""
+    said_s = law.both(work_done(data.cases, work_of_cases(data.cases).table()))[0]
+    count = len(data) + (_MISS / _SPREAD_OF_KERNELS) ** 2
+    if name in LATER:
+        return law.later(float((data.latency_s - said_s).sum() / count))
+    return law.slowed(float(np.exp(np.log(data.latency_s / said_s).sum() / count)))
 
 
 def _fit(

@@ -3,13 +3,14 @@
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from thermoe.cost.cases import DTYPE_BITS, Cases
+from thermoe.cost.cases import Cases
 from thermoe.cost.correction import Correction
 from thermoe.cost.database import CostDatabase, read_json_object, write_atomically
 from thermoe.cost.device_state import THERMAL_RESISTANCE_C_PER_W, conditions
@@ -26,12 +27,13 @@ from thermoe.cost.prediction import CostArrays, CostPrediction, RoutingCost, est
 from thermoe.cost.pricing import Pricing, price, rows_by_key
 from thermoe.cost.questions import (
     answering_key,
-    check_tokens,
+    checked_tokens,
     loads_of,
     numbers,
     one_case,
     precision_and_law,
     refuse_impossible,
+    weight_bits,
 )
 from thermoe.cost.roofline import H200, DeviceLimits
 from thermoe.cost.routing_view import routing_view
@@ -188,13 +190,23 @@ class KernelCostModel:
     def predict_cases(self, cases: Cases, state: SysState | None = None) -> Pricing:
         """Costs of any cases of one operation, with the logarithmic half width of their 90 % intervals.
 
-        An implementation that was not measured in a format takes the one with most measurements of the same bits.
+        Where an implementation was not measured in a format, the one with most measurements of the same bits answers,
+        with its own kernels; unless no implementation was named, such a case does not count as covered.
+
+        Raises:
+            CostError: A format that is not known.
         """
         result = Pricing.blank(len(cases))
-        for (_, impl, dtype), rows in rows_by_key(cases).items():
-            known = impl if (cases.op, impl, dtype) in self.operations_ else None
-            key = answering_key(self.operations_, cases.op, DTYPE_BITS[dtype], known, dtype if known else None)
-            result.put(rows, self._price(cases.take(rows), key, state))
+        for (op, impl, dtype), rows in rows_by_key(cases).items():
+            part, bits = cases.take(rows), weight_bits(None, dtype)
+            if (op, impl, dtype) in self.operations_:
+                result.put(rows, self._price(part, (op, impl, dtype), state))
+                continue
+            key = answering_key(self.operations_, op, bits, None, dtype if not impl else None)
+            if key in self.operations_:
+                part = replace(part, impl=[key[1]] * len(part), dtype=[key[2]] * len(part))
+            result.put(rows, self._price(part, key, state))
+            result.is_covered[rows] &= not impl
         return result
 
     def predict_step(
@@ -226,17 +238,17 @@ class KernelCostModel:
     ) -> CostPrediction:
         """`predict` by tokens; experts touched are those of random routing unless they are given."""
         check_shape(shape)
-        check_tokens("batch_size", batch_size)
+        tokens = checked_tokens("batch_size", batch_size)
         if distinct_experts is None:
-            distinct_experts = float(expected_distinct_experts(shape.num_experts, shape.top_k, batch_size))
-        return self.predict(op_type, shape, batch_size * shape.top_k, distinct_experts, bits=bits, state=state)
+            distinct_experts = float(expected_distinct_experts(shape.num_experts, shape.top_k, tokens))
+        return self.predict(op_type, shape, tokens * shape.top_k, distinct_experts, bits=bits, state=state)
 
     def routing_cost(
         self, shape: MoEShape, num_tokens: int, state: SysState | None = None, bits: float | None = None
     ) -> RoutingCost:
         """The convex view that routing uses; its distance to `predict` is part of it, and None bits mean the same."""
         check_shape(shape)
-        check_tokens("num_tokens", num_tokens)
+        checked_tokens("num_tokens", num_tokens)
         bits, key = precision_and_law(self.operations_, "expert_mlp", bits, None, None)
         at = conditions(self.limits, self.reference_temp_c_, state)
 

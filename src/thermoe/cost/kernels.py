@@ -17,6 +17,8 @@ HUGE, CUT = "huge", "cut block"
 """torch's copy of half a gibibyte and more, which the driver makes another way; its element-wise operations where the
 last block of numbers is not a whole one, which then checks each of them."""
 KERNELS = (FEW, GROUPED, TILES, SMALL, LARGE, HUGE, CUT, ONLY)
+LATER = (CUT,)
+"""Kernels that take some time more, however much there is to do, than the others of their implementation."""
 
 MOST_TOKENS, MOST_SLOTS = 64, 512
 LEAST_PLACES = {"bfloat16": 32, "int4": 4}
@@ -34,7 +36,7 @@ BLOCK_NUMBERS = 1024
 def kernels_of(cases: Cases) -> NDArray[np.str_]:
     """Name of the kernel of each case (B,)."""
     names = np.full(len(cases), ONLY, dtype="<U11")
-    numbers = cases.loads.rows * cases.hidden_size
+    numbers = np.round(cases.loads.rows) * cases.hidden_size  # a mean of rows is no row cut
     if cases.op == "copy":
         names[_runs(cases, "torch") & (numbers * cases.bits >= 8 * HUGE_BYTES)] = HUGE
     if cases.op == "elementwise":

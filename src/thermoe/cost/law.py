@@ -66,6 +66,11 @@ class Law:
         """The same where everything takes so much longer, at the same energy for what is done."""
         return Law(self.latency_coef * factor, self.energy_coef, self.smoothness)
 
+    def later(self, seconds: float) -> "Law":
+        """The same with so much more to wait before anything is done; at least nothing."""
+        launch_s = max(0.0, float(self.latency_coef[0]) + seconds)
+        return Law(np.append(launch_s, self.latency_coef[1:]), self.energy_coef, self.smoothness)
+
     def as_dict(self) -> dict[str, Any]:
         """The coefficients as JSON has them."""
         return {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from thermoe.cost.kernel_cost_model import KernelCostModel
 
 FORMAT = "thermoe.cost_model"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 
 def as_content(model: "KernelCostModel") -> dict[str, Any]:

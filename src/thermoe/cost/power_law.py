@@ -26,7 +26,7 @@ from thermoe.types import FloatArray
 _Measured = tuple[Observations, FloatArray]
 
 LEAST_ROWS = 12  # with energy, of all operations together for a law; of one for what the law misses of it
-ENOUGH_ROWS = 32  # of one implementation and format: a law of energy of its own is as good then
+ENOUGH_ROWS = 32  # of one implementation and format: then a law of energy of its own
 ON_HOST = "host"
 NUM_WATTS = 6
 

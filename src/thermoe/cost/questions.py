@@ -44,15 +44,16 @@ def one_case(routed_rows: float, distinct: float) -> tuple[FloatArray, FloatArra
     return counts
 
 
-def check_tokens(name: str, tokens: "ArrayLike") -> None:
-    """Refuse what is not one number of tokens.
+def checked_tokens(name: str, tokens: "ArrayLike") -> float:
+    """One number of tokens.
 
     Raises:
-        CostError: No number, several, or less than 1.
+        CostError: No number, text, several, or less than 1.
     """
     count = numbers(name, tokens)
-    if count.ndim or not 1 <= count < np.inf:
+    if isinstance(tokens, str) or count.ndim or not 1 <= count < np.inf:
         raise CostError(f"{name} = {tokens!r}: needs one number of tokens, at least 1")
+    return float(count)
 
 
 def refuse_impossible(num_experts: int, routed_rows: FloatArray, distinct: FloatArray) -> None:

@@ -39,8 +39,9 @@ def routing_view(
     weights, and arithmetic of further rows once it takes longer than touching the expert; both come from the law, times
     what the prediction says beyond it for a typical load. Where few experts with many rows each cost as much as more of
     them, as in a kernel that reads an expert once for so many rows, the prediction bends: c is then the secant beyond
-    the bend, and a third line of phi takes what lies before it, if that is nearer to the prediction. The fixed part
-    makes the view agree with the prediction in the middle of the range.
+    the bend, and a third line of phi takes what lies before it, if latency and energy are then nearer to the
+    prediction, an expert still costs something and power is no higher. The fixed part makes the view agree with the
+    prediction in the middle of the range.
 
     Args:
         law: Physics of the experts.
@@ -67,8 +68,8 @@ def routing_view(
     phi_j = phi_j.scaled(float(by_all.energy_j[0] / by_law.energy_j[0]))
     grid = np.unique(np.round(np.linspace(fewest, most, 9)))
     exact = accurate(np.full_like(grid, rows), grid)
-    latency = _closest(_Part(touch_s, phi_s), grid, exact.latency_s, rows, typical)
-    energy = _closest(_Part(touch_j, phi_j), grid, exact.energy_j, rows, typical)
+    straight = (_Part(touch_s, phi_s), _Part(touch_j, phi_j))
+    latency, energy = _closest(straight, grid, (exact.latency_s, exact.energy_j), rows, typical)
     return RoutingCost(
         shape=shape,
         num_tokens=num_tokens,
@@ -106,6 +107,10 @@ def _load_parts(
     return latency, energy
 
 
+# A bend is worth its line if latency and energy together come nearer by this, with hardly more power.
+_LEAST_GAIN, _MORE_POWER = 0.01, 1.005
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """Latency or energy of the view: c and phi."""
@@ -121,10 +126,13 @@ class _Part:
         """What is left of the prediction (G,) at a typical number of experts."""
         return max(0.0, float(np.interp(typical, grid, exact - self.additive(grid, rows))))
 
+    def view(self, grid: FloatArray, exact: FloatArray, rows: float, typical: float) -> FloatArray:
+        """All of it (G,)."""
+        return self.fixed(grid, exact, rows, typical) + self.additive(grid, rows)
+
     def distance(self, grid: FloatArray, exact: FloatArray, rows: float, typical: float) -> float:
         """Mean relative distance to the prediction (G,)."""
-        view = self.fixed(grid, exact, rows, typical) + self.additive(grid, rows)
-        return float(np.mean(np.abs(view / exact - 1.0)))
+        return float(np.mean(np.abs(self.view(grid, exact, rows, typical) / exact - 1.0)))
 
     def bent(self, grid: FloatArray, exact: FloatArray, rows: float, at: int) -> "_Part":
         """With the secants of the prediction before and beyond a number of experts of the grid."""
@@ -134,7 +142,23 @@ class _Part:
         return _Part(beyond, Hinges(np.append(self.phi.slopes, slope), np.append(self.phi.offsets, beyond - before)))
 
 
-def _closest(straight: _Part, grid: FloatArray, exact: FloatArray, rows: float, typical: float) -> _Part:
-    """The part without a bend, or with the one that is nearest to the prediction."""
-    bends = [straight.bent(grid, exact, rows, at) for at in range(1, len(grid) - 1)]
-    return min([straight, *bends], key=lambda part: part.distance(grid, exact, rows, typical))
+def _closest(
+    straight: tuple[_Part, _Part], grid: FloatArray, exact: tuple[FloatArray, FloatArray], rows: float, typical: float
+) -> tuple[_Part, _Part]:
+    """Latency and energy without a bend, or with one at the same number of experts that is clearly nearer."""
+
+    def distance(parts: tuple[_Part, _Part]) -> float:
+        return sum(p.distance(grid, e, rows, typical) for p, e in zip(parts, exact, strict=True))
+
+    def highest_w(parts: tuple[_Part, _Part]) -> float:
+        latency_s, energy_j = (p.view(grid, e, rows, typical) for p, e in zip(parts, exact, strict=True))
+        return float(np.max(energy_j / latency_s))
+
+    most_w = _MORE_POWER * max(highest_w(straight), float(np.max(exact[1] / exact[0])))
+    best, least = straight, distance(straight) - _LEAST_GAIN
+    for at in range(1, len(grid) - 1):
+        latency, energy = (p.bent(grid, e, rows, at) for p, e in zip(straight, exact, strict=True))
+        bent = (latency, energy)
+        if min(latency.touch, energy.touch) > 0.0 and highest_w(bent) <= most_w and distance(bent) < least:
+            best, least = bent, distance(bent)
+    return best

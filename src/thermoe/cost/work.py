@@ -115,7 +115,11 @@ def cases_of(
         raise CostError(f"D, I, E, k = {sizes}: need sizes of at least 1, and no more experts per token than experts")
     columns = [np.atleast_1d(np.asarray(v, np.float64)) for v in (routed_rows, distinct, skew, context)]
     if any(c.shape != columns[0].shape for c in columns):
-        columns = list(np.broadcast_arrays(*columns))
+        try:
+            columns = list(np.broadcast_arrays(*columns))
+        except ValueError as err:
+            shapes = ", ".join(str(c.shape) for c in columns[:2])
+            raise CostError(f"routed rows and distinct experts of shapes {shapes}: needs as many of each") from err
     rows, touched, fullest, positions = columns
     for counts in (rows, touched, fullest):
         fine = (counts >= 0) & (counts <= _MOST)

@@ -41,8 +41,11 @@ def tune_scales(
         The matrices with new scales at that precision.
 
     Raises:
-        ConfigError: a name or shape that the model does not have, no batch, or another precision.
+        ConfigError: a name or shape that the model does not have, no batch, another precision, or steps or a rate that
+            cannot be.
     """
+    if not isinstance(steps, int) or steps < 1 or not 0.0 < rate <= 1.0:
+        raise ConfigError(f"steps = {steps!r}, rate = {rate!r}: needs a step or more, and a rate over 0, 1 at most")
     _check(model, matrices, batches, bits)
     fixed = {name: _Fixed(matrix, bits) for name, matrix in matrices.items()}
     change = {name: torch.zeros_like(f.scale_ENG, requires_grad=True) for name, f in fixed.items()}
@@ -100,7 +103,9 @@ def _check(model: nn.Module, matrices: Mapping[str, QuantizedMatrix], batches: S
     parameters = dict(model.named_parameters())
     for name, matrix in matrices.items():
         if bits not in matrix.bits:
-            raise ConfigError(f"{name} holds {matrix.bits} bits: the scales of {bits} bits cannot be tuned")
+            raise ConfigError(
+                f"{name} holds {matrix.bits} bits: the scales of {bits} bits cannot be tuned, give its bits="
+            )
         if name not in parameters or parameters[name].shape != matrix.code_ENC.shape:
             raise ConfigError(
                 f"the model has no parameter {name} of shape {tuple(matrix.code_ENC.shape)}: name the weights that "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cost_rows import synthetic_rows
 
-from thermoe.cost.boards import boards_by_occasion, boards_of, same_board
+from thermoe.cost.boards import boards_by_occasion, boards_of, same_board, tells_board
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.fitted import dynamic_energy_j
 from thermoe.cost.held_out import predictions
@@ -24,6 +24,10 @@ def row(like, occasion, op, latency_us, power_w, throttled=False):
         occasion=occasion,
         op=op,
         impl="torch",
+        tokens=int(latency_us),
+        routed_rows=int(latency_us),
+        active_experts=1,
+        top_k=1,
         latency_us=latency_us,
         latency_low_us=latency_us,
         latency_high_us=latency_us,
@@ -31,7 +35,7 @@ def row(like, occasion, op, latency_us, power_w, throttled=False):
         energy_mj=power_w * latency_us * 1e-3,
         energy_integrated_mj=None,
         power_w=power_w,
-        bytes_moved=1e9,
+        bytes_moved=1e6 * latency_us,
         throttled=throttled,
     )
 
@@ -70,6 +74,24 @@ def test_work_at_the_power_limit_takes_the_same_on_every_board(rows):
     at_limit_j, latency_s = np.array([0.699]), np.array([1e-3])
     assert found.to_reference_j(at_limit_j, latency_s, np.array([True])) == pytest.approx(at_limit_j)
     assert found.from_reference_j(at_limit_j, latency_s, 700.0) == pytest.approx(at_limit_j)
+
+
+def test_only_the_same_copy_tells(rows):
+    """The other sweep has a longer copy, which draws less: with it alone the board would look thrifty."""
+    longer = replace(rows[3], tokens=9000, routed_rows=9000, bytes_moved=9e9, power_w=250.0)
+    rows = [*rows, replace(rows[2], power_w=310.0), replace(rows[2], power_w=290.0)]  # most energies are of the first
+    boards, reference = boards_by_occasion([*rows, longer])
+    assert boards_of([longer], boards, reference).factor == pytest.approx([FACTOR])
+    alone, reference = boards_by_occasion([*rows[:3], *rows[5:], longer, rows[4]])
+    assert boards_of([longer], alone, reference).factor == pytest.approx([1.0])
+    short = [replace(r, tokens=2, routed_rows=2, bytes_moved=2e6, power_w=140.0) for r in (rows[0], rows[3])]
+    too_short, reference = boards_by_occasion([*rows[:3], *rows[5:], *short, longer, rows[4]])
+    assert boards_of([longer], too_short, reference).factor == pytest.approx([1.0])
+
+
+def test_the_longest_copy_and_the_row_at_rest_of_each_occasion_tell(rows):
+    latency_alone = replace(rows[0], energy_mj=None, power_w=None, bytes_moved=9e9)
+    assert tells_board([*rows, latency_alone]).tolist() == [True, True, False, True, True, False]
 
 
 @pytest.mark.parametrize("spoil", ["no copy", "throttled copy", "never at rest", "another device"])

@@ -2,6 +2,7 @@
 
 Every sweep begins with a copy of gigabytes, and most hold calls so short that the board draws little more than at rest.
 From both it is known how a sweep's board stands to another, and energies of several occasions can stand side by side.
+Only the same copy tells: another one draws another power.
 Shapes: B rows.
 """
 
@@ -17,6 +18,7 @@ from thermoe.types import BoolArray, FloatArray
 # A row with the least power tells what is drawn at rest only if it is as low as that of other boards, about.
 _MOST_AT_REST = 1.25
 _WITHIN = (0.5, 2.0)  # of the reference: beyond, something else was measured
+_LEAST_ABOVE = 0.3  # of what the reference's longest copy draws above rest: shorter copies tell too little
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +73,29 @@ def same_board(count: int) -> Boards:
 
 def boards_by_occasion(rows: Sequence[CostRow]) -> tuple[dict[str, Board], Board | None]:
     """The board of each occasion that tells, and the one with most energies, to which others are compared."""
-    by_occasion: dict[str, list[CostRow]] = {}
-    for row in rows:
-        if row.power_w is not None and row.energy_mj is not None:
-            by_occasion.setdefault(row.occasion, []).append(row)
-    boards = {occasion: board for occasion, found in by_occasion.items() if (board := _board(found)) is not None}
-    if not boards:
+    by_occasion = _with_energy(rows)
+    alone = {occasion: board for occasion, found in by_occasion.items() if (board := _board(found)) is not None}
+    if not alone:
         return {}, None
-    reference = boards[max(boards, key=lambda occasion: (len(by_occasion[occasion]), occasion))]
+    usual = max(alone, key=lambda occasion: (len(by_occasion[occasion]), occasion))
+    reference, boards = alone[usual], {usual: alone[usual]}
+    for occasion in alone:
+        same = _same_copy(by_occasion[occasion], by_occasion[usual])
+        if occasion == usual or same is None:
+            continue
+        rest_w, above_w = alone[occasion].rest_w, same[0] - alone[occasion].rest_w
+        usual_w = same[1] - reference.rest_w
+        if min(above_w, usual_w) > _LEAST_ABOVE * reference.above_w:
+            boards[occasion] = Board(rest_w, reference.above_w * above_w / usual_w)
     return {o: b for o, b in boards.items() if _is_alike(b, reference)}, reference
+
+
+def tells_board(rows: Sequence[CostRow]) -> BoolArray:
+    """Which rows tell their board: the longest copy of each occasion, and its row with the least power (B,)."""
+    found = _with_energy(rows).values()
+    told = {id(min(some, key=lambda r: r.power_w or np.inf)) for some in found}
+    told |= {id(max(copies, key=lambda r: r.bytes_moved or 0.0)) for some in found if (copies := _copies(some))}
+    return np.array([id(row) in told for row in rows], dtype=np.bool_)
 
 
 def boards_of(rows: Sequence[CostRow], known: Mapping[str, Board], reference: Board | None) -> Boards:
@@ -91,9 +107,29 @@ def boards_of(rows: Sequence[CostRow], known: Mapping[str, Board], reference: Bo
     return Boards(rest_w, above_w / reference.above_w, np.full(len(rows), reference.rest_w))
 
 
+def _with_energy(rows: Sequence[CostRow]) -> dict[str, list[CostRow]]:
+    by_occasion: dict[str, list[CostRow]] = {}
+    for row in rows:
+        if row.power_w is not None and row.energy_mj is not None:
+            by_occasion.setdefault(row.occasion, []).append(row)
+    return by_occasion
+
+
+def _copies(rows: Sequence[CostRow]) -> list[CostRow]:
+    return [r for r in rows if r.op == "copy" and r.bytes_moved and not r.throttled]
+
+
+def _same_copy(rows: Sequence[CostRow], others: Sequence[CostRow]) -> tuple[float, float] | None:
+    """Power of the longest copy that both measured, of each [W]."""
+    mine, theirs = ({r.case_key: r for r in _copies(some)} for some in (rows, others))
+    both = [key for key in mine if key in theirs]
+    longest = max(both, key=lambda key: mine[key].bytes_moved or 0.0, default=None)
+    return None if longest is None else (mine[longest].power_w or 0.0, theirs[longest].power_w or 0.0)
+
+
 def _board(rows: Sequence[CostRow]) -> Board | None:
     """From the longest copy that was not throttled and the row with the least power; None without such a copy."""
-    copies = [r for r in rows if r.op == "copy" and r.bytes_moved and not r.throttled]
+    copies = _copies(rows)
     if len(rows) < 2 or not copies:
         return None
     longest_w = max(copies, key=lambda r: r.bytes_moved or 0.0).power_w or 0.0

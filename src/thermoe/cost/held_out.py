@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoe.cost.as_timed import energy_on_board_j, latency_as_timed
+from thermoe.cost.boards import tells_board
 from thermoe.cost.calibrated_roofline import calibrated_roofline_s
 from thermoe.cost.database import CostDatabase
 from thermoe.cost.kernel_cost_model import KernelCostModel
@@ -76,6 +77,8 @@ def held_out(
 ) -> dict[str, Predictions]:
     """By operation: every measured row, predicted by a model fitted to the rows of other shapes.
 
+    Rows that tell how a sweep's board stands to others (`thermoe.cost.boards`) stay in every fit, and are not judged.
+
     Args:
         costs: Rows of one GPU; what was not measured is left aside.
         num_folds: Folds of shapes; 0 leaves out each shape in turn.
@@ -91,9 +94,11 @@ def held_out(
         raise DataError(f"{sum(map(len, folds))} measured shape(s) in {len(folds)} fold(s): leaving shapes out needs 2")
     limits = fitting_limits(costs.rows[0].device.gpu, costs.rows)
     found: dict[str, list[Predictions]] = {}
+    rows = list(zip(costs.rows, tells_board(costs.rows).tolist(), strict=True))
     for number, unseen in enumerate(folds, 1):
-        seen = CostDatabase([r for r in costs.rows if _shape(r) not in unseen])
-        left = group_database(CostDatabase([r for r in costs.rows if _shape(r) in unseen]))
+        seen = CostDatabase([r for r, tells in rows if tells or _shape(r) not in unseen])
+        judged = [r for r, tells in rows if not tells and _shape(r) in unseen]
+        left = group_database(CostDatabase(judged), told_by=seen.rows)
         known, model = group_database(seen), KernelCostModel(limits, seed=seed).fit(seen)
         for op, observed in left.items():
             found.setdefault(op, []).append(predictions(model, observed, known.get(op)))

@@ -1,6 +1,6 @@
 """What a model is fitted on: cases and what they cost, from a database or a plain table. B rows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -71,13 +71,16 @@ class Observations:
         return {key: np.array(rows) for key, rows in found.items()}
 
 
-def group_database(database: CostDatabase) -> dict[str, Observations]:
-    """Observations by operation, in the order of the file; what the model does not know is left out."""
+def group_database(database: CostDatabase, told_by: Sequence[CostRow] | None = None) -> dict[str, Observations]:
+    """Observations by operation, in the order of the file; what the model does not know is left out.
+
+    `told_by` are rows that tell the boards, if they are not those of the database.
+    """
     by_op: dict[str, list[CostRow]] = {}
     for row in database.rows:
         if row.op in OPERATIONS and row.dtype in DTYPE_BITS and row.kind is Kind.MEASURED:
             by_op.setdefault(row.op, []).append(row)
-    known, reference = boards_by_occasion(database.rows)
+    known, reference = boards_by_occasion(database.rows if told_by is None else told_by)
     return {op: _of_rows(op, rows, known, reference) for op, rows in by_op.items()}
 
 

@@ -92,6 +92,7 @@ def test_only_the_same_copy_tells(rows):
 def test_the_longest_copy_and_the_row_at_rest_of_each_occasion_tell(rows):
     latency_alone = replace(rows[0], energy_mj=None, power_w=None, bytes_moved=9e9)
     assert tells_board([*rows, latency_alone]).tolist() == [True, True, False, True, True, False]
+    assert not tells_board(rows[:3]).any()
 
 
 @pytest.mark.parametrize("spoil", ["no copy", "throttled copy", "never at rest", "another device"])

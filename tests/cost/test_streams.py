@@ -53,7 +53,7 @@ def copy_of(rows: int, width: int):
 @pytest.fixture(scope="module")
 def rows():
     made = [copy_of(count, width) for width in WIDTHS for count in COUNTS if count * width <= MOST]
-    return [*made, copy_of(524288, 2048)]  # which tells the board, and so is in every fit
+    return [*made, copy_of(524288, 2048)]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def left_out(rows) -> Predictions:
 def test_huge_copies_are_told_by_one_other(rows, left_out):
     assert sum(2 * r.tokens * r.hidden_size >= HUGE_BYTES for r in rows) == 2
     huge = np.char.endswith(left_out.name, HUGE)
-    assert huge.sum() == 1
+    assert huge.sum() == 2
     assert left_out.latency_s[huge] == pytest.approx(left_out.measured_s[huge], rel=0.12)
 
 

@@ -91,10 +91,15 @@ def boards_by_occasion(rows: Sequence[CostRow]) -> tuple[dict[str, Board], Board
 
 
 def tells_board(rows: Sequence[CostRow]) -> BoolArray:
-    """Which rows tell their board: the longest copy of each occasion, and its row with the least power (B,)."""
-    found = _with_energy(rows).values()
-    told = {id(min(some, key=lambda r: r.power_w or np.inf)) for some in found}
-    told |= {id(max(copies, key=lambda r: r.bytes_moved or 0.0)) for some in found if (copies := _copies(some))}
+    """Which rows tell boards apart (B,): the longest copy of each occasion, and its row with the least power.
+
+    None where a single occasion has copies.
+    """
+    found = [some for some in _with_energy(rows).values() if _copies(some)]
+    told: set[int] = set()
+    if len(found) > 1:
+        told |= {id(min(some, key=lambda r: r.power_w or np.inf)) for some in found}
+        told |= {id(max(_copies(some), key=lambda r: r.bytes_moved or 0.0)) for some in found}
     return np.array([id(row) in told for row in rows], dtype=np.bool_)
 
 
